@@ -1,0 +1,1 @@
+"""Pure logic of decoding: standard library only, no clock, thread, socket or tensor."""

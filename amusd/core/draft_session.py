@@ -1,0 +1,195 @@
+"""One session as the draft service sees it: what may be drafted, and what has to be sent.
+
+Rules of this file
+- ``rollback`` alone begins a new epoch; stale advances are ignored.
+- An illegal event raises and changes nothing.
+- Where the verify model disagrees, drafting stops at once and waits for the rollback.
+
+Intervals, for V verified tokens and n drafted beyond them:
+
+    [0 ........... V)[V ......... sent)[sent ........ V + n)
+     final            proposed          drafted, collected for the next proposal
+"""
+
+from dataclasses import dataclass
+
+from amusd.core.errors import InvalidInputError, PreconditionError
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """How far a session drafts ahead, in tokens."""
+
+    lookahead: int
+    max_position: int
+    tokens_per_proposal: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could be proposed."""
+        if self.lookahead < 1:
+            raise InvalidInputError(f"lookahead is {self.lookahead}: ask for 1 or more")
+        if not 1 <= self.tokens_per_proposal <= self.lookahead:
+            raise InvalidInputError(
+                f"tokens_per_proposal is {self.tokens_per_proposal}: "
+                f"ask for 1 to lookahead ({self.lookahead})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedRun:
+    """Drafted tokens that are ready to be proposed, from ``position`` on."""
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+
+
+class DraftSession:
+    """Final and drafted tokens of a session, and how many of them were sent."""
+
+    __slots__ = (
+        "_announced",
+        "_epoch",
+        "_exhausted",
+        "_limits",
+        "_sent",
+        "_stalled",
+        "_tokens",
+        "_verified",
+    )
+
+    def __init__(self, tokens: list[int], limits: DraftLimits, epoch: int = 0) -> None:
+        """Start after ``tokens``, all final.
+
+        Raises:
+            InvalidInputError: no token.
+        """
+        if not tokens:
+            raise InvalidInputError("a session needs at least one token: send a prompt")
+        self._tokens = list(tokens)
+        self._limits = limits
+        self._epoch = epoch
+        self._verified = len(tokens)
+        self._sent = len(tokens)
+        self._stalled = False
+        self._exhausted = False
+        self._announced = False
+
+    def __repr__(self) -> str:
+        return (
+            f"DraftSession(epoch={self._epoch}, verified={self._verified}, sent={self._sent}, "
+            f"length={self.length}, stalled={self._stalled})"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Number of rollbacks so far."""
+        return self._epoch
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, final and drafted."""
+        return len(self._tokens)
+
+    @property
+    def room(self) -> int:
+        """Number of tokens that may be drafted now."""
+        if self._stalled or self._exhausted:
+            return 0
+        end = min(self._verified + self._limits.lookahead, self._limits.max_position)
+        return max(0, end - self.length)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Final and drafted tokens; not to be changed by the caller."""
+        return self._tokens
+
+    def extend(self, drafted: tuple[int, ...]) -> None:
+        """Append tokens that the drafter wrote; none: it has nothing to propose here."""
+        self._tokens.extend(drafted[: self.room])
+        self._exhausted = not drafted
+
+    def take_run(self) -> DraftedRun | None:
+        """Return what has to be proposed now, if anything, and count it as sent.
+
+        A run without tokens says once that there will be none until the next advance.
+        """
+        num_ready = self.length - self._sent
+        if num_ready == 0:
+            waited_for = self._exhausted or self._verified == self.length
+            if self.room or self._stalled or self._announced or not waited_for:
+                return None
+            self._announced = True
+        elif num_ready < self._limits.tokens_per_proposal and self.room:
+            return None
+        run = DraftedRun(self._epoch, self._sent, tuple(self._tokens[self._sent :]))
+        self._sent = self.length
+        return run
+
+    def advance(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
+        """Take note that ``tokens`` from ``position`` on are final.
+
+        Raises:
+            PreconditionError: it comes from a later epoch, or leaves a gap.
+        """
+        if epoch < self._epoch or (epoch == self._epoch and self._stalled):
+            return
+        if epoch > self._epoch:
+            raise PreconditionError(
+                f"an advance of epoch {epoch} cannot come in epoch {self._epoch}: roll back first"
+            )
+        if position > self._verified:
+            raise PreconditionError(
+                f"an advance at position {position} leaves a gap after {self._verified}"
+            )
+        self._exhausted = False
+        self._announced = False
+        for token in tokens[self._verified - position :]:
+            if self._verified == self.length:
+                self._tokens.append(token)
+                self._sent = self.length
+            elif self._tokens[self._verified] != token:
+                self._stalled = True
+                return
+            self._verified += 1
+
+    def rollback(self, epoch: int, verified_position: int, corrected_token: int) -> int:
+        """Drop the draft from the corrected token on; return how many tokens were dropped.
+
+        Raises:
+            PreconditionError: the epoch is not a later one, or the position is ahead of what
+                was drafted or behind what is verified.
+        """
+        if epoch <= self._epoch:
+            raise PreconditionError(
+                f"a rollback to epoch {epoch} is too old: the session is in epoch {self._epoch}"
+            )
+        if verified_position - 1 > self.length:
+            raise PreconditionError(
+                f"a rollback to position {verified_position} is ahead of the "
+                f"{self.length} tokens there are"
+            )
+        if verified_position - 1 < self._verified:
+            raise PreconditionError(
+                f"a rollback to position {verified_position} is behind the "
+                f"{self._verified} tokens verified already"
+            )
+        num_dropped = max(0, self.length - (verified_position - 1))
+        del self._tokens[verified_position - 1 :]
+        self._tokens.append(corrected_token)
+        self._epoch = epoch
+        self._verified = verified_position
+        self._sent = verified_position
+        self._stalled = False
+        self._exhausted = False
+        self._announced = False
+        return num_dropped
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the parts of the state contradict one another."""
+        if not self._verified <= self.length:
+            raise AssertionError(f"verified more than there is: {self!r}")
+        if self._sent > self.length:
+            raise AssertionError(f"sent more than there is: {self!r}")
+        if self.length > self._verified + self._limits.lookahead:
+            raise AssertionError(f"drafted beyond the look-ahead: {self!r}")

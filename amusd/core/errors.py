@@ -1,0 +1,45 @@
+"""The errors a caller can cause or meet. Each message is one line that says what to do.
+
+    AmusdError
+    ├── InvalidInputError     the request itself is wrong
+    ├── PreconditionError     the request does not fit the state it meets
+    ├── UnknownSessionError   no session of that name is open
+    ├── DuplicateSessionError a session of that name is open already
+    ├── LimitExceededError    the request is fine but over a limit
+    ├── NotServedError        the request asks for what this version cannot do
+    └── UnavailableError      a service is loading, draining, gone or out of reach
+
+How they become gRPC statuses stands in ``amusd.rpc.faults``, and nowhere else.
+"""
+
+
+class AmusdError(Exception):
+    """Root of every error that AMUSD raises on purpose."""
+
+
+class InvalidInputError(AmusdError):
+    """The request itself is wrong, whatever the state."""
+
+
+class PreconditionError(AmusdError):
+    """The request does not fit the state it meets, and has not changed it."""
+
+
+class UnknownSessionError(AmusdError):
+    """No session of that name is open here."""
+
+
+class DuplicateSessionError(AmusdError):
+    """A session of that name is open already."""
+
+
+class LimitExceededError(AmusdError):
+    """A limit would be exceeded; the same request may pass later or with other limits."""
+
+
+class NotServedError(AmusdError):
+    """The request asks for what this version cannot do."""
+
+
+class UnavailableError(AmusdError):
+    """A service is loading, draining, gone or out of reach."""

@@ -1,0 +1,76 @@
+"""The messages of one session: what comes in, and what follows from it.
+
+Positions are absolute (index in prompt and output, from 0). Epochs count rollbacks.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Consecutive drafted tokens, ``[position, position + len(tokens))``.
+
+    No tokens: the drafter has nothing to propose at ``position``.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    draft_seconds: float = 0.0
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Outcome of one pass of the verify model over ``num_checked`` tokens from ``position`` on.
+
+    The first ``num_accepted`` are the verify model's own, and ``next_token`` stands at
+    ``position + num_accepted``.
+    """
+
+    epoch: int
+    position: int
+    num_checked: int
+    num_accepted: int
+    next_token: int
+    pass_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send ``tokens`` to the verify service; no tokens ask for a plain pass."""
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Tell the draft service that ``tokens`` from ``position`` on are final."""
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``."""
+
+    epoch: int
+    verified_position: int
+    corrected_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from an event, to be carried out in the order of the fields."""
+
+    rollback: Rollback | None = None
+    advance: Advance | None = None
+    forward: Forward | None = None
+    committed: tuple[int, ...] = ()
+
+
+NOTHING = Decision()

@@ -1,0 +1,36 @@
+"""When an output is over: end-of-text tokens and the most tokens asked for."""
+
+import enum
+from dataclasses import dataclass
+
+
+class FinishReason(enum.Enum):
+    """Why an output ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRule:
+    """Ends an output at a stop token, which is part of it, or after ``max_tokens``."""
+
+    max_tokens: int
+    stop_token_ids: frozenset[int]
+
+    def cut(
+        self, tokens: tuple[int, ...], num_before: int
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Return the part of ``tokens`` that belongs to the output, and why it ends there.
+
+        Args:
+            tokens: tokens that became final, in order.
+            num_before: number of output tokens before them.
+        """
+        room = self.max_tokens - num_before
+        for index, token in enumerate(tokens[:room]):
+            if token in self.stop_token_ids:
+                return tokens[: index + 1], FinishReason.STOP
+        if len(tokens) >= room:
+            return tokens[:room], FinishReason.LENGTH
+        return tokens, None

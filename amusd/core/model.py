@@ -1,0 +1,37 @@
+"""What a service says about its model and its limits."""
+
+from dataclasses import dataclass
+
+from amusd.core.vocabulary import Vocabulary
+
+BYTES_TOKENIZER = "bytes"
+"""Name of the tokenizer whose tokens 0 to 255 are the bytes of UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model as its service runs it. ``context_length`` and ``output_size`` count tokens."""
+
+    name: str
+    device: str
+    dtype: str
+    num_parameters: int
+    context_length: int
+    output_size: int
+    vocabulary: Vocabulary
+    eos_token_ids: tuple[int, ...] = ()
+    tokenizer: str = ""
+
+    def summary(self) -> str:
+        """Return the model in one line for people."""
+        size = f"{self.num_parameters / 1e6:.0f} M parameters, " if self.num_parameters else ""
+        return f"{self.name} ({size}{self.dtype} on {self.device})"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """What a service takes on at most; context and look-ahead in tokens."""
+
+    max_sessions: int
+    max_context: int
+    max_lookahead: int

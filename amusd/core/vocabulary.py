@@ -1,0 +1,60 @@
+"""Fingerprints of vocabularies, and words for how two of them differ.
+
+A draft whose token ids mean something else proposes nonsense that still looks like tokens, so
+this is checked before anything is decoded.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a vocabulary is known by: its size, a SHA-256, and a 64-bit hash a block of ids."""
+
+    size: int
+    fingerprint: str = ""
+    block_hashes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> "Vocabulary":
+        """Return the fingerprint of ``tokens``, in the order of their ids."""
+        whole = hashlib.sha256()
+        blocks = []
+        for start in range(0, len(tokens), BLOCK_SIZE):
+            block = hashlib.sha256()
+            for token in tokens[start : start + BLOCK_SIZE]:
+                raw = token.encode("utf-8", "surrogatepass")
+                block.update(len(raw).to_bytes(4, "big") + raw)
+            digest = block.digest()
+            whole.update(digest)
+            blocks.append(int.from_bytes(digest[:8], "big"))
+        return cls(len(tokens), whole.hexdigest(), tuple(blocks))
+
+    @property
+    def fits_any(self) -> bool:
+        """Whether the model has no vocabulary of its own (prompt lookup)."""
+        return not self.fingerprint
+
+
+def explain_difference(draft: Vocabulary, verify: Vocabulary) -> str | None:
+    """Say in one line how the two vocabularies differ; None if they do not."""
+    if draft.fits_any or draft.fingerprint == verify.fingerprint:
+        return None
+    if draft.size != verify.size:
+        sizes = f"the draft model has {draft.size} tokens, the verify model {verify.size}"
+    else:
+        sizes = f"both have {draft.size} tokens"
+    pairs = zip(draft.block_hashes, verify.block_hashes, strict=False)
+    differing = [index for index, (ours, theirs) in enumerate(pairs) if ours != theirs]
+    if not differing:
+        return f"{sizes}; the ids they share are the same"
+    first = differing[0] * BLOCK_SIZE
+    last = min(first + BLOCK_SIZE, draft.size, verify.size) - 1
+    return (
+        f"{sizes}; they differ in {len(differing)} of {len(draft.block_hashes)} blocks of ids, "
+        f"first among ids {first} to {last}"
+    )

@@ -1,0 +1,1 @@
+"""Models on a device: token ids in, token ids out; no gRPC, no asyncio, no session logic."""

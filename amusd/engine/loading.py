@@ -1,0 +1,32 @@
+"""From the name of a model to its engine: synthetic, embedded, a folder, or a hub id."""
+
+from typing import Literal
+
+from amusd.core.errors import InvalidInputError
+from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.interface import Engine
+from amusd.engine.synthetic import PREFIX, SyntheticEngine, SyntheticModel
+from amusd.pair import PairError, resolve_model
+
+Role = Literal["draft", "verify"]
+
+
+def load_model(name: str, role: Role, device: DeviceSettings) -> Engine:
+    """Load a model onto a device, ready to decode on the calling thread.
+
+    Raises:
+        InvalidInputError: there is no such model, or it cannot be served.
+    """
+    bind_engine_thread(device)
+    if name == PREFIX or name.startswith(f"{PREFIX}:"):
+        return SyntheticEngine(SyntheticModel.parse(name), name)
+    prepare_torch(device)
+    # Transformers takes seconds to import: only engines that need it wait for it.
+    from amusd.engine.transformers_engine import ModelSource, load_engine  # noqa: PLC0415
+
+    try:
+        location = resolve_model(name, role)
+    except PairError as error:
+        raise InvalidInputError(str(error)) from error
+    source = ModelSource(name, location, device.device, device.dtype)
+    return load_engine(source, known_tokens_only=role == "draft")

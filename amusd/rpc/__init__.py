@@ -1,0 +1,1 @@
+"""gRPC ground: server shell, channels, error statuses, codec; no model and no session logic."""

@@ -1,0 +1,38 @@
+"""Channels to other services, and the options that both ends of a connection share."""
+
+from typing import Any
+
+import grpc
+import grpc.aio
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+_MESSAGE_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+
+SERVER_OPTIONS: list[tuple[str, Any]] = [
+    *_MESSAGE_OPTIONS,
+    # Without this a second server silently shares the port of the first.
+    ("grpc.so_reuseport", 0),
+    # Let the pings of CHANNEL_OPTIONS through.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    *_MESSAGE_OPTIONS,
+    # A peer that vanishes without a word is noticed after half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Servers on one host must not share a connection of the process-wide pool.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Return a channel to ``host:port``; it connects when it is first used."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

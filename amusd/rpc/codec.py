@@ -1,0 +1,237 @@
+"""The one place that knows both the protobuf messages and the core's types."""
+
+from amusd.core import events
+from amusd.core.errors import InvalidInputError
+from amusd.core.finish import FinishReason
+from amusd.core.model import ModelDescription, ServiceLimits
+from amusd.core.statistics import PositionAcceptance, Statistics
+from amusd.core.strategy import Strategy
+from amusd.core.vocabulary import Vocabulary
+from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2, verify_pb2
+
+_STRATEGIES = {
+    orchestrator_pb2.STRATEGY_AUTOREGRESSIVE: Strategy.AUTOREGRESSIVE,
+    orchestrator_pb2.STRATEGY_SPECULATIVE: Strategy.SPECULATIVE,
+    orchestrator_pb2.STRATEGY_AMUSD: Strategy.AMUSD,
+}
+_STRATEGY_NUMBERS = {strategy: number for number, strategy in _STRATEGIES.items()}
+_FINISH_REASONS = {
+    orchestrator_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    orchestrator_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+_FINISH_NUMBERS = {reason: number for number, reason in _FINISH_REASONS.items()}
+
+
+def strategy_to_proto(strategy: Strategy) -> orchestrator_pb2.Strategy.ValueType:
+    """Return the number of a strategy."""
+    return _STRATEGY_NUMBERS[strategy]
+
+
+def strategy_from_proto(number: int, default: Strategy) -> Strategy:
+    """Return the strategy of a number; 0 is the default.
+
+    Raises:
+        InvalidInputError: no strategy has this number.
+    """
+    if number == orchestrator_pb2.STRATEGY_UNSPECIFIED:
+        return default
+    for known, strategy in _STRATEGIES.items():
+        if known == number:
+            return strategy
+    names = ", ".join(orchestrator_pb2.Strategy.Name(known) for known in _STRATEGIES)
+    raise InvalidInputError(f"unknown strategy {number}: use {names}")
+
+
+def finish_reason_to_proto(reason: FinishReason) -> orchestrator_pb2.FinishReason.ValueType:
+    """Return the number of a finish reason."""
+    return _FINISH_NUMBERS[reason]
+
+
+def finish_reason_from_proto(number: orchestrator_pb2.FinishReason.ValueType) -> FinishReason:
+    """Return the finish reason of a number."""
+    return _FINISH_REASONS[number]
+
+
+def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
+    """Return a model's description as a message."""
+    return model_pb2.ModelInfo(
+        name=model.name,
+        device=model.device,
+        dtype=model.dtype,
+        num_parameters=model.num_parameters,
+        context_length=model.context_length,
+        output_size=model.output_size,
+        vocabulary=model_pb2.Vocabulary(
+            size=model.vocabulary.size,
+            fingerprint=model.vocabulary.fingerprint,
+            block_hashes=model.vocabulary.block_hashes,
+        ),
+        eos_token_ids=model.eos_token_ids,
+        tokenizer=model.tokenizer,
+    )
+
+
+def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
+    """Return a model's description from its message."""
+    return ModelDescription(
+        name=info.name,
+        device=info.device,
+        dtype=info.dtype,
+        num_parameters=info.num_parameters,
+        context_length=info.context_length,
+        output_size=info.output_size,
+        vocabulary=Vocabulary(
+            size=info.vocabulary.size,
+            fingerprint=info.vocabulary.fingerprint,
+            block_hashes=tuple(info.vocabulary.block_hashes),
+        ),
+        eos_token_ids=tuple(info.eos_token_ids),
+        tokenizer=info.tokenizer,
+    )
+
+
+def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
+    """Return limits as a message."""
+    return model_pb2.ServiceLimits(
+        max_sessions=limits.max_sessions,
+        max_context=limits.max_context,
+        max_lookahead=limits.max_lookahead,
+    )
+
+
+def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
+    """Return limits from their message."""
+    return ServiceLimits(
+        max_sessions=limits.max_sessions,
+        max_context=limits.max_context,
+        max_lookahead=limits.max_lookahead,
+    )
+
+
+def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
+    """Return a proposal as the draft service sends it."""
+    return draft_pb2.ProposeResponse(
+        proposal=draft_pb2.Proposal(
+            epoch=proposal.epoch,
+            position=proposal.position,
+            token_ids=proposal.tokens,
+            draft_seconds=proposal.draft_seconds,
+            num_steps=proposal.num_steps,
+        )
+    )
+
+
+def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
+    """Return a proposal from its message."""
+    return events.Proposal(
+        epoch=proposal.epoch,
+        position=proposal.position,
+        tokens=tuple(proposal.token_ids),
+        draft_seconds=proposal.draft_seconds,
+        num_steps=proposal.num_steps,
+    )
+
+
+def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
+    """Return a verdict as the verify service sends it."""
+    return verify_pb2.VerifyResponse(
+        verdict=verify_pb2.Verdict(
+            epoch=verdict.epoch,
+            position=verdict.position,
+            num_checked=verdict.num_checked,
+            num_accepted=verdict.num_accepted,
+            next_token_id=verdict.next_token,
+            pass_seconds=verdict.pass_seconds,
+        )
+    )
+
+
+def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
+    """Return a verdict from its message."""
+    return events.Verdict(
+        epoch=verdict.epoch,
+        position=verdict.position,
+        num_checked=verdict.num_checked,
+        num_accepted=verdict.num_accepted,
+        next_token=verdict.next_token_id,
+        pass_seconds=verdict.pass_seconds,
+    )
+
+
+def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
+    """Return tokens to check as the verify service takes them."""
+    return verify_pb2.VerifyRequest(
+        proposals=verify_pb2.VerifyProposals(
+            epoch=forward.epoch, position=forward.position, token_ids=forward.tokens
+        )
+    )
+
+
+def advance_to_proto(advance: events.Advance) -> draft_pb2.ProposeRequest:
+    """Return final tokens as the draft service takes them."""
+    return draft_pb2.ProposeRequest(
+        advance=draft_pb2.ProposeAdvance(
+            epoch=advance.epoch, position=advance.position, token_ids=advance.tokens
+        )
+    )
+
+
+def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.RollbackRequest:
+    """Return a rollback as the draft service takes it."""
+    return draft_pb2.RollbackRequest(
+        session_id=session_id,
+        epoch=rollback.epoch,
+        verified_position=rollback.verified_position,
+        corrected_token_id=rollback.corrected_token,
+    )
+
+
+def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestrator_pb2.Statistics:
+    """Return the statistics of a generation as a message."""
+    return orchestrator_pb2.Statistics(
+        num_prompt_tokens=statistics.num_prompt_tokens,
+        num_output_tokens=statistics.num_output_tokens,
+        wall_seconds=statistics.wall_seconds,
+        time_to_first_token_seconds=statistics.time_to_first_token_seconds,
+        num_passes=statistics.num_passes,
+        num_drafted=statistics.num_drafted,
+        num_accepted=statistics.num_accepted,
+        num_rejected=statistics.num_rejected,
+        num_wasted=statistics.num_wasted,
+        num_rollbacks=statistics.num_rollbacks,
+        tokens_per_pass=statistics.tokens_per_pass,
+        acceptance_rate=statistics.acceptance_rate,
+        acceptance_per_position=[
+            orchestrator_pb2.PositionAcceptance(
+                num_checked=place.num_checked, num_accepted=place.num_accepted
+            )
+            for place in statistics.acceptance_per_position
+        ],
+        draft_busy_seconds=statistics.draft_busy_seconds,
+        verify_busy_seconds=statistics.verify_busy_seconds,
+        strategy=strategy_to_proto(strategy),
+        fallback_reason=statistics.fallback_reason,
+    )
+
+
+def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics:
+    """Return the statistics of a generation from their message."""
+    return Statistics(
+        num_prompt_tokens=statistics.num_prompt_tokens,
+        num_output_tokens=statistics.num_output_tokens,
+        wall_seconds=statistics.wall_seconds,
+        time_to_first_token_seconds=statistics.time_to_first_token_seconds,
+        num_passes=statistics.num_passes,
+        num_drafted=statistics.num_drafted,
+        num_accepted=statistics.num_accepted,
+        num_rejected=statistics.num_rejected,
+        num_wasted=statistics.num_wasted,
+        num_rollbacks=statistics.num_rollbacks,
+        acceptance_per_position=tuple(
+            PositionAcceptance(place.num_checked, place.num_accepted)
+            for place in statistics.acceptance_per_position
+        ),
+        draft_busy_seconds=statistics.draft_busy_seconds,
+        verify_busy_seconds=statistics.verify_busy_seconds,
+        fallback_reason=statistics.fallback_reason,
+    )

@@ -1,0 +1,57 @@
+"""The one mapping between the errors of ``amusd.core.errors`` and gRPC statuses."""
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from amusd.core import errors
+
+log = logging.getLogger(__name__)
+
+_STATUS_OF = {
+    errors.InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnknownSessionError: grpc.StatusCode.NOT_FOUND,
+    errors.DuplicateSessionError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.LimitExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotServedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+_ERROR_OF = {status: error for error, status in _STATUS_OF.items()}
+
+
+Servicer = TypeVar("Servicer")
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Servicer, Request, Context], Awaitable[Answer]]
+
+
+def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, Request, Answer]:
+    """Let a handler's errors end its call with their status; a traceback never gets out."""
+
+    @functools.wraps(handler)
+    async def report(self: Servicer, request: Request, context: Context) -> Answer:
+        try:
+            return await handler(self, request, context)
+        except errors.AmusdError as error:
+            code, message = _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL), str(error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("an unexpected error ended a call")
+            code, message = grpc.StatusCode.INTERNAL, "unexpected error: see the service's log"
+        return await context.abort(code, message)
+
+    return report
+
+
+def error_of(call_error: grpc.aio.AioRpcError, service: str) -> errors.AmusdError:
+    """Return the error that a call to ``service`` ended with, in this project's own terms."""
+    kind = _ERROR_OF.get(call_error.code(), errors.UnavailableError)
+    details = call_error.details() or call_error.code().name
+    return kind(f"{service}: {details}")

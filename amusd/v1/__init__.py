@@ -1,0 +1,1 @@
+"""Generated stubs of protos/amusd/v1; nothing else."""

@@ -1,0 +1,1 @@
+"""The orchestrator: owns the truth about each session and drives draft and verify services."""

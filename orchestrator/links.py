@@ -1,0 +1,168 @@
+"""The two streams of a session: what comes in becomes events, what goes out stays in order.
+
+Each link is made by its session, which runs ``read`` and ``write`` as tasks, and cancels them and
+the call at its end. A stream that ends is an event like any other, not an exception. The inbox
+is bounded: while it is full, gRPC's flow control holds the services back.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import grpc.aio
+
+from amusd.core.errors import AmusdError, UnavailableError
+from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
+from amusd.core.strategy import DraftPlan
+from amusd.rpc import codec, faults
+from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+
+Role = Literal["draft", "verify"]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """A link has ended before its session."""
+
+    role: Role
+    error: AmusdError
+
+
+Event = Proposal | Verdict | LinkLost
+Inbox = asyncio.Queue[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpening:
+    """What a session is opened with, on both sides. ``max_position`` in tokens."""
+
+    session_id: str
+    tokens: tuple[int, ...]
+    max_position: int
+    epoch: int = 0
+
+
+class VerifyLink:
+    """The Verify stream of one session."""
+
+    def __init__(self, stub: "verify_pb2_grpc.VerifyServiceAsyncStub", inbox: Inbox) -> None:
+        """Start the call; verdicts go to ``inbox``."""
+        self._call = stub.Verify(None)  # None: requests are written one by one
+        self._inbox = inbox
+
+    async def open(self, opening: SessionOpening) -> None:
+        """Open the session."""
+        request = verify_pb2.VerifyOpen(
+            session_id=opening.session_id,
+            token_ids=opening.tokens,
+            max_position=opening.max_position,
+            epoch=opening.epoch,
+        )
+        await _write(self._call, verify_pb2.VerifyRequest(open=request))
+
+    async def send(self, forward: Forward) -> None:
+        """Send tokens to check."""
+        await _write(self._call, codec.forward_to_proto(forward))
+
+    async def read(self) -> None:
+        """Carry verdicts to the inbox until the stream ends."""
+        await _pump(
+            self._call, "verify", lambda got: codec.verdict_from_proto(got.verdict), self._inbox
+        )
+
+    def cancel(self) -> None:
+        """End the session on the service."""
+        self._call.cancel()
+
+
+class DraftLink:
+    """The Propose stream of one session, and the rollbacks beside it.
+
+    Advances and rollbacks travel on different streams, so one is sent only when the one before
+    it has arrived. The queue between holds what one verdict each brings: it stays as short as
+    the draft's answer to a rollback is quick, and its timeout bounds it.
+    """
+
+    def __init__(
+        self,
+        stub: "draft_pb2_grpc.DraftServiceAsyncStub",
+        session_id: str,
+        inbox: Inbox,
+        timeout_seconds: float,
+    ) -> None:
+        """Start the call; proposals go to ``inbox``."""
+        self._stub = stub
+        self._call = stub.Propose(None)  # None: requests are written one by one
+        self._session_id = session_id
+        self._inbox = inbox
+        self._timeout_seconds = timeout_seconds
+        self._outgoing: asyncio.Queue[Advance | Rollback] = asyncio.Queue()
+
+    async def open(
+        self, opening: SessionOpening, plan: DraftPlan, vocabulary_fingerprint: str
+    ) -> None:
+        """Open the session."""
+        request = draft_pb2.ProposeOpen(
+            session_id=opening.session_id,
+            token_ids=opening.tokens,
+            lookahead=plan.lookahead,
+            tokens_per_proposal=plan.tokens_per_proposal,
+            max_position=opening.max_position,
+            vocabulary_fingerprint=vocabulary_fingerprint,
+            epoch=opening.epoch,
+        )
+        await _write(self._call, draft_pb2.ProposeRequest(open=request))
+
+    def send(self, message: Advance | Rollback) -> None:
+        """Queue a message; ``write`` sends it at the next opportunity."""
+        self._outgoing.put_nowait(message)
+
+    async def write(self) -> None:
+        """Send what is queued, in order, until the service refuses."""
+        try:
+            while True:
+                message = await self._outgoing.get()
+                if isinstance(message, Advance):
+                    await _write(self._call, codec.advance_to_proto(message))
+                else:
+                    await self._stub.Rollback(
+                        codec.rollback_to_proto(message, self._session_id),
+                        timeout=self._timeout_seconds,
+                    )
+        except grpc.aio.AioRpcError as error:
+            await self._inbox.put(LinkLost("draft", faults.error_of(error, "draft service")))
+
+    async def read(self) -> None:
+        """Carry proposals to the inbox until the stream ends."""
+        await _pump(
+            self._call, "draft", lambda got: codec.proposal_from_proto(got.proposal), self._inbox
+        )
+
+    def cancel(self) -> None:
+        """End the session on the service."""
+        self._call.cancel()
+
+
+async def _write(call: "grpc.aio.StreamStreamCall[Request, Response]", request: Request) -> None:
+    """Write; if the stream has ended, its reader says why, and nothing is said here."""
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.write(request)
+
+
+async def _pump(
+    call: "grpc.aio.StreamStreamCall[Request, Response]",
+    role: Role,
+    decode: Callable[[Response], Proposal | Verdict],
+    inbox: Inbox,
+) -> None:
+    try:
+        async for response in call:
+            await inbox.put(decode(response))
+        error: AmusdError = UnavailableError(f"{role} service: ended the session")
+    except grpc.aio.AioRpcError as call_error:
+        error = faults.error_of(call_error, f"{role} service")
+    await inbox.put(LinkLost(role, error))

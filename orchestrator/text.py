@@ -1,0 +1,242 @@
+"""Text to tokens and back, by the verify model's own tokenizer; needs no torch.
+
+Output comes in pieces, and a character may take several tokens: what is held back until a
+character is whole is never shown broken.
+"""
+
+import codecs
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import huggingface_hub
+import jinja2
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+from amusd.core.errors import InvalidInputError, NotServedError
+from amusd.core.model import BYTES_TOKENIZER
+from amusd.pair import PairError, resolve_model
+
+_REPLACEMENT = "\ufffd"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+class TextDecoder(Protocol):
+    """Turns the tokens of one output into text, piece by piece."""
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        """Return the text that is whole after ``tokens``."""
+
+    def finish(self) -> str:
+        """Return what was held back."""
+
+
+class TextCodec(Protocol):
+    """A tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a plain text, with those the model expects at its start."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation up to the assistant's next turn."""
+
+    def decoder(self) -> TextDecoder:
+        """Return a decoder for one output."""
+
+
+def load_text_codec(name: str) -> TextCodec:
+    """Load a tokenizer by the name of a built-in model, a folder, or a hub id.
+
+    Raises:
+        InvalidInputError: it is not there, or is of a kind without ``tokenizer.json``.
+    """
+    if not name:
+        return NoText()
+    if name == BYTES_TOKENIZER:
+        return ByteText()
+    try:
+        location = resolve_model(name, "verify")
+        tokenizer = Tokenizer.from_str(_read(location, "tokenizer.json"))
+        config = json.loads(_read(location, "tokenizer_config.json"))
+        template = config.get("chat_template") or _read_optional(location, "chat_template.jinja")
+    except (OSError, ValueError, PairError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInputError(
+            f"cannot load the tokenizer of {name!r}: {reason}; give a folder or a hub id with "
+            "tokenizer.json by --tokenizer"
+        ) from error
+    if isinstance(template, list):  # several named templates
+        template = next((entry["template"] for entry in template), None)
+    return ModelText(tokenizer, template, _special_tokens(config))
+
+
+class ModelText:
+    """The tokenizer of a model, with its chat template."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None, special_tokens: dict[str, str]
+    ) -> None:
+        """Use ``tokenizer``; ``template`` is the Jinja source of the chat template."""
+        self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
+        self._template = _compile(template) if template else None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a plain text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation up to the assistant's next turn."""
+        if self._template is None:
+            raise NotServedError("the model has no chat template: send the prompt as text")
+        try:
+            text = self._template.render(
+                messages=[{"role": one.role, "content": one.content} for one in messages],
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidInputError(f"the chat template refuses the messages: {error}") from error
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decoder(self) -> TextDecoder:
+        """Return a decoder for one output."""
+        return _ModelTextDecoder(self._tokenizer)
+
+
+class _ModelTextDecoder:
+    """Decodes the new tokens behind a few old ones, for a token's text depends on those before.
+
+    Text of [prefix, shown) was shown; what [prefix, end) has beyond it is new.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._prefix = 0
+        self._shown = 0
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        self._tokens.extend(tokens)
+        new = self._new_text()
+        if new.endswith(_REPLACEMENT):
+            return ""
+        self._prefix, self._shown = self._shown, len(self._tokens)
+        return new
+
+    def finish(self) -> str:
+        new = self._new_text()
+        self._prefix = self._shown = len(self._tokens)
+        return new
+
+    def _new_text(self) -> str:
+        shown = self._tokenizer.decode(self._tokens[self._prefix : self._shown])
+        both = self._tokenizer.decode(self._tokens[self._prefix :])
+        return str(both[len(shown) :])
+
+
+class ByteText:
+    """Tokens 0 to 255 are the bytes of UTF-8, further ones have no text (synthetic models)."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Refuse: a synthetic model has no conversations."""
+        raise NotServedError("the model has no chat template: send the prompt as text")
+
+    def decoder(self) -> TextDecoder:
+        """Return a decoder for one output."""
+        return _ByteTextDecoder()
+
+
+class _ByteTextDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        return self._decoder.decode(bytes(token for token in tokens if token < 256))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class NoText:
+    """Stands in where a model has no tokenizer: prompts come as token ids, output has no text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Refuse."""
+        raise NotServedError("this server has no tokenizer: send the prompt as token ids")
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Refuse."""
+        return self.encode("")
+
+    def decoder(self) -> TextDecoder:
+        """Return a decoder that shows nothing."""
+        return _NoTextDecoder()
+
+
+class _NoTextDecoder:
+    def feed(self, tokens: Sequence[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def _compile(template: str) -> jinja2.Template:
+    """Compile a chat template with the functions that such templates use."""
+
+    def refuse(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, ensure_ascii=False, **options
+    )
+    return environment.from_string(template)
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Return the special tokens that chat templates refer to by name."""
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _read(location: str, file_name: str) -> str:
+    """Read a file of a model folder, or of a model on the hub."""
+    folder = Path(location)
+    if folder.is_dir():
+        return (folder / file_name).read_text(encoding="utf-8")
+    if folder.is_absolute():
+        raise FileNotFoundError(f"there is no folder {location}")
+    return Path(huggingface_hub.hf_hub_download(location, file_name)).read_text(encoding="utf-8")
+
+
+def _read_optional(location: str, file_name: str) -> str | None:
+    try:
+        return _read(location, file_name)
+    except (OSError, ValueError):
+        return None

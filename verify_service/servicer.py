@@ -1,0 +1,94 @@
+"""The gRPC face of the verify service: only awaits and translates, never verifies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+from amusd.core.errors import InvalidInputError
+from amusd.core.events import Forward, Verdict
+from amusd.engine.thread import EngineThread
+from amusd.hosting import opened_session
+from amusd.rpc import codec, faults
+from amusd.rpc.outbox import Outbox, until_first_ends
+from amusd.rpc.sessions import MAX_MESSAGES_WAITING, CommandWindow, check_session_id
+from amusd.v1 import verify_pb2, verify_pb2_grpc
+from verify_service.worker import VerifyOpening, VerifyWorker
+
+
+class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
+    """Opens sessions on the engine thread and carries messages to and from it."""
+
+    def __init__(self, engine: EngineThread[VerifyWorker]) -> None:
+        """Serve the worker of ``engine``, once it is ready."""
+        self._engine = engine
+
+    @faults.reported
+    async def Verify(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[verify_pb2.VerifyRequest], context: faults.Context
+    ) -> None:
+        """See the protocol."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("step") != "open":
+            raise InvalidInputError("the first request of a Verify stream is an open")
+        opening = _opening(first.open)
+        outbox: Outbox[Verdict] = Outbox(MAX_MESSAGES_WAITING)
+
+        async def write(verdict: Verdict) -> None:
+            await context.write(codec.verdict_to_proto(verdict))
+
+        async with opened_session(
+            self._engine,
+            lambda worker: worker.open(opening, outbox.put),
+            lambda worker: worker.close(opening.session_id),
+        ):
+            await until_first_ends(
+                self._receive(request_iterator, opening.session_id), outbox.drain(write)
+            )
+
+    @faults.reported
+    async def GetVerifyInfo(
+        self, request: verify_pb2.GetVerifyInfoRequest, context: faults.Context
+    ) -> verify_pb2.GetVerifyInfoResponse:
+        """See the protocol."""
+        return await asyncio.wrap_future(self._engine.submit(_info))
+
+    async def _receive(
+        self, requests: AsyncIterator[verify_pb2.VerifyRequest], session_id: str
+    ) -> None:
+        """Carry proposals to the engine thread until the client closes."""
+        window = CommandWindow()
+        async for request in requests:
+            match request.WhichOneof("step"):
+                case "proposals":
+                    step = request.proposals
+                    proposals = Forward(step.epoch, step.position, tuple(step.token_ids))
+                    command = partial(
+                        VerifyWorker.offer, session_id=session_id, proposals=proposals
+                    )
+                    await window.passed(self._engine.submit(command))
+                case "close":
+                    return
+                case "open":
+                    raise InvalidInputError(
+                        "this stream is open already: open a second session on a second stream"
+                    )
+                case _:
+                    raise InvalidInputError("a request without a step: set proposals or close")
+
+
+def _opening(request: verify_pb2.VerifyOpen) -> VerifyOpening:
+    check_session_id(request.session_id)
+    return VerifyOpening(
+        session_id=request.session_id,
+        tokens=list(request.token_ids),
+        max_position=request.max_position,
+        epoch=request.epoch,
+    )
+
+
+def _info(worker: VerifyWorker) -> verify_pb2.GetVerifyInfoResponse:
+    return verify_pb2.GetVerifyInfoResponse(
+        model=codec.model_to_proto(worker.engine.description),
+        limits=codec.limits_to_proto(worker.limits),
+        num_sessions=worker.num_sessions,
+    )
