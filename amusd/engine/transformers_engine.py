@@ -5,9 +5,11 @@ Sessions run one after the other here; a shared batch fits behind the same inter
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.core.model import ModelDescription
@@ -165,6 +167,14 @@ def load_engine(source: ModelSource, known_tokens_only: bool = False) -> Transfo
         InvalidInputError: the model is not there, cannot be loaded, or cannot be rolled back.
     """
     dtype = source.torch_dtype()
+    folder = Path(source.location)
+    if (folder.is_absolute() or source.location.startswith(".")) and not folder.is_dir():
+        raise InvalidInputError(
+            f"there is no model folder {source.location}: give one with config.json, safetensors "
+            "and a tokenizer, or a hub id"
+        )
+    # The log of a service is no terminal.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         device = torch.device(source.device)
         model, head_ids = load_causal_lm(source.location, dtype, device)

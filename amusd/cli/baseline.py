@@ -1,0 +1,107 @@
+"""Generation by Transformers itself, to measure ours against: plain and assisted."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from amusd.cli.local import Placement
+from amusd.cli.measure import Runner, Sample
+from amusd.client import Prompt
+from amusd.core.errors import InvalidInputError
+from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.reduced_head import load_causal_lm
+from amusd.pair import resolve_model
+
+PROMPT_LOOKUP = "prompt-lookup"
+_SYNTHETIC = "synthetic"
+_LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersRunner:
+    """``generate()`` with given options, greedy."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def run(self, prompt: Prompt, max_tokens: int) -> Sample:
+        """Decode one prompt."""
+        started = time.perf_counter()
+        ids = torch.tensor([self._encode(prompt)], device=self.model.device)
+        output = self.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            **self.options,
+        )
+        tokens = tuple(int(token) for token in output[0, ids.shape[1] :].tolist())
+        return Sample(tokens, time.perf_counter() - started)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if prompt.messages:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in prompt.messages],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(prompt.tokens) or list(self.tokenizer(prompt.text)["input_ids"])
+
+
+def transformers_runners(draft: str, verify: str, placement: Placement) -> Iterator[Runner]:
+    """Yield plain generation, and assisted generation if there is a draft.
+
+    They run on the calling thread, bound to the cores and threads of the verify service, in
+    float32 on CPU and bfloat16 elsewhere, as the services do.
+
+    Raises:
+        InvalidInputError: the verify model is synthetic, which Transformers cannot run.
+    """
+    if verify.startswith(_SYNTHETIC):
+        raise InvalidInputError("Transformers cannot run a synthetic model: name a real one")
+    device = DeviceSettings(placement.device, "auto", len(placement.cpus), placement.cpus)
+    bind_engine_thread(device)
+    prepare_torch(device)
+    dtype = torch.float32 if placement.device == "cpu" else torch.bfloat16
+    location = resolve_model(verify, "verify")
+    model, _ = load_causal_lm(location, dtype, torch.device(placement.device))
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    yield TransformersRunner("transformers", model, tokenizer)
+    if draft == PROMPT_LOOKUP:
+        options: dict[str, Any] = {"prompt_lookup_num_tokens": _LOOKUP_TOKENS}
+        yield TransformersRunner("transformers-assisted", model, tokenizer, options)
+    elif draft and not draft.startswith(_SYNTHETIC):
+        assistant = _assistant(draft, dtype, placement.device)
+        options = {"assistant_model": assistant}
+        yield TransformersRunner("transformers-assisted", model, tokenizer, options)
+
+
+class _ScatteredHead(torch.nn.Module):
+    """A reduced head as Transformers wants it: a logit for every token of the vocabulary."""
+
+    def __init__(self, head: torch.nn.Module, head_ids: torch.Tensor, vocab_size: int) -> None:
+        super().__init__()
+        self._head = head
+        self._head_ids = head_ids
+        self._vocab_size = vocab_size
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., hidden] -> [..., vocab]
+        reduced: torch.Tensor = self._head(hidden)
+        full = reduced.new_full((*reduced.shape[:-1], self._vocab_size), -torch.inf)
+        full[..., self._head_ids] = reduced
+        return full
+
+
+def _assistant(draft: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    model, head_ids = load_causal_lm(resolve_model(draft, "draft"), dtype, torch.device(device))
+    if head_ids is not None:
+        model.lm_head = _ScatteredHead(model.lm_head, head_ids, model.config.vocab_size)
+    return model

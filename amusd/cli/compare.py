@@ -1,0 +1,49 @@
+"""``amusd compare``: one prompt with every strategy, side by side."""
+
+from typing import Annotated
+
+import typer
+
+from amusd.cli.measure import ServiceRunner, measure, parse_strategies, reference_of
+from amusd.cli.options import Address, DraftModel, MaxTokens, Raw, VerifyModel, errors, server
+from amusd.cli.tables import show
+from amusd.client import Client, Prompt
+from amusd.core.errors import InvalidInputError
+from amusd.core.strategy import Strategy
+from amusd.rpc import codec
+
+
+def compare(
+    prompt: Annotated[str, typer.Argument(help="What to answer, or with --raw to continue.")],
+    strategies: Annotated[
+        str, typer.Option(help="Which to compare, as amusd,speculative:3; empty: all there are.")
+    ] = "",
+    max_tokens: MaxTokens = 128,
+    repeat: Annotated[int, typer.Option(min=1, help="Times to run each, in turns.")] = 3,
+    raw: Raw = False,
+    address: Address = "",
+    draft: DraftModel = "smollm2",
+    verify: VerifyModel = "smollm2",
+    timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
+) -> None:
+    """Decode PROMPT with every strategy: same output? how fast? Exit code 1 if it differs."""
+    if not prompt:
+        raise InvalidInputError("the prompt is empty: write at least one character")
+    prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
+    with server(address, draft, verify) as at, Client(at, timeout) as client:
+        runners = _runners(strategies, client)
+        with errors.status("decoding"):
+            measurements = measure(runners, prompts, max_tokens)
+    show(measurements, f"{repeat} runs of up to {max_tokens} tokens")
+    reference = reference_of(measurements)
+    if not all(one.same_outputs(reference) for one in measurements):
+        errors.print("the outputs differ", style="red")
+        raise typer.Exit(1)
+
+
+def _runners(strategies: str, client: Client) -> list[ServiceRunner]:
+    if not strategies:
+        known = client.server_info().strategies
+        names = [codec.strategy_from_proto(one, Strategy.AMUSD).value for one in known]
+        strategies = ",".join(names)
+    return parse_strategies(strategies, client)

@@ -1,0 +1,189 @@
+"""Measures ways of decoding side by side: the same prompts, taken in turns, in one run."""
+
+import statistics as stats
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from amusd.client import Client, Options, Prompt
+from amusd.core.errors import InvalidInputError
+from amusd.core.statistics import Statistics
+from amusd.core.strategy import Strategy
+
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One output of one way of decoding; a baseline has no statistics."""
+
+    tokens: tuple[int, ...]
+    seconds: float
+    statistics: Statistics | None = None
+
+    @property
+    def ms_per_token(self) -> float:
+        """Time per output token, the prompt's included."""
+        return 1e3 * self.seconds / max(1, len(self.tokens))
+
+
+class Runner(Protocol):
+    """A way of decoding that can be measured."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in tables and files."""
+
+    def run(self, prompt: Prompt, max_tokens: int) -> Sample:
+        """Decode one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRunner:
+    """Decodes through the services, with one strategy."""
+
+    client: Client
+    name: str
+    strategy: Strategy
+    lookahead: int | None = None
+    ignore_eos: bool = False
+
+    def run(self, prompt: Prompt, max_tokens: int) -> Sample:
+        """Decode one prompt."""
+        options = Options(self.strategy, max_tokens, self.lookahead, ignore_eos=self.ignore_eos)
+        started = time.perf_counter()
+        generation = self.client.generate(prompt, options).wait()
+        seconds = time.perf_counter() - started
+        return Sample(tuple(generation.tokens), seconds, generation.summary())
+
+
+def parse_strategies(text: str, client: Client) -> list[ServiceRunner]:
+    """Read a list such as ``autoregressive,speculative:3,amusd``; a number is the look-ahead.
+
+    Raises:
+        InvalidInputError: an unknown strategy, or a look-ahead that is no number of 1 or more.
+    """
+    runners = []
+    for name in filter(None, (part.strip().lower() for part in text.split(","))):
+        word, colon, number = name.partition(":")
+        try:
+            strategy = Strategy(word)
+        except ValueError:
+            known = ", ".join(one.value for one in Strategy)
+            raise InvalidInputError(f"unknown strategy {word!r}: use {known}") from None
+        if colon and (not number.isdecimal() or int(number) < 1):
+            raise InvalidInputError(f"look-ahead {number!r} of {name!r} is no number of 1 or more")
+        runners.append(ServiceRunner(client, name, strategy, int(number) if colon else None))
+    if not runners:
+        raise InvalidInputError("there is no strategy to run: name at least one")
+    return runners
+
+
+@dataclass(slots=True)
+class Measurement:
+    """All samples of one way of decoding, in the order of the prompts."""
+
+    runner: Runner
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Number of output tokens."""
+        return sum(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Time of all outputs over all their tokens."""
+        return 1e3 * sum(sample.seconds for sample in self.samples) / max(1, self.tokens)
+
+    def quartiles(self) -> list[float]:
+        """Return the quartiles of the prompts' ms per token."""
+        values = [sample.ms_per_token for sample in self.samples]
+        if len(values) < 2:
+            return values * 3
+        return stats.quantiles(values, n=4, method="inclusive")
+
+    def same_outputs(self, other: "Measurement") -> bool:
+        """Whether every prompt has the same tokens in both."""
+        return [one.tokens for one in self.samples] == [one.tokens for one in other.samples]
+
+    def _total(self, name: str) -> Any:
+        return sum(getattr(one.statistics, name) for one in self.samples if one.statistics)
+
+    def report(self, reference: "Measurement") -> dict[str, Any]:
+        """Return the figures for a file; speed-up and identity are against ``reference``."""
+        passes = self._total("num_passes")
+        compared = self._total("num_accepted") + self._total("num_rejected")
+        seconds = sum(sample.seconds for sample in self.samples)
+        figures: dict[str, Any] = {
+            "strategy": self.runner.name,
+            "tokens": self.tokens,
+            "ms_per_token": self.ms_per_token,
+            "ms_per_token_quartiles": self.quartiles(),
+            "speedup": reference.ms_per_token / self.ms_per_token,
+            "acceptance_rate": self._total("num_accepted") / compared if compared else 0.0,
+            "tokens_per_pass": self.tokens / passes if passes else 1.0,
+            "rollbacks": self._total("num_rollbacks"),
+            "outputs_identical": self.same_outputs(reference),
+        }
+        if passes:
+            served = [sample.statistics for sample in self.samples if sample.statistics]
+            first = [one.time_to_first_token_seconds for one in served]
+            figures |= {
+                "passes": passes,
+                "drafted": self._total("num_drafted"),
+                "accepted": self._total("num_accepted"),
+                "rejected": self._total("num_rejected"),
+                "wasted": self._total("num_wasted"),
+                "time_to_first_token_ms": 1e3 * stats.median(first),
+                "draft_busy": self._total("draft_busy_seconds") / seconds,
+                "verify_busy": self._total("verify_busy_seconds") / seconds,
+                "acceptance_per_position": self._acceptance_per_position(),
+                "fallbacks": sum(
+                    bool(s.statistics and s.statistics.fallback_reason) for s in self.samples
+                ),
+            }
+        return figures
+
+    def _acceptance_per_position(self) -> list[dict[str, int]]:
+        places: list[dict[str, int]] = []
+        for sample in self.samples:
+            found = sample.statistics.acceptance_per_position if sample.statistics else ()
+            for index, place in enumerate(found):
+                if index == len(places):
+                    places.append({"checked": 0, "accepted": 0})
+                places[index]["checked"] += place.num_checked
+                places[index]["accepted"] += place.num_accepted
+        return places
+
+
+def measure(
+    runners: Sequence[Runner],
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Run every prompt with every runner in turns, after a short warm-up of each."""
+    for runner in runners:
+        runner.run(prompts[0], min(WARM_UP_TOKENS, max_tokens))
+    measurements = [Measurement(runner) for runner in runners]
+    for index, prompt in enumerate(prompts):
+        for measurement in _rotated(measurements, index):
+            measurement.samples.append(measurement.runner.run(prompt, max_tokens))
+            on_sample()
+    return measurements
+
+
+def reference_of(measurements: Sequence[Measurement]) -> Measurement:
+    """Return what to compare with: plain decoding if it was measured, else the first."""
+    for measurement in measurements:
+        if measurement.runner.name == Strategy.AUTOREGRESSIVE.value:
+            return measurement
+    return measurements[0]
+
+
+def _rotated(measurements: list[Measurement], by: int) -> Iterator[Measurement]:
+    """Let another one go first each time, so that no order is favoured."""
+    for index in range(len(measurements)):
+        yield measurements[(index + by) % len(measurements)]

@@ -1,0 +1,61 @@
+"""Options that several commands share, and the server they talk to."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from amusd.cli.local import LocalSettings, local_services
+
+errors = Console(stderr=True)
+
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="AMUSD_ADDRESS",
+        help="Orchestrator as host:port; empty: start services of our own for this command.",
+    ),
+]
+DraftModel = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        envvar="AMUSD_DRAFT_MODEL",
+        help="Draft model of our own services: hub id, folder, smollm2, prompt-lookup or "
+        "synthetic:...; empty: none.",
+    ),
+]
+VerifyModel = Annotated[
+    str,
+    typer.Option(
+        "--verify",
+        envvar="AMUSD_VERIFY_MODEL",
+        help="Verify model of our own services: hub id, folder, smollm2 or synthetic:...",
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="Continue the prompt as plain text, without the model's chat template."
+    ),
+]
+Lookahead = Annotated[
+    int | None,
+    typer.Option(min=1, help="Proposed tokens beyond the verified ones; the server's default."),
+]
+
+
+@contextlib.contextmanager
+def server(address: str, draft: str, verify: str) -> Iterator[str]:
+    """Yield the address of an orchestrator, our own for as long as the block runs if none."""
+    if address:
+        yield address
+        return
+    with contextlib.ExitStack() as stack:
+        with errors.status(f"starting services: verify {verify}, draft {draft or 'none'}"):
+            settings = LocalSettings(draft=draft, verify=verify)
+            services = stack.enter_context(local_services(settings))
+        yield services.address

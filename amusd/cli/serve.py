@@ -1,0 +1,219 @@
+"""``amusd serve``: one service, as a container runs it. Every flag is an environment variable."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from amusd.cli.logs import LogLevel, start_logging
+from amusd.core.strategy import Strategy
+from amusd.rpc.server import Listen
+
+serve = typer.Typer(help="Run one service until SIGINT or SIGTERM.", no_args_is_help=True)
+
+Host = Annotated[str, typer.Option(envvar="AMUSD_HOST", help="Address to listen on.")]
+Port = Annotated[
+    int,
+    typer.Option(envvar="AMUSD_PORT", min=0, max=65535, help="Port to listen on; 0: any free."),
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        envvar="AMUSD_GRACE", min=0.0, help="Seconds that open calls may take to end at a signal."
+    ),
+]
+Device = Annotated[
+    str, typer.Option(envvar="AMUSD_DEVICE", help="The one device: cpu, cuda:0, ...")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        envvar="AMUSD_DTYPE",
+        help="Number format of the weights: float32, bfloat16, float16, or auto "
+        "(float32 on CPU, bfloat16 elsewhere).",
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(envvar="AMUSD_THREADS", min=0, help="Threads on CPU; 0 lets PyTorch choose.")
+]
+Cpus = Annotated[
+    str, typer.Option(envvar="AMUSD_CPUS", help="Cores to compute on, as 0,2 or 4-7; empty: any.")
+]
+MaxSessions = Annotated[
+    int, typer.Option(envvar="AMUSD_MAX_SESSIONS", min=1, help="Most sessions at once.")
+]
+MaxContext = Annotated[
+    int,
+    typer.Option(
+        envvar="AMUSD_MAX_CONTEXT", min=0, help="Most tokens of prompt and output; 0: the model's."
+    ),
+]
+MaxLookahead = Annotated[
+    int,
+    typer.Option(
+        envvar="AMUSD_MAX_LOOKAHEAD", min=1, help="Most proposed tokens beyond the verified ones."
+    ),
+]
+PrefillTokens = Annotated[
+    int,
+    typer.Option(
+        envvar="AMUSD_PREFILL_TOKENS", min=1, help="Tokens of a prompt that one pass reads."
+    ),
+]
+Level = Annotated[LogLevel, typer.Option("--log-level", envvar="AMUSD_LOG_LEVEL")]
+WithStdin = Annotated[
+    bool,
+    typer.Option(
+        "--end-with-stdin", envvar="AMUSD_END_WITH_STDIN", help="End when standard input closes."
+    ),
+]
+
+
+@serve.command()
+def draft(
+    model: Annotated[
+        str,
+        typer.Option(
+            envvar="AMUSD_MODEL",
+            help="Hub id or folder of a causal language model; or smollm2, prompt-lookup, "
+            "synthetic[:key=value,...].",
+        ),
+    ] = "smollm2",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    cpus: Cpus = "",
+    host: Host = "127.0.0.1",
+    port: Port = 50051,
+    max_sessions: MaxSessions = 64,
+    max_context: MaxContext = 0,
+    max_lookahead: MaxLookahead = 64,
+    prefill_tokens: PrefillTokens = 256,
+    grace: Grace = 5.0,
+    log_level: Level = LogLevel.INFO,
+    end_with_stdin: WithStdin = False,
+) -> None:
+    """Run the draft service: a small model that proposes tokens."""
+    from amusd.engine.device import DeviceSettings, parse_cpus  # noqa: PLC0415
+    from draft_service.service import run_draft_service  # noqa: PLC0415
+    from draft_service.settings import DraftSettings  # noqa: PLC0415
+
+    start_logging("draft", log_level)
+    settings = DraftSettings(
+        model=model,
+        device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
+        listen=Listen(host, port, grace),
+        max_sessions=max_sessions,
+        max_context=max_context,
+        max_lookahead=max_lookahead,
+        prefill_tokens=prefill_tokens,
+    )
+    asyncio.run(run_draft_service(settings, end_with_stdin))
+
+
+@serve.command()
+def verify(
+    model: Annotated[
+        str,
+        typer.Option(
+            envvar="AMUSD_MODEL",
+            help="Hub id or folder of a causal language model; or smollm2, "
+            "synthetic[:key=value,...].",
+        ),
+    ] = "smollm2",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    cpus: Cpus = "",
+    host: Host = "127.0.0.1",
+    port: Port = 50052,
+    max_sessions: MaxSessions = 64,
+    max_context: MaxContext = 0,
+    max_lookahead: MaxLookahead = 64,
+    prefill_tokens: PrefillTokens = 256,
+    grace: Grace = 5.0,
+    log_level: Level = LogLevel.INFO,
+    end_with_stdin: WithStdin = False,
+) -> None:
+    """Run the verify service: the large model that alone decides the output."""
+    from amusd.engine.device import DeviceSettings, parse_cpus  # noqa: PLC0415
+    from verify_service.service import run_verify_service  # noqa: PLC0415
+    from verify_service.settings import VerifySettings  # noqa: PLC0415
+
+    start_logging("verify", log_level)
+    settings = VerifySettings(
+        model=model,
+        device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
+        listen=Listen(host, port, grace),
+        max_sessions=max_sessions,
+        max_context=max_context,
+        max_lookahead=max_lookahead,
+        prefill_tokens=prefill_tokens,
+    )
+    asyncio.run(run_verify_service(settings, end_with_stdin))
+
+
+@serve.command()
+def orchestrator(
+    verify: Annotated[
+        str, typer.Option(envvar="AMUSD_VERIFY", help="Verify service as host:port.")
+    ] = "127.0.0.1:50052",
+    draft: Annotated[
+        str, typer.Option(envvar="AMUSD_DRAFT", help="Draft service as host:port; empty: none.")
+    ] = "127.0.0.1:50051",
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            envvar="AMUSD_TOKENIZER",
+            help="Hub id or folder of the tokenizer; empty: the one the verify service names.",
+        ),
+    ] = "",
+    host: Host = "127.0.0.1",
+    port: Port = 50050,
+    max_sessions: MaxSessions = 64,
+    default_max_tokens: Annotated[
+        int, typer.Option(envvar="AMUSD_DEFAULT_MAX_TOKENS", min=1, help="If a request says none.")
+    ] = 256,
+    default_strategy: Annotated[
+        Strategy, typer.Option(envvar="AMUSD_DEFAULT_STRATEGY", help="If a request says none.")
+    ] = Strategy.AMUSD,
+    speculative_lookahead: Annotated[
+        int, typer.Option(envvar="AMUSD_SPECULATIVE_LOOKAHEAD", min=1, help="Default look-ahead k.")
+    ] = 5,
+    amusd_lookahead: Annotated[
+        int, typer.Option(envvar="AMUSD_AMUSD_LOOKAHEAD", min=1, help="Default run-ahead limit.")
+    ] = 16,
+    startup_timeout: Annotated[
+        float,
+        typer.Option(envvar="AMUSD_STARTUP_TIMEOUT", help="Seconds to wait for the services."),
+    ] = 300.0,
+    verify_timeout: Annotated[
+        float, typer.Option(envvar="AMUSD_VERIFY_TIMEOUT", help="Seconds to wait for a verdict.")
+    ] = 120.0,
+    draft_timeout: Annotated[
+        float, typer.Option(envvar="AMUSD_DRAFT_TIMEOUT", help="Seconds to wait for the draft.")
+    ] = 10.0,
+    grace: Grace = 5.0,
+    log_level: Level = LogLevel.INFO,
+    end_with_stdin: WithStdin = False,
+) -> None:
+    """Run the orchestrator: what clients call."""
+    from orchestrator.service import run_orchestrator  # noqa: PLC0415
+    from orchestrator.settings import OrchestratorSettings  # noqa: PLC0415
+
+    start_logging("orchestrator", log_level)
+    settings = OrchestratorSettings(
+        verify=verify,
+        draft=draft,
+        tokenizer=tokenizer,
+        listen=Listen(host, port, grace),
+        max_sessions=max_sessions,
+        default_max_tokens=default_max_tokens,
+        default_strategy=default_strategy if draft else Strategy.AUTOREGRESSIVE,
+        speculative_lookahead=speculative_lookahead,
+        amusd_lookahead=amusd_lookahead,
+        startup_timeout_seconds=startup_timeout,
+        verify_timeout_seconds=verify_timeout,
+        draft_timeout_seconds=draft_timeout,
+    )
+    asyncio.run(run_orchestrator(settings, end_with_stdin))

@@ -1,0 +1,53 @@
+"""``amusd up``: all three services on this machine until Ctrl-C."""
+
+import contextlib
+import signal
+import time
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from amusd.cli.local import LocalSettings, local_services
+from amusd.cli.logs import LogLevel
+from amusd.cli.options import DraftModel, VerifyModel, errors
+
+_POLL_SECONDS = 0.2
+
+
+def up(
+    draft: DraftModel = "smollm2",
+    verify: VerifyModel = "smollm2",
+    draft_device: Annotated[
+        str, typer.Option(help="Device of the draft: cpu, cuda:1, or auto.")
+    ] = "auto",
+    verify_device: Annotated[
+        str, typer.Option(help="Device of the verify model: cpu, cuda:0, or auto.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="Number format of the weights, or auto.")] = "auto",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the orchestrator.")] = 50050,
+    draft_port: Annotated[int, typer.Option(min=0, max=65535)] = 50051,
+    verify_port: Annotated[int, typer.Option(min=0, max=65535)] = 50052,
+    log_level: LogLevel = LogLevel.INFO,
+) -> None:
+    """Run draft, verify and orchestrator on loopback; Ctrl-C stops them."""
+    settings = LocalSettings(
+        draft=draft,
+        verify=verify,
+        draft_device=draft_device,
+        verify_device=verify_device,
+        dtype=dtype,
+        ports=(port, draft_port, verify_port),
+        log_level=log_level,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    with contextlib.suppress(KeyboardInterrupt), local_services(settings) as services:
+        print(f"serving on {services.address}; stop with Ctrl-C", flush=True)
+        while True:
+            services.check()
+            time.sleep(_POLL_SECONDS)
+    errors.print("all services have stopped")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

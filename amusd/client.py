@@ -1,0 +1,164 @@
+"""A client for people: one call, text or tokens out. Needs an orchestrator's address."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import grpc
+
+from amusd.core.errors import UnavailableError
+from amusd.core.finish import FinishReason
+from amusd.core.statistics import Statistics
+from amusd.core.strategy import Strategy
+from amusd.rpc import codec, faults
+from amusd.rpc.channel import CHANNEL_OPTIONS
+from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue: exactly one of a text, a conversation, or token ids.
+
+    ``messages`` are pairs of role and content, in order.
+    """
+
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def chat(cls, content: str) -> "Prompt":
+        """Return a conversation of one user message."""
+        return cls(messages=(("user", content),))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to decode; None leaves the choice to the server."""
+
+    strategy: Strategy | None = None
+    max_tokens: int | None = None
+    lookahead: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True)
+class Generation:
+    """An output: iterate over it for its pieces of text; the rest is there at its end."""
+
+    _responses: Iterator[orchestrator_pb2.GenerateResponse]
+    _address: str
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    statistics: Statistics | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield pieces of text as their tokens become final.
+
+        Raises:
+            AmusdError: the server refuses the request, or cannot be reached.
+        """
+        try:
+            for response in self._responses:
+                piece = self._take(response)
+                if piece:
+                    yield piece
+        except grpc.RpcError as error:
+            raise faults.error_of(error, f"orchestrator at {self._address}") from error
+
+    def wait(self) -> "Generation":
+        """Read the whole output and return self."""
+        for _ in self:
+            pass
+        return self
+
+    def summary(self) -> Statistics:
+        """Return the statistics of an output that has been read to its end.
+
+        Raises:
+            UnavailableError: the server ended the output without a completion.
+        """
+        if self.statistics is None:
+            raise UnavailableError("the output ended without a completion")
+        return self.statistics
+
+    def _take(self, response: orchestrator_pb2.GenerateResponse) -> str:
+        if response.HasField("chunk"):
+            self.tokens.extend(response.chunk.token_ids)
+            piece = response.chunk.text
+        else:
+            completion = response.completion
+            self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
+            self.statistics = codec.statistics_from_proto(completion.statistics)
+            piece = completion.text
+        self.text += piece
+        return piece
+
+
+class Client:
+    """A connection to an orchestrator."""
+
+    def __init__(self, address: str, timeout_seconds: float | None = None) -> None:
+        """Connect to ``host:port``; the timeout holds for each call as a whole."""
+        self._address = address
+        self._timeout_seconds = timeout_seconds
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+
+    def __enter__(self) -> "Client":
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connection; generations under way end."""
+        self._channel.close()
+
+    def generate(self, prompt: Prompt, options: Options = Options()) -> Generation:
+        """Start a generation; iterate over the result to read it."""
+        request = generate_request(prompt, options)
+        responses = self._stub.Generate(request, timeout=self._timeout_seconds)
+        return Generation(iter(responses), self._address)
+
+    def server_info(self) -> orchestrator_pb2.GetServerInfoResponse:
+        """Return the server's models, limits and strategies.
+
+        Raises:
+            AmusdError: the server cannot be reached, or is not ready.
+        """
+        try:
+            request = orchestrator_pb2.GetServerInfoRequest()
+            return self._stub.GetServerInfo(request, timeout=self._timeout_seconds or 10.0)
+        except grpc.RpcError as error:
+            raise faults.error_of(error, f"orchestrator at {self._address}") from error
+
+
+def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.GenerateRequest:
+    """Return the message for a prompt and its options."""
+    request = orchestrator_pb2.GenerateRequest(
+        stop_token_ids=options.stop_token_ids, ignore_eos=options.ignore_eos
+    )
+    if prompt.messages:
+        request.chat.messages.extend(_messages(prompt.messages))
+    elif prompt.tokens:
+        request.tokens.ids.extend(prompt.tokens)
+    else:
+        request.text = prompt.text
+    if options.strategy is not None:
+        request.strategy = codec.strategy_to_proto(options.strategy)
+    if options.max_tokens is not None:
+        request.max_tokens = options.max_tokens
+    if options.lookahead is not None:
+        request.lookahead = options.lookahead
+    return request
+
+
+def _messages(pairs: Sequence[tuple[str, str]]) -> Iterator[orchestrator_pb2.ChatMessage]:
+    for role, content in pairs:
+        yield orchestrator_pb2.ChatMessage(role=role, content=content)

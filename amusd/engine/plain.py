@@ -1,0 +1,47 @@
+"""Decoding in one process, without services: the readable twin that the services are held to."""
+
+from amusd.engine.interface import Engine, Feed
+
+
+def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
+    """Return the ``num_tokens`` tokens that ``engine`` writes after ``prompt``, one a pass."""
+    slot = engine.open(len(prompt) + num_tokens)
+    try:
+        output: list[int] = []
+        feed = prompt
+        while len(output) < num_tokens:
+            output += engine.run([Feed(slot, feed, num_outputs=1)])[0]
+            feed = output[-1:]
+        return output
+    finally:
+        engine.close(slot)
+
+
+def decode_speculative(
+    draft: Engine, verify: Engine, prompt: list[int], num_tokens: int, lookahead: int
+) -> list[int]:
+    """Return the same tokens, ``lookahead`` of them drafted and then verified, in turn.
+
+    Leviathan et al., arXiv 2211.17192, algorithm 1, greedy.
+    """
+    capacity = len(prompt) + num_tokens + lookahead + 1
+    draft_slot, verify_slot = draft.open(capacity), verify.open(capacity)
+    try:
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + num_tokens:
+            proposed: list[int] = []
+            for _ in range(lookahead):
+                unread = [*tokens, *proposed][draft.length(draft_slot) :]
+                proposed += draft.run([Feed(draft_slot, unread, num_outputs=1)])[0]
+            unread = [*tokens[verify.length(verify_slot) :], *proposed]
+            predicted = verify.run([Feed(verify_slot, unread, num_outputs=lookahead + 1)])[0]
+            num_accepted = 0
+            while num_accepted < lookahead and proposed[num_accepted] == predicted[num_accepted]:
+                num_accepted += 1
+            tokens += predicted[: num_accepted + 1]
+            verify.truncate(verify_slot, len(tokens) - 1)
+            draft.truncate(draft_slot, min(draft.length(draft_slot), len(tokens) - 1))
+        return tokens[len(prompt) :][:num_tokens]
+    finally:
+        draft.close(draft_slot)
+        verify.close(verify_slot)
