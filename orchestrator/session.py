@@ -4,15 +4,17 @@ The session owns two streams and their tasks, and ends them all, however it ends
 """
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from amusd.core.errors import AmusdError, PreconditionError, UnavailableError
-from amusd.core.events import NOTHING, Decision, Proposal, Verdict
+from amusd.core.events import NOTHING, Decision, Forward, Proposal, Verdict
 from amusd.core.finish import FinishReason, FinishRule
 from amusd.core.ledger import Ledger
+from amusd.core.pass_size import PassSizer
 from amusd.core.statistics import Statistics, StatisticsRecorder
 from amusd.core.strategy import DraftPlan, Patience, Strategy, draft_plan
 from orchestrator.backends import Backends
@@ -55,6 +57,7 @@ class Session:
         self._ledger = Ledger(list(plan.tokens))
         self._recorder = StatisticsRecorder(time.monotonic())
         self._patience = Patience(plan.strategy, plan.draft_timeout_seconds)
+        self._sizer = PassSizer(plan.lookahead) if plan.strategy is Strategy.AMUSD else None
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
@@ -124,6 +127,9 @@ class Session:
         if decision is not NOTHING:
             self._recorder.verdict(verdict)
             self._patience.last_pass_seconds = verdict.pass_seconds
+            # The first pass has read the prompt: its time says nothing of later ones.
+            if self._sizer is not None and self._ledger.counts.passes > 1:
+                self._sizer.observe(verdict)
             # What is left of the tail is with the verify service already.
             self._pass_due = self._ledger.num_speculated > 0
         return decision
@@ -161,7 +167,7 @@ class Session:
                 self._draft.send(decision.advance)
         if decision.forward is not None:
             self._pass_due = True
-            await self._verify.send(decision.forward)
+            await self._verify.send(self._sized(decision.forward))
         if not decision.committed:
             return None
         tokens, reason = self._plan.finish.cut(decision.committed, self._num_output)
@@ -169,6 +175,12 @@ class Session:
         self._num_output += len(tokens)
         await self._emit(tokens)
         return reason
+
+    def _sized(self, forward: Forward) -> Forward:
+        """Let the next passes check as many proposals as pays best."""
+        if self._sizer is None:
+            return forward
+        return dataclasses.replace(forward, max_checked=self._sizer.best())
 
     async def _open(self) -> None:
         plan = self._plan

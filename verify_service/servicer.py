@@ -61,7 +61,9 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
             match request.WhichOneof("step"):
                 case "proposals":
                     step = request.proposals
-                    proposals = Forward(step.epoch, step.position, tuple(step.token_ids))
+                    proposals = Forward(
+                        step.epoch, step.position, tuple(step.token_ids), step.max_checked
+                    )
                     command = partial(
                         VerifyWorker.offer, session_id=session_id, proposals=proposals
                     )

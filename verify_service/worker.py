@@ -40,6 +40,7 @@ class _Task:
     session: VerifySession
     slot: int
     emit: Emit
+    max_checked: int
     prefill_seconds: float = 0.0
     failed: bool = False
 
@@ -66,7 +67,7 @@ class VerifyWorker:
             opening.tokens, opening.max_position, self.limits.max_lookahead, opening.epoch
         )
         slot = self.engine.open(opening.max_position)
-        self._tasks[opening.session_id] = _Task(session, slot, emit)
+        self._tasks[opening.session_id] = _Task(session, slot, emit, self.limits.max_lookahead)
 
     def offer(self, session_id: str, proposals: Forward) -> None:
         """Give an open session tokens to check; an error ends the session."""
@@ -76,6 +77,8 @@ class VerifyWorker:
         try:
             self._check_tokens(proposals.tokens)
             task.session.offer(proposals.epoch, proposals.position, proposals.tokens)
+            most = self.limits.max_lookahead
+            task.max_checked = min(proposals.max_checked or most, most)
         except AmusdError as error:
             _fail(task, error)
 
@@ -122,7 +125,7 @@ class VerifyWorker:
         unread = session.tokens_from(self.engine.length(task.slot))
         if len(unread) > self._prefill_tokens:
             return Feed(task.slot, unread[: self._prefill_tokens], num_outputs=0)
-        checking = session.begin_pass(self.limits.max_lookahead)
+        checking = session.begin_pass(task.max_checked)
         return Feed(task.slot, [*unread, *checking], num_outputs=len(checking) + 1)
 
     def _settle(self, task: _Task, predictions: list[int], seconds: float) -> None:

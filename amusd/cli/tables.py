@@ -12,7 +12,7 @@ from amusd.cli.measure import Measurement, reference_of
 def show(measurements: Sequence[Measurement], title: str) -> None:
     """Print one line for each way of decoding."""
     reference = reference_of(measurements)
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("strategy", no_wrap=True)
     for heading in ("tokens", "ms/token", "speed-up", "accept", "tok/pass", "rollbacks", "same"):
         table.add_column(heading, justify="right", no_wrap=True)

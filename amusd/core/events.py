@@ -38,11 +38,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send ``tokens`` to the verify service; no tokens ask for a plain pass."""
+    """Send ``tokens`` to the verify service; no tokens ask for a plain pass.
+
+    A pass checks at most ``max_checked`` tokens from now on; 0 leaves it to the service.
+    """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
+    max_checked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

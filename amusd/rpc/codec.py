@@ -162,7 +162,10 @@ def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
     """Return tokens to check as the verify service takes them."""
     return verify_pb2.VerifyRequest(
         proposals=verify_pb2.VerifyProposals(
-            epoch=forward.epoch, position=forward.position, token_ids=forward.tokens
+            epoch=forward.epoch,
+            position=forward.position,
+            token_ids=forward.tokens,
+            max_checked=forward.max_checked,
         )
     )
 

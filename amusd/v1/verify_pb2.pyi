@@ -104,6 +104,7 @@ class VerifyProposals(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MAX_CHECKED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in. Older than the session's: ignored. Later: what was
     proposed before is dropped.
@@ -111,6 +112,10 @@ class VerifyProposals(_message.Message):
     position: _builtins.int
     """Position of the first token. Tokens at positions that are final already are compared
     with them; a token that differs ends its epoch. Beyond the last known token it is a gap.
+    """
+    max_checked: _builtins.int
+    """Most tokens that a pass of this session checks from now on, what is over waits for the
+    next one; 0 means the service's max_lookahead.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -124,10 +129,11 @@ class VerifyProposals(_message.Message):
         epoch: _builtins.int = ...,
         position: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        max_checked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_checked", b"max_checked", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
