@@ -99,6 +99,7 @@ class DraftWorker:
             rollback.epoch, rollback.verified_position, rollback.corrected_token
         )
         self.drafter.truncate(task.slot, rollback.verified_position - 1)
+        _send(task)
         return num_dropped
 
     def close(self, session_id: str) -> None:
@@ -185,12 +186,10 @@ class DraftWorker:
 
 def _send(task: _Task) -> None:
     """Propose what is ready, with the time spent since the last proposal."""
-    run = task.session.take_run()
-    if run is None:
-        return
-    task.emit(Proposal(run.epoch, run.position, run.tokens, task.draft_seconds, task.num_steps))
-    task.draft_seconds = 0.0
-    task.num_steps = 0
+    while (run := task.session.take_run()) is not None:
+        task.emit(Proposal(run.epoch, run.position, run.tokens, task.draft_seconds, task.num_steps))
+        task.draft_seconds = 0.0
+        task.num_steps = 0
 
 
 def _fail(task: _Task, error: AmusdError) -> None:

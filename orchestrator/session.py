@@ -57,7 +57,9 @@ class Session:
         self._ledger = Ledger(list(plan.tokens))
         self._recorder = StatisticsRecorder(time.monotonic())
         self._patience = Patience(plan.strategy, plan.draft_timeout_seconds)
-        self._sizer = PassSizer(plan.lookahead) if plan.strategy is Strategy.AMUSD else None
+        self._sizer: PassSizer | None = None
+        if plan.strategy is Strategy.AMUSD:
+            self._sizer = PassSizer(plan.lookahead, backends.pass_times)
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
@@ -105,8 +107,6 @@ class Session:
         """Return the next event; None if the verify model has waited long enough for a draft."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
-        if self._draft is None and not self._pass_due:
-            return None
         patience = self._patience.seconds()
         timeout = self._plan.verify_timeout_seconds if self._pass_due else patience
         try:
@@ -132,6 +132,10 @@ class Session:
                 self._sizer.observe(verdict)
             # What is left of the tail is with the verify service already.
             self._pass_due = self._ledger.num_speculated > 0
+            if self._draft is None and not self._pass_due:
+                # One pass is asked for ahead, so that the verify model need not wait for us.
+                forward = self._ledger.plain_pass(num_ahead=1)
+                return dataclasses.replace(decision, forward=forward)
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:
@@ -157,7 +161,7 @@ class Session:
             self._draft.cancel()
             self._draft = None
             self._recorder.fallback_reason = str(error)
-        return NOTHING
+        return NOTHING if self._pass_due else Decision(forward=self._ledger.plain_pass())
 
     async def _carry_out(self, decision: Decision) -> FinishReason | None:
         if self._draft is not None:

@@ -40,7 +40,8 @@ def up(
         ports=(port, draft_port, verify_port),
         log_level=log_level,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     with contextlib.suppress(KeyboardInterrupt), local_services(settings) as services:
         print(f"serving on {services.address}; stop with Ctrl-C", flush=True)
         while True:

@@ -94,9 +94,9 @@ class Ledger:
         """The final tokens after the prompt."""
         return tuple(self._final[self._num_prompt :])
 
-    def plain_pass(self) -> Forward:
-        """Return the request for a pass without proposals at the verified position."""
-        return Forward(self._epoch, self.verified_position, ())
+    def plain_pass(self, num_ahead: int = 0) -> Forward:
+        """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
+        return Forward(self._epoch, self.verified_position + num_ahead, ())
 
     def proposal(self, proposal: Proposal) -> Decision:
         """Take drafted tokens; return what to forward, or the rollback they call for.
@@ -221,7 +221,7 @@ class Ledger:
         self.counts.rollbacks += 1
         self._tail.clear()
         self._epoch += 1
-        self._draft_head = self.verified_position
+        self._draft_head = position + 1
         rest = tuple(self._final[position + 1 :])
         return Decision(
             rollback=Rollback(self._epoch, position + 1, self._final[position]),

@@ -27,7 +27,7 @@ class VerifySession:
         "_max_pending",
         "_max_position",
         "_pending",
-        "_plain_wanted",
+        "_plain_until",
     )
 
     def __init__(
@@ -50,7 +50,7 @@ class VerifySession:
         self._checking_epoch = epoch
         self._epoch = epoch
         self._in_pass = False
-        self._plain_wanted = True
+        self._plain_until = len(tokens)
         self._max_position = max_position
         self._max_pending = max_pending
 
@@ -70,22 +70,20 @@ class VerifySession:
         """Whether there is something to check, or a plain pass was asked for."""
         if self._in_pass or self.verified_position >= self._max_position:
             return False
-        return self._plain_wanted or bool(self._pending)
+        return self.verified_position <= self._plain_until or bool(self._pending)
 
     def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
-        """Take proposals; no tokens ask for a plain pass at ``position``.
+        """Take proposals; no tokens ask for plain passes up to the one at ``position``.
 
         Raises:
             PreconditionError: a gap, or a new epoch while tokens of the old one are checked.
             InvalidInputError: other tokens than an earlier proposal of the same epoch.
             LimitExceededError: more tokens than may wait.
         """
-        if epoch < self._epoch:
-            return
         if not tokens:
-            if position == self.verified_position and not self._in_pass:
-                self._plain_wanted = True
-                self._epoch = epoch
+            self._plain_until = max(self._plain_until, position)
+            return
+        if epoch < self._epoch:
             return
         pending = self._pending if epoch == self._epoch else []
         checking = self._checking if epoch == self._checking_epoch else ()
@@ -126,7 +124,6 @@ class VerifySession:
         self._checking = tuple(self._pending[:num_checked])
         self._checking_epoch = self._epoch
         del self._pending[:num_checked]
-        self._plain_wanted = False
         self._in_pass = True
         return self._checking
 

@@ -119,8 +119,8 @@ class VerifyProposals(_message.Message):
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens. Empty: asks for a pass without proposals, if position is still the session's
-        verified position; ignored if not.
+        """The tokens. Empty: asks for passes without proposals as long as the verified position is
+        not beyond position, in any epoch. What is proposed meanwhile is checked all the same.
         """
 
     def __init__(

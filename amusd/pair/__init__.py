@@ -1,0 +1,45 @@
+"""The embedded pair of models, made ready in the user's cache; no torch and no services here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from amusd.pair.cache import cache_root
+from amusd.pair.draft import ensure_draft
+from amusd.pair.errors import PairError
+from amusd.pair.verify import ensure_verify
+
+__all__ = ["SMOLLM2", "EmbeddedPair", "PairError", "ensure_smollm2", "resolve_model"]
+
+SMOLLM2 = "smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPair:
+    """Folders of a verify model and of a draft model that share one tokeniser."""
+
+    verify: Path
+    draft: Path
+
+
+def ensure_smollm2(progress: bool = True) -> EmbeddedPair:
+    """Return the folders of SmolLM2-135M-Instruct and of its draft model.
+
+    The first call converts the weights, which takes seconds; later calls only look at file sizes.
+    `progress` draws a bar on standard error if that is a terminal. Raises PairError when the
+    weights are not installed or not the known ones, or the cache cannot be written.
+    """
+    folder = cache_root() / SMOLLM2
+    verify = ensure_verify(folder / "verify", progress)
+    return EmbeddedPair(verify=verify, draft=ensure_draft(folder / "draft", verify))
+
+
+def resolve_model(name: str, role: Literal["draft", "verify"]) -> str:
+    """The folder of the embedded model for `role` if `name` is "smollm2", else `name` itself.
+
+    Raises PairError as `ensure_smollm2` does.
+    """
+    if name != SMOLLM2:
+        return name
+    pair = ensure_smollm2()
+    return str(pair.draft if role == "draft" else pair.verify)
