@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.model import ModelDescription, ServiceLimits
-from amusd.core.pass_size import PassTimes
+from amusd.core.pass_size import StepTimes
 from amusd.core.vocabulary import explain_difference
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
@@ -38,7 +38,7 @@ class Backends:
         self.verify_model: ModelDescription
         self.draft_model: ModelDescription | None = None
         self.limits: ServiceLimits
-        self.pass_times = PassTimes()
+        self.step_times = StepTimes()
 
     @property
     def vocabulary_fingerprint(self) -> str:

@@ -14,9 +14,9 @@ from amusd.core.errors import AmusdError, PreconditionError, UnavailableError
 from amusd.core.events import NOTHING, Decision, Forward, Proposal, Verdict
 from amusd.core.finish import FinishReason, FinishRule
 from amusd.core.ledger import Ledger
-from amusd.core.pass_size import PassSizer
+from amusd.core.pace import make_pace
 from amusd.core.statistics import Statistics, StatisticsRecorder
-from amusd.core.strategy import DraftPlan, Patience, Strategy, draft_plan
+from amusd.core.strategy import DraftPlan, Strategy, draft_plan
 from orchestrator.backends import Backends
 from orchestrator.links import DraftLink, Event, Inbox, LinkLost, SessionOpening, VerifyLink
 
@@ -56,16 +56,17 @@ class Session:
         self._emit = emit
         self._ledger = Ledger(list(plan.tokens))
         self._recorder = StatisticsRecorder(time.monotonic())
-        self._patience = Patience(plan.strategy, plan.draft_timeout_seconds)
-        self._sizer: PassSizer | None = None
-        if plan.strategy is Strategy.AMUSD:
-            self._sizer = PassSizer(plan.lookahead, backends.pass_times)
+        self._pace = make_pace(
+            plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
+        )
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
         self._verify: VerifyLink
         # Whether a verdict is to come without our asking for it.
         self._pass_due = True
+        # Proposals that wait for more of them while the verify model is idle.
+        self._held: Forward | None = None
         self._num_output = 0
 
     async def run(self) -> Outcome:
@@ -107,7 +108,7 @@ class Session:
         """Return the next event; None if the verify model has waited long enough for a draft."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
-        patience = self._patience.seconds()
+        patience = self._pace.patience_seconds()
         timeout = self._plan.verify_timeout_seconds if self._pass_due else patience
         try:
             async with asyncio.timeout(timeout):
@@ -124,28 +125,36 @@ class Session:
             decision = self._ledger.verdict(verdict)
         except PreconditionError as error:
             raise UnavailableError(f"verify service: {error}") from error
-        if decision is not NOTHING:
-            self._recorder.verdict(verdict)
-            self._patience.last_pass_seconds = verdict.pass_seconds
-            # The first pass has read the prompt: its time says nothing of later ones.
-            if self._sizer is not None and self._ledger.counts.passes > 1:
-                self._sizer.observe(verdict)
-            # What is left of the tail is with the verify service already.
-            self._pass_due = self._ledger.num_speculated > 0
-            if self._draft is None and not self._pass_due:
-                # One pass is asked for ahead, so that the verify model need not wait for us.
-                forward = self._ledger.plain_pass(num_ahead=1)
-                return dataclasses.replace(decision, forward=forward)
+        if decision is NOTHING:
+            return decision
+        now = time.monotonic()
+        self._recorder.verdict(verdict)
+        self._pace.passed(verdict, is_first=self._ledger.counts.passes == 1)
+        if decision.rollback is not None:
+            self._pace.rolled_back(now)
+        # What is left of the tail is with the verify service already.
+        self._pass_due = self._ledger.num_speculated > 0
+        if self._pass_due:
+            return decision
+        if self._draft is None:
+            # One pass is asked for ahead, so that the verify model need not wait for us.
+            return dataclasses.replace(decision, forward=self._ledger.plain_pass(num_ahead=1))
+        if self._pace.start_size(0, now) == 0:
+            return dataclasses.replace(decision, forward=self._ledger.plain_pass())
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:
+        now = time.monotonic()
         self._recorder.proposal(proposal)
+        self._pace.proposed(proposal, now)
         try:
             self._backends.check_tokens(proposal.tokens)
             decision = self._ledger.proposal(proposal)
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.
             return self._lose_draft(error)
+        if decision.rollback is not None:
+            self._pace.rolled_back(now)
         nothing_to_propose = (
             not proposal.tokens
             and proposal.epoch == self._ledger.epoch
@@ -166,12 +175,12 @@ class Session:
     async def _carry_out(self, decision: Decision) -> FinishReason | None:
         if self._draft is not None:
             if decision.rollback is not None:
+                self._held = None
                 self._draft.send(decision.rollback)
             if decision.advance is not None:
                 self._draft.send(decision.advance)
         if decision.forward is not None:
-            self._pass_due = True
-            await self._verify.send(self._sized(decision.forward))
+            await self._forward(decision.forward)
         if not decision.committed:
             return None
         tokens, reason = self._plan.finish.cut(decision.committed, self._num_output)
@@ -180,11 +189,24 @@ class Session:
         await self._emit(tokens)
         return reason
 
-    def _sized(self, forward: Forward) -> Forward:
-        """Let the next passes check as many proposals as pays best."""
-        if self._sizer is None:
-            return forward
-        return dataclasses.replace(forward, max_checked=self._sizer.best())
+    async def _forward(self, forward: Forward) -> None:
+        """Send proposals, or collect a few first while the verify model is idle.
+
+        A request for a plain pass sends what has been collected instead.
+        """
+        must_start = self._pass_due or not forward.tokens
+        if self._held is not None:
+            tokens = self._held.tokens + forward.tokens
+            forward = dataclasses.replace(self._held, tokens=tokens)
+        num_ready = len(forward.tokens)
+        room = self._plan.finish.max_tokens - self._num_output - 1
+        wanted = min(room, self._pace.start_size(num_ready, time.monotonic()))
+        if wanted > num_ready and not must_start:
+            self._held = forward
+            return
+        self._held = None
+        self._pass_due = True
+        await self._verify.send(dataclasses.replace(forward, max_checked=self._pace.max_checked))
 
     async def _open(self) -> None:
         plan = self._plan

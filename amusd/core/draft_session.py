@@ -116,8 +116,8 @@ class DraftSession:
         """
         num_ready = self.length - self._sent
         if num_ready == 0:
-            waited_for = self._exhausted or self._verified == self.length
-            if self.room or self._stalled or self._announced or not waited_for:
+            is_at_end = self._exhausted or self.length >= self._limits.max_position
+            if self.room or self._stalled or self._announced or not is_at_end:
                 return None
             self._announced = True
         elif num_ready < self._limits.tokens_per_proposal and self.room:

@@ -16,17 +16,26 @@ _TIME_WEIGHT = 0.2  # weight of the newest pass time
 
 
 @dataclass(slots=True)
-class PassTimes:
-    """Time of a verify pass by the number of proposals it checks, learned from all sessions."""
+class StepTimes:
+    """Time of a draft step, and of a verify pass by the number of proposals it checks.
 
+    Learned from all sessions, for they are properties of the two devices.
+    """
+
+    draft_seconds: float = 0.0
     _seconds: dict[int, float] = field(default_factory=dict)
 
-    def observe(self, num_checked: int, pass_seconds: float) -> None:
+    def observe_draft(self, step_seconds: float) -> None:
+        """Learn from a draft step."""
+        known = self.draft_seconds or step_seconds
+        self.draft_seconds = known + _TIME_WEIGHT * (step_seconds - known)
+
+    def observe_pass(self, num_checked: int, pass_seconds: float) -> None:
         """Learn from a pass."""
         known = self._seconds.get(num_checked, pass_seconds)
         self._seconds[num_checked] = known + _TIME_WEIGHT * (pass_seconds - known)
 
-    def seconds(self, num_checked: int) -> float | None:
+    def pass_seconds(self, num_checked: int) -> float | None:
         """Return the time of a pass, interpolated between known ones; None if none is known.
 
         A size beyond the largest known counts as costing no more than that one, and one below
@@ -50,7 +59,7 @@ class PassSizer:
     """Learns the acceptance of one session, and picks the best number of proposals to check."""
 
     max_checked: int
-    times: PassTimes
+    times: StepTimes
     _accepted: float = _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT
     _compared: float = _PRIOR_WEIGHT
 
@@ -61,7 +70,7 @@ class PassSizer:
 
     def observe(self, verdict: Verdict) -> None:
         """Learn from a pass; not from a session's first, for that has read the prompt."""
-        self.times.observe(verdict.num_checked, verdict.pass_seconds)
+        self.times.observe_pass(verdict.num_checked, verdict.pass_seconds)
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         for place in range(num_compared):
             self._accepted = self._accepted * _MEMORY + (place < verdict.num_accepted)
@@ -69,9 +78,29 @@ class PassSizer:
 
     def best(self) -> int:
         """Return how many proposals to check, 1 to ``max_checked``."""
-        return max(range(1, self.max_checked + 1), key=self._tokens_per_second)
+        return max(range(1, self.max_checked + 1), key=lambda size: self._rate(size, 0.0))
 
-    def _tokens_per_second(self, size: int) -> float:
-        tokens = expected_tokens(self.acceptance, size)
-        seconds = self.times.seconds(size)
-        return tokens if seconds is None else tokens / max(seconds, 1e-9)
+    def best_start(self, num_ready: int, next_seconds: float) -> int:
+        """Return with how many proposals an idle verify model should start, 0 or more.
+
+        With those that are ready, or with more that have to be waited for: the next one comes
+        in ``next_seconds``, each further one a draft step later. 0 is a plain pass, at once.
+        The best is what yields most tokens for the time from now to the end of the pass, as
+        the look-ahead of drafting and verifying in turn is chosen (Leviathan et al.,
+        arXiv 2211.17192, section 3.5).
+        """
+        if self.times.pass_seconds(num_ready) is None:
+            return max(1, num_ready)  # nothing is known yet
+        sizes = range(num_ready, max(num_ready, self.max_checked) + 1)
+
+        def rate(size: int) -> float:
+            num_awaited = size - num_ready
+            wait = next_seconds + (num_awaited - 1) * self.times.draft_seconds
+            return self._rate(size, wait if num_awaited else 0.0)
+
+        return max(sizes, key=rate)
+
+    def _rate(self, size: int, wait_seconds: float) -> float:
+        """Return tokens per second of waiting and a pass over ``size`` proposals."""
+        pass_seconds = self.times.pass_seconds(size) or 1.0
+        return expected_tokens(self.acceptance, size) / (wait_seconds + pass_seconds)

@@ -1,11 +1,9 @@
 """The embedded pair through the real services against ``generate()`` of Transformers."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from amusd.cli.baseline import TransformersRunner, transformers_runners
-from amusd.cli.local import LocalSettings, Placement, local_services
+from amusd.cli.local import Placement
 from amusd.cli.prompts import HUMAN_EVAL, load_prompts
 from amusd.client import Client, Options, Prompt
 from amusd.core.finish import FinishReason
@@ -25,12 +23,6 @@ QUESTIONS = (
     "Write a SQL query that counts the orders of each customer.",
     "Summarise the water cycle in three sentences.",
 )
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with local_services(LocalSettings()) as services, Client(services.address, 300) as connected:
-        yield connected
 
 
 @pytest.fixture(scope="module")

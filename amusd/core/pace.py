@@ -1,0 +1,132 @@
+"""The pace of a session: when the verify model starts a pass, and over how many proposals.
+
+It decides about time only, never about tokens. Times are seconds of one monotonic clock.
+"""
+
+import math
+from typing import Protocol
+
+from amusd.core.events import Proposal, Verdict
+from amusd.core.pass_size import PassSizer, StepTimes
+from amusd.core.strategy import Strategy
+
+_MIN_PATIENCE_SECONDS = 0.002
+
+
+class Pace(Protocol):
+    """What a session asks and tells as it goes."""
+
+    @property
+    def max_checked(self) -> int:
+        """Most proposals that the next pass should check; 0 leaves it to the service."""
+
+    def start_size(self, num_ready: int, now_seconds: float) -> int:
+        """Return with how many proposals an idle verify model should start.
+
+        ``num_ready`` or less: at once with what there is, and 0 is a plain pass. More: wait.
+        """
+
+    def patience_seconds(self) -> float:
+        """Return how long to wait for a proposal before the verify model goes on by itself."""
+
+    def proposed(self, proposal: Proposal, now_seconds: float) -> None:
+        """Take note of a proposal."""
+
+    def rolled_back(self, now_seconds: float) -> None:
+        """Take note of a rollback of the draft."""
+
+    def passed(self, verdict: Verdict, is_first: bool) -> None:
+        """Take note of a pass; the first one has read the prompt."""
+
+
+class TakingTurns:
+    """Draft, then verify: a pass starts when the draft has said all it has to say."""
+
+    max_checked = 0
+
+    def __init__(self, draft_timeout_seconds: float) -> None:
+        """Wait for a proposal for at most ``draft_timeout_seconds``."""
+        self._draft_timeout_seconds = draft_timeout_seconds
+
+    def start_size(self, num_ready: int, now_seconds: float) -> int:
+        """Start with whatever is there, and wait while nothing is."""
+        return max(1, num_ready)
+
+    def patience_seconds(self) -> float:
+        """Return the time that the draft's turn may take."""
+        return self._draft_timeout_seconds
+
+    def proposed(self, proposal: Proposal, now_seconds: float) -> None:
+        """Nothing to learn."""
+
+    def rolled_back(self, now_seconds: float) -> None:
+        """Nothing to learn."""
+
+    def passed(self, verdict: Verdict, is_first: bool) -> None:
+        """Nothing to learn."""
+
+
+class Overlapping:
+    """Draft and verify at once: no pass waits for longer, or checks more, than pays.
+
+    The draft never pauses, so when its next proposal will come is known from its step time:
+    after a rollback it finishes the step that runs, for nothing, and then takes one more.
+    """
+
+    def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
+        """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions."""
+        self._times = times
+        self._sizer = PassSizer(lookahead, times)
+        self._draft_timeout_seconds = draft_timeout_seconds
+        self._last_pass_seconds: float | None = None
+        self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
+        self._num_proposals = 0
+
+    @property
+    def max_checked(self) -> int:
+        """Return the number of proposals whose pass yields most tokens a second."""
+        return self._sizer.best()
+
+    def start_size(self, num_ready: int, now_seconds: float) -> int:
+        """Weigh the tokens that waiting brings against the time it takes."""
+        next_seconds = max(0.0, self._next_proposal_seconds - now_seconds)
+        return self._sizer.best_start(num_ready, next_seconds)
+
+    def patience_seconds(self) -> float:
+        """Return the time of a pass.
+
+        Waiting as long as a pass takes costs at most twice what the best choice would have cost
+        (the ski-rental argument), should the draft be slower than it was.
+        """
+        if self._last_pass_seconds is None:
+            return self._draft_timeout_seconds
+        patience = max(self._last_pass_seconds, _MIN_PATIENCE_SECONDS)
+        return min(patience, self._draft_timeout_seconds)
+
+    def proposed(self, proposal: Proposal, now_seconds: float) -> None:
+        """Learn the draft's step time; its next proposal is one step away."""
+        # The first proposal has read the prompt.
+        if proposal.num_steps and self._num_proposals:
+            self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
+        self._num_proposals += 1
+        self._next_proposal_seconds = now_seconds + self._times.draft_seconds
+
+    def rolled_back(self, now_seconds: float) -> None:
+        """Expect a proposal after the step that runs and one more."""
+        step_ends = max(now_seconds, self._next_proposal_seconds)
+        self._next_proposal_seconds = step_ends + self._times.draft_seconds
+
+    def passed(self, verdict: Verdict, is_first: bool) -> None:
+        """Learn acceptance and pass times."""
+        self._last_pass_seconds = verdict.pass_seconds
+        if not is_first:
+            self._sizer.observe(verdict)
+
+
+def make_pace(
+    strategy: Strategy, lookahead: int, times: StepTimes, draft_timeout_seconds: float
+) -> Pace:
+    """Return the pace of a strategy."""
+    if strategy is Strategy.AMUSD:
+        return Overlapping(lookahead, times, draft_timeout_seconds)
+    return TakingTurns(draft_timeout_seconds)
