@@ -53,7 +53,12 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """See the protocol."""
         if request.verified_position < 1:
             raise InvalidInputError("verified_position is 0: the corrected token counts too")
-        rollback = Rollback(request.epoch, request.verified_position, request.corrected_token_id)
+        rollback = Rollback(
+            request.epoch,
+            request.verified_position,
+            request.corrected_token_id,
+            request.lookahead,
+        )
         num_dropped = await asyncio.wrap_future(
             self._engine.submit(lambda worker: worker.rollback(request.session_id, rollback))
         )
@@ -75,7 +80,9 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             match request.WhichOneof("step"):
                 case "advance":
                     step = request.advance
-                    advance = Advance(step.epoch, step.position, tuple(step.token_ids))
+                    advance = Advance(
+                        step.epoch, step.position, tuple(step.token_ids), step.lookahead
+                    )
                     command = partial(DraftWorker.advance, session_id=session_id, advance=advance)
                     await window.passed(self._engine.submit(command))
                 case "close":

@@ -81,7 +81,7 @@ class DraftWorker:
             return
         try:
             self._check_tokens(advance.tokens)
-            task.session.advance(advance.epoch, advance.position, advance.tokens)
+            task.session.advance(advance.epoch, advance.position, advance.tokens, advance.lookahead)
         except AmusdError as error:
             _fail(task, error)
             return
@@ -96,7 +96,10 @@ class DraftWorker:
             )
         self._check_tokens((rollback.corrected_token,))
         num_dropped = task.session.rollback(
-            rollback.epoch, rollback.verified_position, rollback.corrected_token
+            rollback.epoch,
+            rollback.verified_position,
+            rollback.corrected_token,
+            rollback.lookahead,
         )
         self.drafter.truncate(task.slot, rollback.verified_position - 1)
         _send(task)

@@ -8,10 +8,10 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from amusd.core.errors import AmusdError, PreconditionError, UnavailableError
-from amusd.core.events import NOTHING, Decision, Forward, Proposal, Verdict
+from amusd.core.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.core.finish import FinishReason, FinishRule
 from amusd.core.ledger import Ledger
 from amusd.core.pace import make_pace
@@ -22,6 +22,7 @@ from orchestrator.links import DraftLink, Event, Inbox, LinkLost, SessionOpening
 
 _MAX_INBOX = 1024
 
+Message = TypeVar("Message", Advance, Rollback)
 Emit = Callable[[tuple[int, ...]], Awaitable[None]]
 
 
@@ -176,9 +177,9 @@ class Session:
         if self._draft is not None:
             if decision.rollback is not None:
                 self._held = None
-                self._draft.send(decision.rollback)
+                self._draft.send(self._bounded(decision.rollback))
             if decision.advance is not None:
-                self._draft.send(decision.advance)
+                self._draft.send(self._bounded(decision.advance))
         if decision.forward is not None:
             await self._forward(decision.forward)
         if not decision.committed:
@@ -188,6 +189,10 @@ class Session:
         self._num_output += len(tokens)
         await self._emit(tokens)
         return reason
+
+    def _bounded(self, message: Message) -> Message:
+        """Let the draft run ahead as far as it is of use."""
+        return dataclasses.replace(message, lookahead=self._pace.lookahead)
 
     async def _forward(self, forward: Forward) -> None:
         """Send proposals, or collect a few first while the verify model is idle.

@@ -52,6 +52,7 @@ class DraftSession:
         "_epoch",
         "_exhausted",
         "_limits",
+        "_lookahead",
         "_sent",
         "_stalled",
         "_tokens",
@@ -68,6 +69,7 @@ class DraftSession:
             raise InvalidInputError("a session needs at least one token: send a prompt")
         self._tokens = list(tokens)
         self._limits = limits
+        self._lookahead = limits.lookahead
         self._epoch = epoch
         self._verified = len(tokens)
         self._sent = len(tokens)
@@ -96,7 +98,7 @@ class DraftSession:
         """Number of tokens that may be drafted now."""
         if self._stalled or self._exhausted:
             return 0
-        end = min(self._verified + self._limits.lookahead, self._limits.max_position)
+        end = min(self._verified + self._lookahead, self._limits.max_position)
         return max(0, end - self.length)
 
     @property
@@ -126,8 +128,12 @@ class DraftSession:
         self._sent = self.length
         return run
 
-    def advance(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
+    def advance(
+        self, epoch: int, position: int, tokens: tuple[int, ...], lookahead: int = 0
+    ) -> None:
         """Take note that ``tokens`` from ``position`` on are final.
+
+        ``lookahead`` is the look-ahead from now on, within the session's limit; 0 leaves it.
 
         Raises:
             PreconditionError: it comes from a later epoch, or leaves a gap.
@@ -142,6 +148,7 @@ class DraftSession:
             raise PreconditionError(
                 f"an advance at position {position} leaves a gap after {self._verified}"
             )
+        self._set_lookahead(lookahead)
         self._exhausted = False
         self._announced = False
         for token in tokens[self._verified - position :]:
@@ -153,8 +160,12 @@ class DraftSession:
                 return
             self._verified += 1
 
-    def rollback(self, epoch: int, verified_position: int, corrected_token: int) -> int:
+    def rollback(
+        self, epoch: int, verified_position: int, corrected_token: int, lookahead: int = 0
+    ) -> int:
         """Drop the draft from the corrected token on; return how many tokens were dropped.
+
+        ``lookahead`` as in ``advance``.
 
         Raises:
             PreconditionError: the epoch is not a later one, or the position is ahead of what
@@ -174,6 +185,7 @@ class DraftSession:
                 f"a rollback to position {verified_position} is behind the "
                 f"{self._verified} tokens verified already"
             )
+        self._set_lookahead(lookahead)
         num_dropped = max(0, self.length - (verified_position - 1))
         del self._tokens[verified_position - 1 :]
         self._tokens.append(corrected_token)
@@ -184,6 +196,10 @@ class DraftSession:
         self._exhausted = False
         self._announced = False
         return num_dropped
+
+    def _set_lookahead(self, lookahead: int) -> None:
+        if lookahead:
+            self._lookahead = min(lookahead, self._limits.lookahead)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the parts of the state contradict one another."""

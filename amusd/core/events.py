@@ -51,20 +51,28 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Tell the draft service that ``tokens`` from ``position`` on are final."""
+    """Tell the draft service that ``tokens`` from ``position`` on are final.
+
+    It may draft ``lookahead`` tokens beyond them from now on; 0 leaves that as it is.
+    """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
+    lookahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``."""
+    """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``.
+
+    ``lookahead`` as in ``Advance``.
+    """
 
     epoch: int
     verified_position: int
     corrected_token: int
+    lookahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ class Pace(Protocol):
     def max_checked(self) -> int:
         """Most proposals that the next pass should check; 0 leaves it to the service."""
 
+    @property
+    def lookahead(self) -> int:
+        """How far the draft should run ahead; 0 leaves it as the session was opened."""
+
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Return with how many proposals an idle verify model should start.
 
@@ -43,6 +47,7 @@ class TakingTurns:
     """Draft, then verify: a pass starts when the draft has said all it has to say."""
 
     max_checked = 0
+    lookahead = 0
 
     def __init__(self, draft_timeout_seconds: float) -> None:
         """Wait for a proposal for at most ``draft_timeout_seconds``."""
@@ -86,6 +91,11 @@ class Overlapping:
     def max_checked(self) -> int:
         """Return the number of proposals whose pass yields most tokens a second."""
         return self._sizer.best()
+
+    @property
+    def lookahead(self) -> int:
+        """Return how many drafted tokens still have a chance to be used."""
+        return self._sizer.useful_lookahead()
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Weigh the tokens that waiting brings against the time it takes."""

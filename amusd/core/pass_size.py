@@ -4,6 +4,7 @@ On a device where a pass over n tokens costs more than one over a single token, 
 that a quick draft has written is waste: late proposals are rarely right, and all pay for them.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from amusd.core.events import Verdict
@@ -12,6 +13,7 @@ from amusd.core.performance import expected_tokens
 _PRIOR_ACCEPTANCE = 0.6
 _PRIOR_WEIGHT = 8.0
 _MEMORY = 0.97  # weight of what was known before each compared token
+_LEAST_CHANCE = 0.05  # of being used, for a token to be drafted at all
 _TIME_WEIGHT = 0.2  # weight of the newest pass time
 
 
@@ -79,6 +81,16 @@ class PassSizer:
     def best(self) -> int:
         """Return how many proposals to check, 1 to ``max_checked``."""
         return max(range(1, self.max_checked + 1), key=lambda size: self._rate(size, 0.0))
+
+    def useful_lookahead(self) -> int:
+        """Return how far to draft: tokens beyond are used in less than one case in twenty.
+
+        A token is of use only if all before it are right. What is drafted in vain costs energy,
+        and slows the verify model down where the two devices share memory or power.
+        """
+        acceptance = min(max(self.acceptance, 0.01), 0.99)
+        useful = math.ceil(math.log(_LEAST_CHANCE) / math.log(acceptance))
+        return min(max(useful, 1), self.max_checked)
 
     def best_start(self, num_ready: int, next_seconds: float) -> int:
         """Return with how many proposals an idle verify model should start, 0 or more.

@@ -174,7 +174,10 @@ def advance_to_proto(advance: events.Advance) -> draft_pb2.ProposeRequest:
     """Return final tokens as the draft service takes them."""
     return draft_pb2.ProposeRequest(
         advance=draft_pb2.ProposeAdvance(
-            epoch=advance.epoch, position=advance.position, token_ids=advance.tokens
+            epoch=advance.epoch,
+            position=advance.position,
+            token_ids=advance.tokens,
+            lookahead=advance.lookahead,
         )
     )
 
@@ -186,6 +189,7 @@ def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.R
         epoch=rollback.epoch,
         verified_position=rollback.verified_position,
         corrected_token_id=rollback.corrected_token,
+        lookahead=rollback.lookahead,
     )
 
 

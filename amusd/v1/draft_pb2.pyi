@@ -123,10 +123,13 @@ class ProposeAdvance(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the ledger when it sent this. An older one than the session's is ignored."""
     position: _builtins.int
     """Position of the first of token_ids; not beyond the session's verified position."""
+    lookahead: _builtins.int
+    """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The final tokens, 1 or more. The verified position becomes position + their number."""
@@ -137,10 +140,11 @@ class ProposeAdvance(_message.Message):
         epoch: _builtins.int = ...,
         position: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        lookahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +245,7 @@ class RollbackRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     VERIFIED_POSITION_FIELD_NUMBER: _builtins.int
     CORRECTED_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of an open session."""
     epoch: _builtins.int
@@ -251,6 +256,8 @@ class RollbackRequest(_message.Message):
     """
     corrected_token_id: _builtins.int
     """The verify model's token for position verified_position - 1."""
+    lookahead: _builtins.int
+    """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
     def __init__(
         self,
         *,
@@ -258,10 +265,11 @@ class RollbackRequest(_message.Message):
         epoch: _builtins.int = ...,
         verified_position: _builtins.int = ...,
         corrected_token_id: _builtins.int = ...,
+        lookahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "session_id", b"session_id", "verified_position", b"verified_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "lookahead", b"lookahead", "session_id", b"session_id", "verified_position", b"verified_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
