@@ -103,7 +103,8 @@ class PassSizer:
         """
         if self.times.pass_seconds(num_ready) is None:
             return max(1, num_ready)  # nothing is known yet
-        sizes = range(num_ready, max(num_ready, self.max_checked) + 1)
+        # The draft is let write no more than this, so more would never come.
+        sizes = range(num_ready, max(num_ready, self.useful_lookahead()) + 1)
 
         def rate(size: int) -> float:
             num_awaited = size - num_ready

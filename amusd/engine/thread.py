@@ -24,6 +24,8 @@ class Worker(Protocol):
         """Run one pass if any session is due; return whether there was one."""
 
 
+_ENDING = "the service is ending: use another replica"
+
 Work = TypeVar("Work", bound=Worker)
 Result = TypeVar("Result")
 
@@ -34,7 +36,8 @@ class EngineThread(Generic[Work]):
     def __init__(self, name: str, make_worker: Callable[[], Work]) -> None:
         """Prepare the thread; the worker is made on it, so that a model loads there too."""
         self._make_worker = make_worker
-        self._inbox: queue.SimpleQueue[Callable[[Work], None]] = queue.SimpleQueue()
+        # Commands are called with the worker, or with None if it will not serve any more.
+        self._inbox: queue.SimpleQueue[Callable[[Work | None], None]] = queue.SimpleQueue()
         self._stopping = False
         self.ready: Future[Work] = Future()
         self.failed: Future[None] = Future()
@@ -54,14 +57,16 @@ class EngineThread(Generic[Work]):
         """
         if not self.ready.done():
             raise UnavailableError("the service is loading its model: try again soon")
-        if self.failed.done() or self._stopping:
-            raise UnavailableError("the service is ending: use another replica")
+        if self._stopping:
+            raise UnavailableError(_ENDING)
         future: Future[Result] = Future()
 
-        def run(worker: Work) -> None:
+        def run(worker: Work | None) -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                if worker is None:
+                    raise UnavailableError(_ENDING)
                 future.set_result(command(worker))
             except BaseException as error:
                 future.set_exception(error)  # whoever waits for the future gets it
@@ -80,6 +85,7 @@ class EngineThread(Generic[Work]):
         try:
             worker = self._make_worker()
         except Exception as error:
+            self._stopping = True
             self.ready.set_exception(error)
             return
         self.ready.set_result(worker)
@@ -88,6 +94,14 @@ class EngineThread(Generic[Work]):
         except Exception as error:
             log.exception("the engine thread failed")
             self.failed.set_exception(error)
+        finally:
+            self._stopping = True
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """Answer commands that came too late, so that nobody waits for them."""
+        while not self._inbox.empty():
+            self._inbox.get_nowait()(None)
 
     def _loop(self, worker: Work) -> None:
         busy = False

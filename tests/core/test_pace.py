@@ -1,0 +1,119 @@
+"""When the verify model starts a pass, and how long it waits for a proposal."""
+
+import pytest
+
+from amusd.core.events import Proposal, Verdict
+from amusd.core.pace import Overlapping, Pace, TakingTurns, make_pace
+from amusd.core.pass_size import StepTimes
+from amusd.core.strategy import Strategy
+
+PASS_SECONDS = 0.05
+STEP_SECONDS = 0.01
+
+
+def proposal(draft_seconds: float = STEP_SECONDS, num_steps: int = 1) -> Proposal:
+    return Proposal(0, 2, (1,), draft_seconds, num_steps)
+
+
+def verdict(num_checked: int = 1, pass_seconds: float = PASS_SECONDS) -> Verdict:
+    return Verdict(0, 2, num_checked, num_checked, 1, pass_seconds)
+
+
+def overlapping(timeout_seconds: float = 10.0) -> Overlapping:
+    return Overlapping(8, StepTimes(), timeout_seconds)
+
+
+def experienced() -> Overlapping:
+    """It knows a draft step of 10 ms, and passes of 50 ms over any size."""
+    pace = overlapping()
+    for num_checked in (0, 0, 1, 8):
+        pace.passed(verdict(num_checked), is_first=False)
+    pace.proposed(proposal(), 0.0)
+    pace.proposed(proposal(), 0.0)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        (Strategy.AMUSD, Overlapping),
+        (Strategy.SPECULATIVE, TakingTurns),
+        (Strategy.AUTOREGRESSIVE, TakingTurns),
+    ],
+)
+def test_amusd_alone_lets_draft_and_verify_overlap(strategy: Strategy, kind: type[Pace]) -> None:
+    assert isinstance(make_pace(strategy, 8, StepTimes(), 10.0), kind)
+
+
+# Taking turns
+
+
+def test_in_lock_step_the_drafts_turn_is_waited_for() -> None:
+    pace = TakingTurns(draft_timeout_seconds=10.0)
+    pace.passed(verdict(), is_first=False)
+    assert pace.patience_seconds() == 10.0
+    assert pace.start_size(0, 0.0) > 0
+
+
+@pytest.mark.parametrize("num_ready", [1, 5])
+def test_in_lock_step_a_pass_starts_with_whatever_is_there(num_ready: int) -> None:
+    assert TakingTurns(10.0).start_size(num_ready, 0.0) <= num_ready
+
+
+# Patience
+
+
+def test_before_the_first_pass_the_draft_gets_all_its_time() -> None:
+    assert overlapping(10.0).patience_seconds() == 10.0
+
+
+def test_amusd_waits_as_long_as_a_pass_takes() -> None:
+    pace = overlapping()
+    pace.passed(verdict(pass_seconds=0.05), is_first=True)
+    assert pace.patience_seconds() == 0.05
+
+
+def test_patience_is_never_shorter_than_a_message_takes() -> None:
+    pace = overlapping()
+    pace.passed(verdict(pass_seconds=0.0), is_first=True)
+    assert 0.001 <= pace.patience_seconds() <= 0.01
+
+
+def test_patience_is_never_longer_than_the_timeout() -> None:
+    pace = overlapping(timeout_seconds=0.5)
+    pace.passed(verdict(pass_seconds=3.0), is_first=True)
+    assert pace.patience_seconds() == 0.5
+
+
+# Starts
+
+
+def test_a_pass_without_proposals_is_started_only_if_the_next_one_is_far_away() -> None:
+    pace = experienced()
+    assert pace.start_size(0, now_seconds=1.0) > 0  # the next proposal is due
+    slow = experienced()
+    for _ in range(100):
+        slow.proposed(proposal(draft_seconds=5.0), 1.0)
+    assert slow.start_size(0, now_seconds=1.0) == 0
+
+
+def test_after_a_rollback_the_next_proposal_is_further_away() -> None:
+    steady, rolled_back = overlapping(), overlapping()
+    for pace in (steady, rolled_back):
+        for num_checked in (0, 1, 8):
+            pace.passed(verdict(num_checked), is_first=False)
+        for _ in range(100):
+            pace.proposed(proposal(draft_seconds=0.03), 0.0)
+    rolled_back.rolled_back(0.0)
+    late = 0.03  # when a steady draft has its next proposal ready
+    assert steady.start_size(0, late) > 0
+    assert rolled_back.start_size(0, late) <= steady.start_size(0, late)
+
+
+def test_the_first_proposal_and_the_first_pass_have_read_the_prompt_and_teach_nothing() -> None:
+    times = StepTimes()
+    pace = Overlapping(8, times, 10.0)
+    pace.proposed(proposal(draft_seconds=9.0), 0.0)
+    pace.passed(verdict(pass_seconds=9.0), is_first=True)
+    assert times.draft_seconds == 0.0
+    assert times.pass_seconds(1) is None

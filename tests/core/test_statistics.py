@@ -1,0 +1,81 @@
+"""What the recorder makes of the events it is told of."""
+
+import pytest
+
+from amusd.core.events import Proposal, Verdict
+from amusd.core.ledger import Ledger
+from amusd.core.statistics import PositionAcceptance, Statistics, StatisticsRecorder
+from amusd.core.strategy import Strategy
+from tests.core.scenario import Schedule, Setup
+from tests.core.simulation import Simulation
+
+
+def checked(num_checked: int, num_accepted: int) -> Verdict:
+    return Verdict(0, 2, num_checked, num_accepted, next_token=1, pass_seconds=0.5)
+
+
+def summary_of(*verdicts: Verdict) -> Statistics:
+    recorder = StatisticsRecorder(started_seconds=100.0)
+    for verdict in verdicts:
+        recorder.verdict(verdict)
+    return recorder.summary(Ledger([10, 11]), num_output_tokens=0, now_seconds=101.0)
+
+
+def test_acceptance_is_counted_by_place_in_a_pass() -> None:
+    assert summary_of(checked(3, 3), checked(2, 1), checked(3, 2)).acceptance_per_position == (
+        PositionAcceptance(3, 3),
+        PositionAcceptance(3, 2),
+        PositionAcceptance(2, 1),
+    )
+
+
+def test_what_follows_the_first_wrong_token_was_not_compared() -> None:
+    assert summary_of(checked(4, 0)).acceptance_per_position == (PositionAcceptance(1, 0),)
+
+
+def test_a_plain_pass_compares_nothing() -> None:
+    assert summary_of(checked(0, 0)).acceptance_per_position == ()
+
+
+def test_busy_times_add_up() -> None:
+    recorder = StatisticsRecorder(started_seconds=0.0)
+    recorder.proposal(Proposal(0, 2, (20,), draft_seconds=0.25, num_steps=1))
+    recorder.proposal(Proposal(0, 3, (21,), draft_seconds=0.5, num_steps=2))
+    recorder.verdict(checked(1, 1))
+    recorder.verdict(checked(1, 0))
+    summary = recorder.summary(Ledger([10]), 0, 9.0)
+    assert (summary.draft_busy_seconds, summary.verify_busy_seconds) == (0.75, 1.0)
+
+
+def test_the_first_token_is_timed_once() -> None:
+    recorder = StatisticsRecorder(started_seconds=100.0)
+    recorder.tokens(100.5)
+    recorder.tokens(101.0)
+    summary = recorder.summary(Ledger([10]), 2, 102.0)
+    assert (summary.time_to_first_token_seconds, summary.wall_seconds) == (0.5, 2.0)
+
+
+def test_without_a_token_the_first_one_took_all_the_time() -> None:
+    assert summary_of().time_to_first_token_seconds == 1.0
+
+
+def test_rates_are_0_where_nothing_was_counted() -> None:
+    summary = summary_of()
+    assert (summary.tokens_per_pass, summary.acceptance_rate) == (0.0, 0.0)
+
+
+def test_why_the_draft_was_lost_is_told() -> None:
+    recorder = StatisticsRecorder(0.0, fallback_reason="it died")
+    assert recorder.summary(Ledger([10]), 0, 1.0).fallback_reason == "it died"
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_the_summary_of_a_run_adds_up(strategy: Strategy) -> None:
+    run = Simulation(Setup(strategy, max_tokens=60)).run(Schedule(1))
+    summary = StatisticsRecorder(0.0).summary(run.ledger, 60, 1.0)
+    settled = summary.num_accepted + summary.num_rejected + summary.num_wasted
+    assert summary.num_drafted == settled
+    assert summary.num_rejected == summary.num_rollbacks
+    assert summary.tokens_per_pass == 60 / run.ledger.counts.passes
+    assert 0.0 <= summary.acceptance_rate <= 1.0
+    assert summary.num_prompt_tokens == 2

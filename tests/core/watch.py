@@ -1,0 +1,49 @@
+"""Laws between draft and ledger, checked at every event that the ledger takes."""
+
+from amusd.core.events import Advance, Decision, Proposal, Rollback
+from amusd.core.ledger import Ledger
+
+
+class Watch:
+    """Remembers what the draft wrote in the current epoch, and compares it with what is final."""
+
+    def __init__(self, ledger: Ledger, lookahead: int) -> None:
+        self.num_proposed = 0
+        self.num_stale = 0
+        self.num_late_mismatches = 0
+        self._ledger = ledger
+        self._lookahead = lookahead
+        self._drafted: dict[int, int] = {}
+
+    def before_proposal(self, proposal: Proposal) -> None:
+        """The draft stays within its look-ahead: it knows of no more final tokens than we do."""
+        end = proposal.position + len(proposal.tokens)
+        if proposal.tokens:
+            assert end <= self._ledger.verified_position + self._lookahead, "ran too far ahead"
+        self.num_proposed += len(proposal.tokens)
+        if proposal.epoch == self._ledger.epoch:
+            self._drafted.update(enumerate(proposal.tokens, proposal.position))
+        else:
+            self.num_stale += 1
+
+    def after_proposal(self, decision: Decision) -> None:
+        """The same law holds for tokens that come late."""
+        self.num_late_mismatches += decision.rollback is not None
+        self.after(decision)
+
+    def after(self, decision: Decision) -> None:
+        """A mismatch is noticed in the very event that brings its second half."""
+        final = self._ledger.tokens
+        seen = sorted(position for position in self._drafted if position < len(final))
+        wrong = [position for position in seen if self._drafted[position] != final[position]]
+        if not wrong:
+            assert decision.rollback is None, "rolled back without a reason"
+            for position in seen:
+                del self._drafted[position]
+            return
+        first = wrong[0]
+        epoch = self._ledger.epoch
+        assert decision.rollback == Rollback(epoch, first + 1, final[first]), "missed a mismatch"
+        rest = final[first + 1 :]
+        assert decision.advance == (Advance(epoch, first + 1, rest) if rest else None)
+        self._drafted.clear()

@@ -1,0 +1,191 @@
+"""The synthetic model does what its dials say, and its engine what every engine does."""
+
+import random
+from time import perf_counter as time_now
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amusd.core.errors import InvalidInputError, LimitExceededError
+from amusd.engine.interface import Feed
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+
+PROMPT = [1, 2, 3]
+
+
+@pytest.fixture
+def engine() -> SyntheticEngine:
+    return SyntheticEngine(SyntheticModel(vocabulary=50, seed=3))
+
+
+def written(model: SyntheticModel, prompt: list[int], num_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(model.next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def contexts(num_contexts: int) -> list[list[int]]:
+    chance = random.Random(7)
+    return [
+        [chance.randrange(50) for _ in range(chance.randint(1, 30))] for _ in range(num_contexts)
+    ]
+
+
+# The model by name
+
+
+def test_the_name_alone_is_the_default_model() -> None:
+    assert SyntheticModel.parse("synthetic") == SyntheticModel()
+    assert SyntheticModel.parse("synthetic:") == SyntheticModel()
+
+
+def test_every_dial_can_be_set_by_name() -> None:
+    name = "synthetic:vocabulary=100,seed=3,agreement=0.75,pass_ms=20,row_ms=0.5,context=64,batch=4"
+    assert SyntheticModel.parse(name) == SyntheticModel(100, 3, 0.75, 20.0, 0.5, 64, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("synthetic:speed=3", "unknown setting 'speed'.*use vocabulary, seed"),
+        ("synthetic:seed", "setting seed='' is not a number"),
+        ("synthetic:seed=x", "setting seed='x' is not a number"),
+        ("synthetic:vocabulary=1.5", "setting vocabulary='1.5' is not a number"),
+        ("synthetic:agreement=1.01", "agreement is 1.01: use 0 to 1"),
+        ("synthetic:agreement=-0.1", "agreement is -0.1: use 0 to 1"),
+        ("synthetic:agreement=nan", "agreement is nan: use 0 to 1"),
+        ("synthetic:vocabulary=1", "2 or more"),
+        ("synthetic:context=1", "2 or more"),
+        ("synthetic:batch=0", "batch 1 or more"),
+        ("synthetic:pass_ms=-1", "pass_ms and row_ms need 0 or more"),
+        ("synthetic:row_ms=-1", "pass_ms and row_ms need 0 or more"),
+    ],
+)
+def test_a_name_that_makes_no_sense_is_refused_with_advice(name: str, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        SyntheticModel.parse(name)
+
+
+# What it writes
+
+
+def test_the_same_context_gives_the_same_token() -> None:
+    assert written(SyntheticModel(seed=5), PROMPT, 50) == written(
+        SyntheticModel(seed=5), PROMPT, 50
+    )
+
+
+def test_another_seed_writes_another_text() -> None:
+    assert written(SyntheticModel(seed=5), PROMPT, 50) != written(
+        SyntheticModel(seed=6), PROMPT, 50
+    )
+
+
+@pytest.mark.parametrize("other", [[1, 2, 4], [1, 5, 3]])
+def test_after_another_token_the_text_goes_on_differently(other: list[int]) -> None:
+    model = SyntheticModel()
+    assert written(model, PROMPT, 20) != written(model, other, 20)
+
+
+def test_every_token_is_within_the_vocabulary() -> None:
+    model = SyntheticModel(vocabulary=3, agreement=0.5)
+    assert set(written(model, PROMPT, 200)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.25, 0.5, 0.75, 0.9, 1.0])
+def test_a_draft_agrees_as_often_as_its_dial_says(agreement: float) -> None:
+    verify, draft = SyntheticModel(vocabulary=50), SyntheticModel(50, agreement=agreement)
+    agreed = [verify.next_token(tokens) == draft.next_token(tokens) for tokens in contexts(5000)]
+    assert sum(agreed) / len(agreed) == pytest.approx(agreement, abs=0.02)
+
+
+# The engine
+
+
+def test_an_engine_answers_with_its_models_tokens(engine: SyntheticEngine) -> None:
+    model = SyntheticModel(vocabulary=50, seed=3)
+    [outputs] = engine.run([Feed(engine.open(10), [1, 2, 3, 4], num_outputs=2)])
+    assert outputs == [model.next_token([1, 2, 3]), model.next_token([1, 2, 3, 4])]
+
+
+def test_a_feed_without_outputs_is_only_read(engine: SyntheticEngine) -> None:
+    slot = engine.open(10)
+    assert engine.run([Feed(slot, PROMPT, num_outputs=0)]) == [[]]
+    assert engine.length(slot) == 3
+
+
+@given(st.lists(st.integers(0, 49), min_size=1, max_size=20), st.data())
+@settings(deadline=None)
+def test_a_prompt_read_in_pieces_gives_the_same_token(
+    tokens: list[int], data: st.DataObject
+) -> None:
+    engine = SyntheticEngine(SyntheticModel(vocabulary=50))
+    whole, pieces = engine.open(20), engine.open(20)
+    cut = data.draw(st.integers(0, len(tokens) - 1))
+    engine.run([Feed(pieces, tokens[:cut], 0)])
+    by_pieces = engine.run([Feed(pieces, tokens[cut:], 1)])
+    assert by_pieces == engine.run([Feed(whole, tokens, 1)])
+
+
+def test_slots_do_not_touch_one_another(engine: SyntheticEngine) -> None:
+    first, second, alone = engine.open(10), engine.open(10), engine.open(10)
+    shared = engine.run([Feed(first, [1, 2], 1), Feed(second, [3, 4], 1)])
+    assert shared[0] == engine.run([Feed(alone, [1, 2], 1)])[0]
+    engine.close(second)
+    assert engine.run([Feed(first, [5], 1)]) == engine.run([Feed(alone, [5], 1)])
+
+
+def test_after_a_truncation_the_text_goes_on_as_if_it_had_never_been_read(
+    engine: SyntheticEngine,
+) -> None:
+    rolled_back, fresh = engine.open(10), engine.open(10)
+    engine.run([Feed(rolled_back, [1, 2, 8, 9], 1)])
+    engine.truncate(rolled_back, 2)
+    assert engine.length(rolled_back) == 2
+    after = engine.run([Feed(rolled_back, [3], 1)])
+    assert after == engine.run([Feed(fresh, [1, 2, 3], 1)])
+
+
+def test_a_slot_takes_no_more_than_its_capacity(engine: SyntheticEngine) -> None:
+    slot = engine.open(3)
+    engine.run([Feed(slot, PROMPT, 1)])
+    with pytest.raises(LimitExceededError, match="is full"):
+        engine.run([Feed(slot, [4], 1)])
+
+
+def test_a_slot_is_no_larger_than_the_context() -> None:
+    engine = SyntheticEngine(SyntheticModel(context=16))
+    engine.open(16)
+    with pytest.raises(LimitExceededError, match=r"17 tokens do not fit .* context of 16"):
+        engine.open(17)
+
+
+def test_closed_slots_are_free(engine: SyntheticEngine) -> None:
+    slots = [engine.open(10) for _ in range(3)]
+    assert engine.num_open == 3
+    for slot in slots:
+        engine.close(slot)
+    assert engine.num_open == 0
+
+
+def test_a_pass_takes_its_time_and_longer_for_each_further_row() -> None:
+    engine = SyntheticEngine(SyntheticModel(pass_ms=2.0, row_ms=1.0))
+    started = time_now()
+    engine.run([Feed(engine.open(10), [1, 2, 3], 1), Feed(engine.open(10), [4], 1)])
+    assert time_now() - started >= 0.005
+
+
+@pytest.mark.parametrize(("vocabulary", "tokenizer"), [(255, ""), (256, "bytes"), (300, "bytes")])
+def test_it_reads_text_as_bytes_if_its_vocabulary_has_them_all(
+    vocabulary: int, tokenizer: str
+) -> None:
+    description = SyntheticEngine(SyntheticModel(vocabulary=vocabulary)).description
+    assert description.tokenizer == tokenizer
+    assert description.output_size == description.vocabulary.size == vocabulary
+
+
+def test_models_of_one_vocabulary_size_fit_each_other() -> None:
+    first, second = (SyntheticEngine(SyntheticModel(seed=seed)).description for seed in (1, 2))
+    assert first.vocabulary == second.vocabulary

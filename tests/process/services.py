@@ -1,0 +1,93 @@
+"""Starts real commands as processes on loopback."""
+
+import selectors
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+START_SECONDS = 60.0
+VOCABULARY = 512
+VERIFY_MODEL = f"synthetic:pass_ms=4,vocabulary={VOCABULARY},context=600"
+DRAFT_MODEL = f"synthetic:agreement=0.7,pass_ms=1,vocabulary={VOCABULARY},context=600"
+
+
+@dataclass
+class Service:
+    """A service process, its address, and where its log goes."""
+
+    role: str
+    process: "subprocess.Popen[bytes]"
+    address: str
+    log: Path
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def wait_until_serving(self) -> None:
+        with self.channel() as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=START_SECONDS
+            )
+            for answer in watch:
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    watch.cancel()
+                    return
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def start_service(log: Path, role: str, *flags: str) -> Service:
+    """Start ``amusd serve ROLE`` on a free port, unless the flags name one."""
+    port = () if "--port" in flags else ("--port", "0")
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "amusd", "serve", role, "--grace", "1", *port, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        assert selector.select(START_SECONDS), f"{role} says nothing"
+    words = process.stdout.readline().decode().split()
+    return Service(role, process, words[-1] if words else "", log)
+
+
+Starter = Callable[..., Service]
+
+
+@dataclass(frozen=True)
+class Trio:
+    """Draft, verify and orchestrator that serve together."""
+
+    draft: Service
+    verify: Service
+    orchestrator: Service
+
+
+def start_trio(
+    starter: Starter, verify_model: str = VERIFY_MODEL, draft_model: str = DRAFT_MODEL
+) -> Trio:
+    verify = starter("verify", "--model", verify_model, "--max-sessions", "64")
+    draft = starter("draft", "--model", draft_model, "--max-lookahead", "16")
+    orchestrator = starter(
+        "orchestrator", "--verify", verify.address, "--draft", draft.address,
+        "--draft-timeout", "3", "--verify-timeout", "20",
+    )  # fmt: skip
+    orchestrator.wait_until_serving()
+    return Trio(draft, verify, orchestrator)

@@ -1,0 +1,86 @@
+"""Requests that the orchestrator refuses: the status, one line of help, and no harm done."""
+
+import grpc
+import pytest
+
+from amusd.client import Client, Options, Prompt
+from amusd.v1 import orchestrator_pb2 as pb
+from amusd.v1 import orchestrator_pb2_grpc as rpc
+from tests.process.services import Trio
+
+pytestmark = pytest.mark.process
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+ONE = pb.TokenIds(ids=[1])
+
+CASES = {
+    "no prompt": (pb.GenerateRequest(), INVALID, "set text, chat or tokens"),
+    "empty text": (pb.GenerateRequest(text=""), INVALID, "prompt"),
+    "no message": (pb.GenerateRequest(chat=pb.Chat()), INVALID, "at least one"),
+    "empty message": (
+        pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user")])),
+        INVALID,
+        "give each one content",
+    ),
+    "no tokens": (pb.GenerateRequest(tokens=pb.TokenIds()), INVALID, "at least one"),
+    "a token outside the vocabulary": (
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[512])),
+        INVALID,
+        "outside the vocabulary of 512",
+    ),
+    "a stop token outside the vocabulary": (
+        pb.GenerateRequest(tokens=ONE, stop_token_ids=[9999]),
+        INVALID,
+        "outside the vocabulary",
+    ),
+    "a prompt over the context": (
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[1] * 600)),
+        INVALID,
+        "shorten the prompt",
+    ),
+    "prompt and output over the context": (
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[1] * 500), max_tokens=101),
+        INVALID,
+        "ask for max_tokens of 100 or less",
+    ),
+    "max_tokens of zero": (pb.GenerateRequest(tokens=ONE, max_tokens=0), INVALID, "1 or more"),
+    "negative max_tokens": (pb.GenerateRequest(tokens=ONE, max_tokens=-5), INVALID, "1 or more"),
+    "an unknown strategy": (
+        pb.GenerateRequest(tokens=ONE, strategy=17),  # type: ignore[arg-type]
+        INVALID,
+        "STRATEGY_AMUSD",
+    ),
+    "a look-ahead of zero": (pb.GenerateRequest(tokens=ONE, lookahead=0), INVALID, "1 to 16"),
+    "too much look-ahead": (pb.GenerateRequest(tokens=ONE, lookahead=17), INVALID, "1 to 16"),
+    "a temperature": (
+        pb.GenerateRequest(tokens=ONE, temperature=0.7),
+        grpc.StatusCode.UNIMPLEMENTED,
+        "only greedy",
+    ),
+    "chat for a model without a template": (
+        pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])),
+        grpc.StatusCode.UNIMPLEMENTED,
+        "send the prompt as text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_request_gets_its_status_and_says_what_to_do(
+    trio: Trio, client: Client, case: str
+) -> None:
+    request, status, words = CASES[case]
+    with trio.orchestrator.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        list(rpc.OrchestratorServiceStub(channel).Generate(request, timeout=20))
+    assert caught.value.code() is status
+    details = str(caught.value.details())
+    assert words in details
+    assert "\n" not in details
+    assert client.generate(Prompt(tokens=(1,)), Options(max_tokens=3)).wait().tokens
+
+
+def test_a_temperature_of_zero_is_greedy(trio: Trio) -> None:
+    request = pb.GenerateRequest(tokens=ONE, max_tokens=4, temperature=0.0)
+    with trio.orchestrator.channel() as channel:
+        responses = list(rpc.OrchestratorServiceStub(channel).Generate(request, timeout=20))
+    assert responses[-1].completion.statistics.num_output_tokens == 4

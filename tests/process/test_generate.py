@@ -1,0 +1,97 @@
+"""Generations through the three services: the tokens, the text, and what they took."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from amusd.client import Client, Options, Prompt
+from amusd.core.finish import FinishReason
+from amusd.core.strategy import Strategy
+from tests.process.services import VERIFY_MODEL, Trio
+from tests.process.synthetic import expected_output
+
+pytestmark = pytest.mark.process
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("lookahead", [1, 2, 5, 8])
+def test_every_strategy_writes_the_verify_models_own_tokens(
+    client: Client, strategy: Strategy, lookahead: int
+) -> None:
+    prompt = (3, 1, 4, 1, 5)
+    generation = client.generate(Prompt(tokens=prompt), Options(strategy, 60, lookahead)).wait()
+    assert generation.tokens == expected_output(VERIFY_MODEL, prompt, 60)
+    assert generation.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_the_statistics_add_up(client: Client, strategy: Strategy) -> None:
+    generation = client.generate(Prompt(tokens=(7,)), Options(strategy, 80)).wait()
+    found = generation.summary()
+    assert found.num_prompt_tokens == 1
+    assert found.num_output_tokens == 80
+    assert found.num_drafted == found.num_accepted + found.num_rejected + found.num_wasted
+    assert found.num_rollbacks == found.num_rejected
+    assert found.num_passes <= 80
+    assert found.verify_busy_seconds >= found.num_passes * 0.004
+    assert found.verify_busy_seconds <= found.wall_seconds
+    assert 0 < found.time_to_first_token_seconds < found.wall_seconds
+    places = found.acceptance_per_position
+    assert sum(place.num_accepted for place in places) <= found.num_accepted
+    if strategy is Strategy.AUTOREGRESSIVE:
+        assert found.num_passes == 80
+        assert found.num_drafted == 0
+        assert found.draft_busy_seconds == 0
+    else:
+        assert found.num_passes < 80
+        assert found.acceptance_rate == pytest.approx(0.7, abs=0.2)
+        assert found.draft_busy_seconds > 0
+
+
+def test_text_is_what_the_bytes_of_all_tokens_say(client: Client) -> None:
+    pieces = list(generation := client.generate(Prompt(text="naïve"), Options(max_tokens=100)))
+    expected = expected_output(VERIFY_MODEL, tuple("naïve".encode()), 100)
+    assert generation.tokens == expected
+    raw = bytes(token for token in expected if token < 256)
+    assert "".join(pieces) == generation.text == raw.decode(errors="replace")
+
+
+def test_a_stop_token_ends_the_output_and_is_part_of_it(client: Client) -> None:
+    prompt = (9, 9)
+    expected = expected_output(VERIFY_MODEL, prompt, 50)
+    stop = expected[20]
+    options = Options(Strategy.AMUSD, 50, stop_token_ids=(stop,))
+    generation = client.generate(Prompt(tokens=prompt), options).wait()
+    assert generation.finish_reason is FinishReason.STOP
+    assert generation.tokens == expected[: expected.index(stop) + 1]
+
+
+def test_an_output_may_fill_the_context_to_its_last_token(client: Client) -> None:
+    prompt = tuple(range(570))
+    prompt = tuple(token % 512 for token in prompt)
+    for strategy in Strategy:
+        generation = client.generate(Prompt(tokens=prompt), Options(strategy, 30)).wait()
+        assert generation.tokens == expected_output(VERIFY_MODEL, prompt, 30)
+
+
+def test_twenty_generations_at_once_do_not_disturb_one_another(trio: Trio) -> None:
+    def generate(number: int) -> bool:
+        prompt = tuple(range(1, 2 + number))
+        strategy = list(Strategy)[number % 3]
+        with Client(trio.orchestrator.address, timeout_seconds=120) as client:
+            options = Options(strategy, 10 + number, 1 + number % 8)
+            generation = client.generate(Prompt(tokens=prompt), options).wait()
+        assert not generation.summary().fallback_reason
+        return generation.tokens == expected_output(VERIFY_MODEL, prompt, 10 + number)
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(generate, range(20)))
+
+
+def test_the_server_says_what_it_serves(client: Client) -> None:
+    info = client.server_info()
+    assert info.verify_model.name == VERIFY_MODEL
+    assert info.draft_model.vocabulary.fingerprint == info.verify_model.vocabulary.fingerprint
+    assert info.limits.max_context == 600
+    assert info.limits.max_lookahead == 16
+    assert len(info.strategies) == 3
