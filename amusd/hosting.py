@@ -36,9 +36,8 @@ async def run_engine_service(
     """
     # The event loop must get its turn soon while the engine thread computes.
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
-    address = await shell.start()
-    print(f"listening on {address}", flush=True)
     with shell.signals_handled(end_with_stdin):
+        await shell.start()
         thread.start()
         try:
             await _serve(shell, thread, describe)

@@ -24,10 +24,9 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
     shell = ServiceShell(settings.listen, service)
     servicer = OrchestratorServicer(settings)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, shell.server)
-    address = await shell.start()
-    print(f"listening on {address}", flush=True)
-    backends = Backends(settings.verify, settings.draft)
     with shell.signals_handled(end_with_stdin):
+        await shell.start()
+        backends = Backends(settings.verify, settings.draft)
         ended = asyncio.ensure_future(shell.wait_for_end())
         connected = asyncio.ensure_future(_connect(settings, backends, servicer))
         try:

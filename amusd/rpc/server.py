@@ -46,8 +46,8 @@ class ServiceShell:
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
 
-    async def start(self) -> str:
-        """Listen, not serving yet; return the address as ``host:port``.
+    async def start(self) -> None:
+        """Listen, not serving yet, and say where on standard output.
 
         Raises:
             UnavailableError: the port is taken, or the host is not one of this machine.
@@ -64,7 +64,7 @@ class ServiceShell:
                 "machine; choose others with --host and --port"
             )
         await self.server.start()
-        return f"{host}:{bound}"
+        print(f"listening on {host}:{bound}", flush=True)
 
     async def set_ready(self) -> None:
         """Tell health checks that the service serves, unless it is ending already."""
