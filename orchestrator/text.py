@@ -68,7 +68,7 @@ def load_text_codec(name: str) -> TextCodec:
         return ByteText()
     try:
         location = resolve_model(name, "verify")
-        tokenizer = Tokenizer.from_str(_read(location, "tokenizer.json"))
+        tokenizer = _parse(_read(location, "tokenizer.json"))
         config = json.loads(_read(location, "tokenizer_config.json"))
         template = config.get("chat_template") or _read_optional(location, "chat_template.jinja")
     except (OSError, ValueError, PairError) as error:
@@ -196,6 +196,13 @@ class _NoTextDecoder:
 
     def finish(self) -> str:
         return ""
+
+
+def _parse(text: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"tokenizer.json: {error}") from error
 
 
 def _compile(template: str) -> jinja2.Template:

@@ -1,0 +1,137 @@
+"""Text to tokens and back: no broken characters, and errors that help."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from amusd.core.errors import InvalidInputError, NotServedError
+from amusd.core.model import BYTES_TOKENIZER
+from orchestrator.text import Message, ModelText, TextCodec, load_text_codec
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('the system message comes first') }}{% endif %}"
+    "<{{ message['role'] }}>{{ message['content'] | tojson }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<end>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["déjà vu, naïve café ☕ and more words to merge"], trainer)
+    return tokenizer
+
+
+CODEC = ModelText(tiny_tokenizer(), TEMPLATE, {"eos_token": "<end>"})
+
+
+def shown(codec: TextCodec, tokens: list[int], cuts: list[int]) -> list[str]:
+    """Decode ``tokens`` in pieces that end at ``cuts``."""
+    decoder = codec.decoder()
+    ends = sorted({min(cut, len(tokens)) for cut in cuts} | {len(tokens)})
+    pieces, start = [], 0
+    for end in ends:
+        pieces.append(decoder.feed(tokens[start:end]))
+        start = end
+    return [*pieces, decoder.finish()]
+
+
+@settings(deadline=None)
+@given(text=st.text(max_size=40), cuts=st.lists(st.integers(0, 200), max_size=30))
+@pytest.mark.parametrize("codec", [CODEC, load_text_codec(BYTES_TOKENIZER)], ids=["bpe", "bytes"])
+def test_text_in_pieces_is_the_text_and_no_piece_breaks_a_character(
+    codec: TextCodec, text: str, cuts: list[int]
+) -> None:
+    pieces = shown(codec, codec.encode(text) if text else [], cuts)
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(tokens=st.lists(st.integers(0, 299), max_size=40))
+def test_any_tokens_give_the_same_text_in_pieces_as_at_once(tokens: list[int]) -> None:
+    known = [token for token in tokens if token < tiny_size()]
+    pieces = shown(CODEC, known, list(range(len(known))))
+    assert "".join(pieces) == "".join(shown(CODEC, known, []))
+
+
+def tiny_size() -> int:
+    return tiny_tokenizer().get_vocab_size()
+
+
+def test_special_tokens_have_no_text() -> None:
+    assert "".join(shown(CODEC, CODEC.encode("<end>"), [])) == ""
+
+
+@pytest.mark.parametrize("codec", [CODEC, load_text_codec(BYTES_TOKENIZER)], ids=["bpe", "bytes"])
+def test_an_output_that_ends_within_a_character_shows_it_at_the_end(codec: TextCodec) -> None:
+    decoder = codec.decoder()
+    first_byte = codec.encode("ÿ")[:1]
+    assert decoder.feed(first_byte) == ""
+    assert decoder.finish() == "\ufffd"
+
+
+def test_a_conversation_goes_through_the_template_up_to_the_assistants_turn() -> None:
+    tokens = CODEC.encode_chat([Message("user", "déjà")])
+    rendered = '<user>"déjà"<end><assistant>'
+    assert tokens == CODEC.encode(rendered)
+
+
+def test_messages_that_the_template_refuses_are_bad_input() -> None:
+    messages = [Message("user", "a"), Message("system", "b")]
+    with pytest.raises(InvalidInputError, match="the system message comes first"):
+        CODEC.encode_chat(messages)
+
+
+def test_a_model_without_a_template_takes_no_chat() -> None:
+    codec = ModelText(tiny_tokenizer(), None, {})
+    with pytest.raises(NotServedError, match="send the prompt as text"):
+        codec.encode_chat([Message("user", "hi")])
+
+
+def test_without_a_tokenizer_prompts_come_as_token_ids() -> None:
+    codec = load_text_codec("")
+    with pytest.raises(NotServedError, match="as token ids"):
+        codec.encode("hi")
+    assert shown(codec, [1, 2, 3], []) == ["", ""]
+
+
+def test_a_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    config = {"chat_template": TEMPLATE, "eos_token": {"content": "<end>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    codec = load_text_codec(str(tmp_path))
+    assert codec.encode("café") == CODEC.encode("café")
+    messages = [Message("user", "hi")]
+    assert codec.encode_chat(messages) == CODEC.encode_chat(messages)
+
+
+def test_a_template_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    codec = load_text_codec(str(tmp_path))
+    assert codec.encode_chat([Message("user", "hi")]) == CODEC.encode("hi")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": 1}'])
+def test_a_folder_without_a_usable_tokenizer_is_said(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InvalidInputError, match="--tokenizer") as caught:
+        load_text_codec(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
