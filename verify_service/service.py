@@ -1,34 +1,22 @@
 """Puts a verify service together: model, worker, server."""
 
-from amusd.core.errors import InvalidInputError
-from amusd.core.model import ServiceLimits
 from amusd.engine.loading import load_model
 from amusd.engine.thread import EngineThread
 from amusd.hosting import run_engine_service
 from amusd.rpc.server import ServiceShell
+from amusd.settings import EngineServiceSettings
 from amusd.v1 import verify_pb2, verify_pb2_grpc
 from verify_service.servicer import VerifyServicer
-from verify_service.settings import VerifySettings
 from verify_service.worker import VerifyWorker
 
 
-def make_worker(settings: VerifySettings) -> VerifyWorker:
+def make_worker(settings: EngineServiceSettings) -> VerifyWorker:
     """Return the worker of a verify service; for its engine thread."""
     engine = load_model(settings.model, "verify", settings.device)
-    longest = engine.description.context_length
-    if settings.max_context > longest:
-        raise InvalidInputError(
-            f"max_context is {settings.max_context}: {engine.description.name} takes {longest}"
-        )
-    limits = ServiceLimits(
-        max_sessions=settings.max_sessions,
-        max_context=settings.max_context or longest,
-        max_lookahead=settings.max_lookahead,
-    )
-    return VerifyWorker(engine, limits, settings.prefill_tokens)
+    return VerifyWorker(engine, settings.limits(engine.description), settings.prefill_tokens)
 
 
-async def run_verify_service(settings: VerifySettings, end_with_stdin: bool = False) -> None:
+async def run_verify_service(settings: EngineServiceSettings, end_with_stdin: bool = False) -> None:
     """Serve until a signal comes."""
     service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
     shell = ServiceShell(settings.listen, service)

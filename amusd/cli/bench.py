@@ -85,7 +85,7 @@ def _report(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
-            "cpus": len(os.sched_getaffinity(0)),
+            "cpus": os.cpu_count(),
             "python": platform.python_version(),
         },
         "server": info,

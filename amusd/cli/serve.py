@@ -1,13 +1,20 @@
 """``amusd serve``: one service, as a container runs it. Every flag is an environment variable."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import typer
 
 from amusd.cli.logs import LogLevel, start_logging
 from amusd.core.strategy import Strategy
+from amusd.engine.device import DeviceSettings, parse_cpus
 from amusd.rpc.server import Listen
+from amusd.settings import EngineServiceSettings
+from draft_service.service import run_draft_service
+from orchestrator.service import run_orchestrator
+from orchestrator.settings import OrchestratorSettings
+from verify_service.service import run_verify_service
 
 serve = typer.Typer(help="Run one service until SIGINT or SIGTERM.", no_args_is_help=True)
 
@@ -20,6 +27,14 @@ Grace = Annotated[
     float,
     typer.Option(
         envvar="AMUSD_GRACE", min=0.0, help="Seconds that open calls may take to end at a signal."
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        envvar="AMUSD_MODEL",
+        help="Hub id or folder of a causal language model; or smollm2, "
+        "synthetic[:key=value,...], and as a draft prompt-lookup.",
     ),
 ]
 Device = Annotated[
@@ -69,88 +84,47 @@ WithStdin = Annotated[
 ]
 
 
-@serve.command()
-def draft(
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="AMUSD_MODEL",
-            help="Hub id or folder of a causal language model; or smollm2, prompt-lookup, "
-            "synthetic[:key=value,...].",
-        ),
-    ] = "smollm2",
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-    cpus: Cpus = "",
-    host: Host = "127.0.0.1",
-    port: Port = 50051,
-    max_sessions: MaxSessions = 64,
-    max_context: MaxContext = 0,
-    max_lookahead: MaxLookahead = 64,
-    prefill_tokens: PrefillTokens = 256,
-    grace: Grace = 5.0,
-    log_level: Level = LogLevel.INFO,
-    end_with_stdin: WithStdin = False,
-) -> None:
-    """Run the draft service: a small model that proposes tokens."""
-    from amusd.engine.device import DeviceSettings, parse_cpus  # noqa: PLC0415
-    from draft_service.service import run_draft_service  # noqa: PLC0415
-    from draft_service.settings import DraftSettings  # noqa: PLC0415
+def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Callable[..., None]:
+    """Return the command of a service that runs a model; both take the same flags."""
 
-    start_logging("draft", log_level)
-    settings = DraftSettings(
-        model=model,
-        device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
-        listen=Listen(host, port, grace),
-        max_sessions=max_sessions,
-        max_context=max_context,
-        max_lookahead=max_lookahead,
-        prefill_tokens=prefill_tokens,
-    )
-    asyncio.run(run_draft_service(settings, end_with_stdin))
+    def command(
+        model: Model = "smollm2",
+        device: Device = "cpu",
+        dtype: Dtype = "auto",
+        threads: Threads = 0,
+        cpus: Cpus = "",
+        host: Host = "127.0.0.1",
+        port: Port = default_port,
+        max_sessions: MaxSessions = 64,
+        max_context: MaxContext = 0,
+        max_lookahead: MaxLookahead = 64,
+        prefill_tokens: PrefillTokens = 256,
+        grace: Grace = 5.0,
+        log_level: Level = LogLevel.INFO,
+        end_with_stdin: WithStdin = False,
+    ) -> None:
+        start_logging(role, log_level)
+        settings = EngineServiceSettings(
+            model=model,
+            device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
+            listen=Listen(host, port, grace),
+            max_sessions=max_sessions,
+            max_context=max_context,
+            max_lookahead=max_lookahead,
+            prefill_tokens=prefill_tokens,
+        )
+        run = run_draft_service if role == "draft" else run_verify_service
+        asyncio.run(run(settings, end_with_stdin))
+
+    return command
 
 
-@serve.command()
-def verify(
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="AMUSD_MODEL",
-            help="Hub id or folder of a causal language model; or smollm2, "
-            "synthetic[:key=value,...].",
-        ),
-    ] = "smollm2",
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-    cpus: Cpus = "",
-    host: Host = "127.0.0.1",
-    port: Port = 50052,
-    max_sessions: MaxSessions = 64,
-    max_context: MaxContext = 0,
-    max_lookahead: MaxLookahead = 64,
-    prefill_tokens: PrefillTokens = 256,
-    grace: Grace = 5.0,
-    log_level: Level = LogLevel.INFO,
-    end_with_stdin: WithStdin = False,
-) -> None:
-    """Run the verify service: the large model that alone decides the output."""
-    from amusd.engine.device import DeviceSettings, parse_cpus  # noqa: PLC0415
-    from verify_service.service import run_verify_service  # noqa: PLC0415
-    from verify_service.settings import VerifySettings  # noqa: PLC0415
-
-    start_logging("verify", log_level)
-    settings = VerifySettings(
-        model=model,
-        device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
-        listen=Listen(host, port, grace),
-        max_sessions=max_sessions,
-        max_context=max_context,
-        max_lookahead=max_lookahead,
-        prefill_tokens=prefill_tokens,
-    )
-    asyncio.run(run_verify_service(settings, end_with_stdin))
+serve.command("draft", help="Run the draft service: a small model that proposes tokens.")(
+    _engine_command("draft", 50051)
+)
+serve.command("verify", help="Run the verify service: the model that alone decides the output.")(
+    _engine_command("verify", 50052)
+)
 
 
 @serve.command()
@@ -198,9 +172,6 @@ def orchestrator(
     end_with_stdin: WithStdin = False,
 ) -> None:
     """Run the orchestrator: what clients call."""
-    from orchestrator.service import run_orchestrator  # noqa: PLC0415
-    from orchestrator.settings import OrchestratorSettings  # noqa: PLC0415
-
     start_logging("orchestrator", log_level)
     settings = OrchestratorSettings(
         verify=verify,

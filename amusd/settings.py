@@ -1,0 +1,45 @@
+"""Settings of a draft or verify service, read once at its start."""
+
+from dataclasses import dataclass
+
+from amusd.core.errors import InvalidInputError
+from amusd.core.model import ModelDescription, ServiceLimits
+from amusd.engine.device import DeviceSettings
+from amusd.rpc.server import Listen
+
+
+@dataclass(frozen=True, slots=True)
+class EngineServiceSettings:
+    """What a service runs, where, and within what limits (in tokens, and in sessions).
+
+    ``max_context`` 0 means as much as the model takes.
+    """
+
+    model: str
+    device: DeviceSettings = DeviceSettings()
+    listen: Listen = Listen()
+    max_sessions: int = 64
+    max_context: int = 0
+    max_lookahead: int = 64
+    prefill_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could run."""
+        for name in ("max_sessions", "max_lookahead", "prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: use 1 or more")
+        if self.max_context < 0:
+            raise InvalidInputError(f"max_context is {self.max_context}: use 0 or more")
+
+    def limits(self, model: ModelDescription) -> ServiceLimits:
+        """Return the limits of a service that runs ``model``.
+
+        Raises:
+            InvalidInputError: a longer context is asked for than the model takes.
+        """
+        if self.max_context > model.context_length:
+            raise InvalidInputError(
+                f"max_context is {self.max_context}: {model.name} takes {model.context_length}"
+            )
+        context = self.max_context or model.context_length
+        return ServiceLimits(self.max_sessions, context, self.max_lookahead)
