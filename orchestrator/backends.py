@@ -13,7 +13,7 @@ from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.model import ModelDescription, ServiceLimits
 from amusd.core.pass_size import StepTimes
 from amusd.core.vocabulary import explain_difference
-from amusd.rpc import codec
+from amusd.rpc import codec, faults
 from amusd.rpc.channel import open_channel
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
@@ -57,9 +57,12 @@ class Backends:
         end = asyncio.get_running_loop().time() + timeout_seconds
         service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
         await _wait_until_serving(self._verify_channel, service, self._verify_address, end)
-        answer = await self.verify.GetVerifyInfo(
-            verify_pb2.GetVerifyInfoRequest(), timeout=_INFO_TIMEOUT_SECONDS
-        )
+        try:
+            answer = await self.verify.GetVerifyInfo(
+                verify_pb2.GetVerifyInfoRequest(), timeout=_INFO_TIMEOUT_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            raise faults.error_of(error, f"verify service at {self._verify_address}") from error
         self.verify_model = codec.model_from_proto(answer.model)
         self.limits = codec.limits_from_proto(answer.limits)
         if self._draft_channel is None:
