@@ -4,14 +4,14 @@ The session owns two streams and their tasks, and ends them all, however it ends
 """
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from amusd.core.conductor import Conductor
 from amusd.core.errors import AmusdError, PreconditionError, UnavailableError
-from amusd.core.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
+from amusd.core.events import NOTHING, Decision, Proposal, Verdict
 from amusd.core.finish import FinishReason, FinishRule
 from amusd.core.ledger import Ledger
 from amusd.core.pace import make_pace
@@ -22,7 +22,6 @@ from orchestrator.links import DraftLink, Event, Inbox, LinkLost, SessionOpening
 
 _MAX_INBOX = 1024
 
-Message = TypeVar("Message", Advance, Rollback)
 Emit = Callable[[tuple[int, ...]], Awaitable[None]]
 
 
@@ -56,19 +55,19 @@ class Session:
         self._plan = plan
         self._emit = emit
         self._ledger = Ledger(list(plan.tokens))
-        self._recorder = StatisticsRecorder(time.monotonic())
-        self._pace = make_pace(
-            plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
+        self._conductor = Conductor(
+            self._ledger,
+            make_pace(
+                plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
+            ),
+            plan.finish,
+            has_draft=draft_plan(plan.strategy, plan.lookahead) is not None,
         )
+        self._recorder = StatisticsRecorder(time.monotonic())
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
         self._verify: VerifyLink
-        # Whether a verdict is to come without our asking for it.
-        self._pass_due = True
-        # Proposals that wait for more of them while the verify model is idle.
-        self._held: Forward | None = None
-        self._num_output = 0
 
     async def run(self) -> Outcome:
         """Generate until the output is over.
@@ -83,7 +82,8 @@ class Session:
         finally:
             await self._close()
         self._ledger.close()
-        statistics = self._recorder.summary(self._ledger, self._num_output, time.monotonic())
+        num_output = self._conductor.num_output
+        statistics = self._recorder.summary(self._ledger, num_output, time.monotonic())
         return Outcome(reason, statistics)
 
     async def _decode(self) -> FinishReason:
@@ -99,23 +99,24 @@ class Session:
                     decision = self._lose_draft(event.error)
                 case LinkLost():
                     raise event.error
-                case None:  # no proposal has come in time: the verify model goes on alone
-                    decision = Decision(forward=self._ledger.plain_pass())
-            reason = await self._carry_out(decision)
-            if reason is not None:
-                return reason
+                case None:  # no proposal has come in time
+                    decision = self._conductor.on_patience_over()
+            await self._carry_out(decision)
+            if self._conductor.finish_reason is not None:
+                return self._conductor.finish_reason
 
     async def _next_event(self) -> Event | None:
         """Return the next event; None if the verify model has waited long enough for a draft."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
-        patience = self._pace.patience_seconds()
-        timeout = self._plan.verify_timeout_seconds if self._pass_due else patience
+        pass_due = self._conductor.pass_due
+        patience = self._conductor.patience_seconds()
+        timeout = self._plan.verify_timeout_seconds if pass_due else patience
         try:
             async with asyncio.timeout(timeout):
                 return await self._inbox.get()
         except TimeoutError:
-            if self._pass_due:
+            if pass_due:
                 raise UnavailableError(
                     f"verify service: no verdict within {timeout:.0f} s; is it overloaded?"
                 ) from None
@@ -123,95 +124,39 @@ class Session:
 
     def _on_verdict(self, verdict: Verdict) -> Decision:
         try:
-            decision = self._ledger.verdict(verdict)
+            decision = self._conductor.on_verdict(verdict, time.monotonic())
         except PreconditionError as error:
             raise UnavailableError(f"verify service: {error}") from error
-        if decision is NOTHING:
-            return decision
-        now = time.monotonic()
-        self._recorder.verdict(verdict)
-        self._pace.passed(verdict, is_first=self._ledger.counts.passes == 1)
-        if decision.rollback is not None:
-            self._pace.rolled_back(now)
-        # What is left of the tail is with the verify service already.
-        self._pass_due = self._ledger.num_speculated > 0
-        if self._pass_due:
-            return decision
-        if self._draft is None:
-            # One pass is asked for ahead, so that the verify model need not wait for us.
-            return dataclasses.replace(decision, forward=self._ledger.plain_pass(num_ahead=1))
-        if self._pace.start_size(0, now) == 0:
-            return dataclasses.replace(decision, forward=self._ledger.plain_pass())
+        if decision is not NOTHING:
+            self._recorder.verdict(verdict)
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:
-        now = time.monotonic()
         self._recorder.proposal(proposal)
-        self._pace.proposed(proposal, now)
         try:
             self._backends.check_tokens(proposal.tokens)
-            decision = self._ledger.proposal(proposal)
+            return self._conductor.on_proposal(proposal, time.monotonic())
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.
             return self._lose_draft(error)
-        if decision.rollback is not None:
-            self._pace.rolled_back(now)
-        nothing_to_propose = (
-            not proposal.tokens
-            and proposal.epoch == self._ledger.epoch
-            and proposal.position >= self._ledger.verified_position
-        )
-        if nothing_to_propose and not self._pass_due:
-            return Decision(forward=self._ledger.plain_pass())
-        return decision
 
     def _lose_draft(self, error: AmusdError) -> Decision:
-        """Go on without the draft: an empty tail is plain decoding."""
-        if self._draft is not None:
-            self._draft.cancel()
-            self._draft = None
-            self._recorder.fallback_reason = str(error)
-        return NOTHING if self._pass_due else Decision(forward=self._ledger.plain_pass())
+        if self._draft is None:
+            return NOTHING
+        self._draft.cancel()
+        self._draft = None
+        self._recorder.fallback_reason = str(error)
+        return self._conductor.on_draft_lost()
 
-    async def _carry_out(self, decision: Decision) -> FinishReason | None:
-        if self._draft is not None:
-            if decision.rollback is not None:
-                self._held = None
-                self._draft.send(self._bounded(decision.rollback))
-            if decision.advance is not None:
-                self._draft.send(self._bounded(decision.advance))
+    async def _carry_out(self, decision: Decision) -> None:
+        for message in (decision.rollback, decision.advance):
+            if message is not None and self._draft is not None:
+                self._draft.send(message)
         if decision.forward is not None:
-            await self._forward(decision.forward)
-        if not decision.committed:
-            return None
-        tokens, reason = self._plan.finish.cut(decision.committed, self._num_output)
-        self._recorder.tokens(time.monotonic())
-        self._num_output += len(tokens)
-        await self._emit(tokens)
-        return reason
-
-    def _bounded(self, message: Message) -> Message:
-        """Let the draft run ahead as far as it is of use."""
-        return dataclasses.replace(message, lookahead=self._pace.lookahead)
-
-    async def _forward(self, forward: Forward) -> None:
-        """Send proposals, or collect a few first while the verify model is idle.
-
-        A request for a plain pass sends what has been collected instead.
-        """
-        must_start = self._pass_due or not forward.tokens
-        if self._held is not None:
-            tokens = self._held.tokens + forward.tokens
-            forward = dataclasses.replace(self._held, tokens=tokens)
-        num_ready = len(forward.tokens)
-        room = self._plan.finish.max_tokens - self._num_output - 1
-        wanted = min(room, self._pace.start_size(num_ready, time.monotonic()))
-        if wanted > num_ready and not must_start:
-            self._held = forward
-            return
-        self._held = None
-        self._pass_due = True
-        await self._verify.send(dataclasses.replace(forward, max_checked=self._pace.max_checked))
+            await self._verify.send(decision.forward)
+        if decision.committed:
+            self._recorder.tokens(time.monotonic())
+            await self._emit(decision.committed)
 
     async def _open(self) -> None:
         plan = self._plan

@@ -1,10 +1,10 @@
 """The three parts of a session, each with the pure core that it has in its service."""
 
 from collections import deque
-from dataclasses import replace
 
+from amusd.core.conductor import Conductor
 from amusd.core.draft_session import DraftLimits, DraftSession
-from amusd.core.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
+from amusd.core.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.core.finish import FinishReason
 from amusd.core.ledger import Ledger
 from amusd.core.strategy import Strategy, draft_plan
@@ -86,79 +86,83 @@ class VerifySide:
         self.sent.append(self.session.end_pass(predictions, pass_seconds=0.0))
 
 
-class Orchestrator:
-    """What ``orchestrator.session`` does with its ledger, without its streams and waits."""
+class DialledPace:
+    """Holds proposals back, and lets the draft run ahead, as the setup says."""
 
     def __init__(self, setup: Setup, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.watch = Watch(ledger, setup.lookahead)
-        self.has_draft = setup.strategy is not Strategy.AUTOREGRESSIVE
-        self.output: tuple[int, ...] = ()
-        self.reason: FinishReason | None = None
-        self.outgoing: deque[Advance | Rollback] = deque()
-        self.forwards: deque[Forward] = deque()
-        self.pass_due = True
-        self._finish = setup.finish
+        self.max_checked = setup.max_checked
         self._num_collected = setup.num_collected
         self._most_ahead = setup.lookahead
-        self._held: Forward | None = None
+        self._ledger = ledger
+
+    @property
+    def lookahead(self) -> int:
+        """Another one each time, but never less than is waited for; 0 leaves it as it is."""
+        span = self._most_ahead - self._num_collected + 2
+        lookahead = self._num_collected - 1 + self._ledger.verified_position % span
+        return lookahead if lookahead >= self._num_collected else 0
+
+    def start_size(self, num_ready: int, now_seconds: float) -> int:
+        return self._num_collected
+
+    def patience_seconds(self) -> float:
+        return 0.0
+
+    def proposed(self, proposal: Proposal, now_seconds: float) -> None:
+        pass
+
+    def rolled_back(self, now_seconds: float) -> None:
+        pass
+
+    def passed(self, verdict: Verdict, is_first: bool) -> None:
+        pass
+
+
+class Orchestrator:
+    """A session's conductor, without its streams and waits."""
+
+    def __init__(self, setup: Setup, ledger: Ledger) -> None:
+        has_draft = setup.strategy is not Strategy.AUTOREGRESSIVE
+        self.ledger = ledger
+        self.watch = Watch(ledger, setup.lookahead)
+        self.has_draft = has_draft
+        self.output: tuple[int, ...] = ()
+        self.outgoing: deque[Advance | Rollback] = deque()
+        self.forwards: deque[Forward] = deque()
+        self._conductor = Conductor(ledger, DialledPace(setup, ledger), setup.finish, has_draft)
+
+    @property
+    def pass_due(self) -> bool:
+        return self._conductor.pass_due
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self._conductor.finish_reason
 
     def on_verdict(self, verdict: Verdict) -> None:
-        decision = self.ledger.verdict(verdict)
-        self.watch.after(decision)
-        if decision is not NOTHING:
-            self.pass_due = self.ledger.num_speculated > 0
-            if not self.has_draft and not self.pass_due:
-                decision = replace(decision, forward=self.ledger.plain_pass(num_ahead=1))
+        decision = self._conductor.on_verdict(verdict, 0.0)
+        if self.has_draft:
+            self.watch.after(decision)
         self._carry_out(decision)
 
     def on_proposal(self, proposal: Proposal) -> None:
         self.watch.before_proposal(proposal)
-        decision = self.ledger.proposal(proposal)
-        self.watch.after_proposal(decision)
-        is_current = proposal.epoch == self.ledger.epoch
-        is_ahead = proposal.position >= self.ledger.verified_position
-        if not proposal.tokens and is_current and is_ahead and not self.pass_due:
-            decision = Decision(forward=self.ledger.plain_pass())
+        decision = self._conductor.on_proposal(proposal, 0.0)
+        if self.has_draft:
+            self.watch.after_proposal(decision)
         self._carry_out(decision)
 
     def on_draft_lost(self) -> None:
         self.has_draft = False
-        if not self.pass_due:
-            self.go_alone()
+        self._carry_out(self._conductor.on_draft_lost())
 
     def go_alone(self) -> None:
-        self._carry_out(Decision(forward=self.ledger.plain_pass()))
+        self._carry_out(self._conductor.on_patience_over())
 
     def _carry_out(self, decision: Decision) -> None:
-        if self.has_draft:
-            if decision.rollback is not None:
-                self.outgoing.append(replace(decision.rollback, lookahead=self._lookahead()))
-            if decision.advance is not None:
-                self.outgoing.append(replace(decision.advance, lookahead=self._lookahead()))
-        if decision.rollback is not None:
-            self._held = None
+        for message in (decision.rollback, decision.advance):
+            if message is not None:
+                self.outgoing.append(message)
         if decision.forward is not None:
-            self._forward(decision.forward)
-        tokens, self.reason = self._finish.cut(decision.committed, len(self.output))
-        self.output += tokens
-
-    def _lookahead(self) -> int:
-        """Another one each time, but never less than is waited for; 0 leaves it as it is."""
-        span = self._most_ahead - self._num_collected + 2
-        lookahead = self._num_collected - 1 + self.ledger.verified_position % span
-        return lookahead if lookahead >= self._num_collected else 0
-
-    def _forward(self, forward: Forward) -> None:
-        """Send proposals; while the verify model is idle, collect a few of them first."""
-        is_plain = not forward.tokens
-        if self._held is not None:
-            forward = replace(self._held, tokens=self._held.tokens + forward.tokens)
-        room = self._finish.max_tokens - len(self.output) - 1
-        is_short = len(forward.tokens) < min(self._num_collected, room)
-        if is_short and not is_plain and not self.pass_due:
-            self._held = forward
-            return
-        self._held = None
-        self.pass_due = True
-        self.forwards.append(forward)
+            self.forwards.append(decision.forward)
+        self.output += decision.committed
