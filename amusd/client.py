@@ -6,7 +6,7 @@ from types import TracebackType
 
 import grpc
 
-from amusd.core.errors import UnavailableError
+from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.finish import FinishReason
 from amusd.core.statistics import Statistics
 from amusd.core.strategy import Strategy
@@ -121,7 +121,11 @@ class Client:
         self._channel.close()
 
     def generate(self, prompt: Prompt, options: Options = Options()) -> Generation:
-        """Start a generation; iterate over the result to read it."""
+        """Start a generation; iterate over the result to read it.
+
+        Raises:
+            InvalidInputError: the prompt is no valid text.
+        """
         request = generate_request(prompt, options)
         responses = self._stub.Generate(request, timeout=self._timeout_seconds)
         return Generation(iter(responses), self._address)
@@ -140,16 +144,20 @@ class Client:
 
 
 def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Return the message for a prompt and its options."""
+    """Return the message for a prompt and its options.
+
+    Raises:
+        InvalidInputError: the prompt holds halves of characters (surrogates).
+    """
     request = orchestrator_pb2.GenerateRequest(
         stop_token_ids=options.stop_token_ids, ignore_eos=options.ignore_eos
     )
-    if prompt.messages:
-        request.chat.messages.extend(_messages(prompt.messages))
-    elif prompt.tokens:
-        request.tokens.ids.extend(prompt.tokens)
-    else:
-        request.text = prompt.text
+    try:
+        _set_prompt(request, prompt)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"the prompt cannot be sent as UTF-8: {error.reason} at character {error.start}"
+        ) from None
     if options.strategy is not None:
         request.strategy = codec.strategy_to_proto(options.strategy)
     if options.max_tokens is not None:
@@ -157,6 +165,15 @@ def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.Gener
     if options.lookahead is not None:
         request.lookahead = options.lookahead
     return request
+
+
+def _set_prompt(request: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> None:
+    if prompt.messages:
+        request.chat.messages.extend(_messages(prompt.messages))
+    elif prompt.tokens:
+        request.tokens.ids.extend(prompt.tokens)
+    else:
+        request.text = prompt.text
 
 
 def _messages(pairs: Sequence[tuple[str, str]]) -> Iterator[orchestrator_pb2.ChatMessage]:

@@ -14,6 +14,9 @@ from typing import Any, NoReturn, Protocol
 
 import huggingface_hub
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
@@ -71,15 +74,21 @@ def load_text_codec(name: str) -> TextCodec:
         tokenizer = _parse(_read(location, "tokenizer.json"))
         config = json.loads(_read(location, "tokenizer_config.json"))
         template = config.get("chat_template") or _read_optional(location, "chat_template.jinja")
+        if isinstance(template, list):  # several named templates
+            named = {entry["name"]: entry["template"] for entry in template}
+            template = named.get("default")
+        return ModelText(tokenizer, template, _special_tokens(config))
+    except jinja2.TemplateError as error:
+        raise InvalidInputError(
+            f"the chat template of {name!r} is broken: {_in_one_line(error)}; give another "
+            "tokenizer by --tokenizer"
+        ) from error
     except (OSError, ValueError, PairError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InvalidInputError(
             f"cannot load the tokenizer of {name!r}: {reason}; give a folder or a hub id with "
             "tokenizer.json by --tokenizer"
         ) from error
-    if isinstance(template, list):  # several named templates
-        template = next((entry["template"] for entry in template), None)
-    return ModelText(tokenizer, template, _special_tokens(config))
 
 
 class ModelText:
@@ -104,11 +113,15 @@ class ModelText:
         try:
             text = self._template.render(
                 messages=[{"role": one.role, "content": one.content} for one in messages],
+                # Templates may compare these with none, which is not the same as undefined.
+                tools=None,
+                documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
         except jinja2.TemplateError as error:
-            raise InvalidInputError(f"the chat template refuses the messages: {error}") from error
+            reason = _in_one_line(error)
+            raise InvalidInputError(f"the chat template refuses the messages: {reason}") from error
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decoder(self) -> TextDecoder:
@@ -205,13 +218,29 @@ def _parse(text: str) -> Tokenizer:
         raise ValueError(f"tokenizer.json: {error}") from error
 
 
+class _GenerationTag(jinja2.ext.Extension):
+    """Shows what stands between ``generation`` tags, which mark the assistant's own words."""
+
+    tags = {"generation"}  # noqa: RUF012  # as the library declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _compile(template: str) -> jinja2.Template:
     """Compile a chat template with the functions that such templates use."""
 
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.filters["tojson"] = lambda value, **options: json.dumps(

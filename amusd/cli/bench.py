@@ -49,6 +49,8 @@ def bench(
         raise InvalidInputError("a baseline needs services of our own: leave --address out")
     if output is not None and not output.parent.is_dir():
         raise InvalidInputError(f"there is no folder {output.parent} to write {output.name} to")
+    if output is not None and output.is_dir():
+        raise InvalidInputError(f"{output} is a folder: name a file in it to write to")
     loaded = load_prompts(prompts, limit)
     with server(address, draft, verify) as at, Client(at, timeout) as client:
         runners: list[Runner] = list(parse_strategies(strategies, client))

@@ -39,7 +39,8 @@ def _human_eval() -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON strings may hold U+2028 and other line ends as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InvalidInputError(
             f"cannot read prompts from {path}: {error.strerror}; give a JSONL file or humaneval"

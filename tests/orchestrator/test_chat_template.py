@@ -1,0 +1,103 @@
+"""Chat templates render as Transformers renders them, and broken ones are said."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from amusd.core.errors import InvalidInputError
+from orchestrator.text import Message, ModelText, load_text_codec
+
+MESSAGES = [Message("system", "Be brief."), Message("user", 'Say "é" & <b>.')]
+
+TEMPLATES = {
+    "tools compared with none": (
+        "{% if tools is not none %}TOOLS{% endif %}{% if documents is none %}-{% endif %}"
+        "{{ messages[1].content }}"
+    ),
+    "tools that may be undefined": (
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}"
+        "{% if tools is none %}{{ messages[0].role }}{% endif %}"
+    ),
+    "a loop that is left": (
+        "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    ),
+    "generation tags": (
+        "{% for m in messages %}{% generation %}{{ m.content | trim }}{{ eos_token }}"
+        "{% endgeneration %}\n{% endfor %}"
+    ),
+    "blocks on lines of their own": (
+        "{% for m in messages %}\n    {% if true %}\n{{ m['role'] }}: {{ m['content'] }}\n"
+        "    {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}\nassistant:\n{% endif %}\n"
+    ),
+    "json": "{{ messages | tojson(indent=2) }}",
+    "a namespace": (
+        "{% set seen = namespace(count=0) %}{% for m in messages %}"
+        "{% set seen.count = seen.count + 1 %}{% endfor %}{{ seen.count }}"
+    ),
+}
+
+
+def letters() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)} | {"<end>": 256}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_template_renders_as_transformers_renders_it(case: str) -> None:
+    template = TEMPLATES[case]
+    theirs = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=letters(), eos_token="<end>", chat_template=template
+    )
+    expected = theirs.apply_chat_template(
+        [{"role": one.role, "content": one.content} for one in MESSAGES],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    ours = ModelText(letters(), template, {"eos_token": "<end>"}).encode_chat(MESSAGES)
+    assert letters().decode(ours, skip_special_tokens=False)
+    assert ours == list(expected)
+
+
+def folder_with(tmp_path: Path, chat_template: object) -> str:
+    letters().save(str(tmp_path / "tokenizer.json"))
+    config = {"chat_template": chat_template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
+    templates = [
+        {"name": "tool_use", "template": "wrong"},
+        {"name": "default", "template": "right"},
+    ]
+    codec = load_text_codec(folder_with(tmp_path, templates))
+    assert codec.encode_chat(MESSAGES) == codec.encode("right")
+
+
+def test_a_template_that_does_not_compile_is_said_when_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="chat template of .* is broken") as caught:
+        load_text_codec(folder_with(tmp_path, "{% for m in messages %}\n{{ m"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_template_says_comes_in_one_line() -> None:
+    codec = ModelText(letters(), "{{ raise_exception('first\nsecond') }}", {})
+    with pytest.raises(InvalidInputError, match="first second"):
+        codec.encode_chat(MESSAGES)
+
+
+@pytest.mark.parametrize("expression", ["messages[5].content.x", "''.__class__.__mro__"])
+def test_what_a_template_must_not_do_is_bad_input(expression: str) -> None:
+    codec = ModelText(letters(), "{{ " + expression + " + 'x' }}", {})
+    with pytest.raises(InvalidInputError, match="refuses the messages"):
+        codec.encode_chat(MESSAGES)
