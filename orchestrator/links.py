@@ -19,6 +19,8 @@ from amusd.core.strategy import DraftPlan
 from amusd.rpc import codec, faults
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
+_MAX_OUTGOING = 256
+
 Role = Literal["draft", "verify"]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -83,8 +85,7 @@ class DraftLink:
     """The Propose stream of one session, and the rollbacks beside it.
 
     Advances and rollbacks travel on different streams, so one is sent only when the one before
-    it has arrived. The queue between holds what one verdict each brings: it stays as short as
-    the draft's answer to a rollback is quick, and its timeout bounds it.
+    it has arrived; a bounded queue holds the others.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class DraftLink:
         self._session_id = session_id
         self._inbox = inbox
         self._timeout_seconds = timeout_seconds
-        self._outgoing: asyncio.Queue[Advance | Rollback] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[Advance | Rollback] = asyncio.Queue(_MAX_OUTGOING)
 
     async def open(
         self, opening: SessionOpening, plan: DraftPlan, vocabulary_fingerprint: str
@@ -118,8 +119,15 @@ class DraftLink:
         await _write(self._call, draft_pb2.ProposeRequest(open=request))
 
     def send(self, message: Advance | Rollback) -> None:
-        """Queue a message; ``write`` sends it at the next opportunity."""
-        self._outgoing.put_nowait(message)
+        """Queue a message; ``write`` sends it at the next opportunity.
+
+        Raises:
+            UnavailableError: too many messages wait; the draft does not keep up.
+        """
+        try:
+            self._outgoing.put_nowait(message)
+        except asyncio.QueueFull:
+            raise UnavailableError("draft service: does not take its messages") from None
 
     async def write(self) -> None:
         """Send what is queued, in order, until the service refuses."""

@@ -149,9 +149,12 @@ class Session:
         return self._conductor.on_draft_lost()
 
     async def _carry_out(self, decision: Decision) -> None:
-        for message in (decision.rollback, decision.advance):
-            if message is not None and self._draft is not None:
-                self._draft.send(message)
+        try:
+            for message in (decision.rollback, decision.advance):
+                if message is not None and self._draft is not None:
+                    self._draft.send(message)
+        except UnavailableError as error:
+            await self._carry_out(self._lose_draft(error))
         if decision.forward is not None:
             await self._verify.send(decision.forward)
         if decision.committed:

@@ -140,8 +140,9 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
         draft = _start_engine("draft", settings, settings.draft, draft_place, draft_port)
         services.running.insert(0, draft)
         draft_address = draft.address
-    addresses = ["--verify", verify.address, "--draft", draft_address, "--port", str(port)]
-    services.running.insert(0, _start("orchestrator", settings, addresses))
+    flags = ["--verify", verify.address, "--draft", draft_address, "--port", str(port)]
+    flags += ["--startup-timeout", str(settings.start_seconds)]
+    services.running.insert(0, _start("orchestrator", settings, flags))
     _wait_until_serving(services, settings.start_seconds)
 
 

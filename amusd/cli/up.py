@@ -26,8 +26,10 @@ def up(
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="Number format of the weights, or auto.")] = "auto",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the orchestrator.")] = 50050,
-    draft_port: Annotated[int, typer.Option(min=0, max=65535)] = 50051,
-    verify_port: Annotated[int, typer.Option(min=0, max=65535)] = 50052,
+    draft_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the draft.")] = 50051,
+    verify_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the verify service.")
+    ] = 50052,
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run draft, verify and orchestrator on loopback; Ctrl-C stops them."""

@@ -78,19 +78,24 @@ class Conductor:
             and proposal.position >= self.ledger.verified_position
         )
         if nothing_to_propose and not self._pass_due:
-            return self.on_patience_over()
+            return self._go_on()
         if decision.forward is None or self._holds(decision.forward, now_seconds):
             return dataclasses.replace(decision, forward=None)
         return self._forwarding(decision, decision.forward)
 
     def on_patience_over(self) -> Decision:
-        """Let the verify model go on with what there is, if only by itself."""
-        return self._forwarding(NOTHING, self.ledger.plain_pass())
+        """Let the verify model go on, for no proposal has come in time."""
+        self._pace.waited_in_vain()
+        return self._go_on()
 
     def on_draft_lost(self) -> Decision:
         """Go on without a draft: an empty tail is plain decoding."""
         self._has_draft = False
-        return NOTHING if self._pass_due else self.on_patience_over()
+        return NOTHING if self._pass_due else self._go_on()
+
+    def _go_on(self) -> Decision:
+        """Let the verify model go on with what there is, if only by itself."""
+        return self._forwarding(NOTHING, self.ledger.plain_pass())
 
     def _to_draft(self, decision: Decision, now_seconds: float) -> Decision:
         """Let the draft run ahead as far as it is of use; a lost draft is told nothing."""

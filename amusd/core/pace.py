@@ -11,6 +11,7 @@ from amusd.core.pass_size import PassSizer, StepTimes
 from amusd.core.strategy import Strategy
 
 _MIN_PATIENCE_SECONDS = 0.002
+_MAX_WAITS_IN_VAIN = 3
 
 
 class Pace(Protocol):
@@ -32,6 +33,9 @@ class Pace(Protocol):
 
     def patience_seconds(self) -> float:
         """Return how long to wait for a proposal before the verify model goes on by itself."""
+
+    def waited_in_vain(self) -> None:
+        """Take note that no proposal has come in time."""
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Take note of a proposal."""
@@ -61,6 +65,9 @@ class TakingTurns:
         """Return the time that the draft's turn may take."""
         return self._draft_timeout_seconds
 
+    def waited_in_vain(self) -> None:
+        """Nothing to learn."""
+
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Nothing to learn."""
 
@@ -86,6 +93,7 @@ class Overlapping:
         self._last_pass_seconds: float | None = None
         self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
         self._num_proposals = 0
+        self._num_waits_in_vain = 0
 
     @property
     def max_checked(self) -> int:
@@ -99,6 +107,8 @@ class Overlapping:
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Weigh the tokens that waiting brings against the time it takes."""
+        if self._num_waits_in_vain >= _MAX_WAITS_IN_VAIN:
+            return num_ready  # the draft hangs: what it still writes is taken as it comes
         next_seconds = max(0.0, self._next_proposal_seconds - now_seconds)
         return self._sizer.best_start(num_ready, next_seconds)
 
@@ -113,12 +123,17 @@ class Overlapping:
         patience = max(self._last_pass_seconds, _MIN_PATIENCE_SECONDS)
         return min(patience, self._draft_timeout_seconds)
 
+    def waited_in_vain(self) -> None:
+        """Stop waiting after a few times, until the draft shows that it lives."""
+        self._num_waits_in_vain += 1
+
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Learn the draft's step time; its next proposal is one step away."""
         # The first proposal has read the prompt.
         if proposal.num_steps and self._num_proposals:
             self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
         self._num_proposals += 1
+        self._num_waits_in_vain = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
 
     def rolled_back(self, now_seconds: float) -> None:

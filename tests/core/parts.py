@@ -108,6 +108,9 @@ class DialledPace:
     def patience_seconds(self) -> float:
         return 0.0
 
+    def waited_in_vain(self) -> None:
+        pass
+
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         pass
 

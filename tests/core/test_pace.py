@@ -117,3 +117,14 @@ def test_the_first_proposal_and_the_first_pass_have_read_the_prompt_and_teach_no
     pace.passed(verdict(pass_seconds=9.0), is_first=True)
     assert times.draft_seconds == 0.0
     assert times.pass_seconds(1) is None
+
+
+def test_a_draft_that_hangs_is_not_waited_for_again_until_it_shows_that_it_lives() -> None:
+    pace = experienced()
+    assert pace.start_size(0, 0.0) > 0
+    for _ in range(3):
+        pace.waited_in_vain()
+    assert pace.start_size(0, 1.0) == 0
+    assert pace.start_size(2, 1.0) == 2
+    pace.proposed(proposal(), 1.0)
+    assert pace.start_size(0, 1.0) > 0

@@ -1,5 +1,6 @@
 """Sessions that end early, and services that are lost and come back."""
 
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,18 @@ def test_a_draft_that_dies_costs_no_token(start: Starter) -> None:
             assert later.summary().fallback_reason
 
 
+@pytest.mark.parametrize("strategy", [Strategy.SPECULATIVE, Strategy.AMUSD])
+def test_a_draft_that_hangs_costs_no_token(start: Starter, strategy: Strategy) -> None:
+    trio = start_trio(start)
+    with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+        generation = client.generate(Prompt(tokens=(2,)), Options(strategy, 300))
+        for _ in generation:
+            if len(generation.tokens) > 20:
+                trio.draft.process.send_signal(signal.SIGSTOP)
+        trio.draft.process.send_signal(signal.SIGCONT)
+    assert generation.tokens == expected_output(VERIFY_MODEL, (2,), 300)
+
+
 def test_a_draft_that_comes_back_is_used_again(start: Starter) -> None:
     trio = start_trio(start)
     trio.draft.process.kill()
@@ -132,6 +145,23 @@ def test_a_draft_that_comes_back_is_used_again(start: Starter) -> None:
                 not client.generate(Prompt(tokens=(3,)), options).wait().summary().fallback_reason
             )
         )
+
+
+def test_a_draft_that_comes_back_with_another_vocabulary_is_left_out(start: Starter) -> None:
+    trio = start_trio(start)
+    trio.draft.process.kill()
+    trio.draft.process.wait()
+    port = trio.draft.address.rpartition(":")[2]
+    start("draft", "--model", "synthetic:vocabulary=700", "--port", port).wait_until_serving()
+    with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+
+        def refused_for_its_vocabulary() -> bool:
+            options = Options(Strategy.AMUSD, 20)
+            generation = client.generate(Prompt(tokens=(3,)), options).wait()
+            assert generation.tokens == expected_output(VERIFY_MODEL, (3,), 20)
+            return "vocabular" in generation.summary().fallback_reason
+
+        assert becomes_true(refused_for_its_vocabulary)
 
 
 def test_a_verify_service_that_dies_ends_its_sessions_and_may_come_back(start: Starter) -> None:
