@@ -19,6 +19,7 @@ from amusd.engine.reduced_head import load_causal_lm
 from amusd.engine.slot_cache import SlotCache
 
 _PROBE_TOKENS = 6
+_NO_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,8 @@ def load_engine(source: ModelSource, known_tokens_only: bool = False) -> Transfo
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        context_length=int(config.max_position_embeddings),
+        # Models without positions of their own (recurrent ones) have no limit to name.
+        context_length=int(getattr(config, "max_position_embeddings", _NO_LIMIT)),
         output_size=int(config.vocab_size),
         vocabulary=vocabulary,
         eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),
