@@ -85,7 +85,7 @@ def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
 
 
 def test_a_template_that_does_not_compile_is_said_when_it_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="chat template of .* is broken") as caught:
+    with pytest.raises(InvalidInputError, match=r"chat template of .* is broken") as caught:
         load_text_codec(folder_with(tmp_path, "{% for m in messages %}\n{{ m"))
     assert "\n" not in str(caught.value)
 

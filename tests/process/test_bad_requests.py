@@ -28,6 +28,11 @@ CASES = {
         INVALID,
         "outside the vocabulary of 512",
     ),
+    "the largest token id there is": (
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[2**32 - 1])),
+        INVALID,
+        "outside the vocabulary of 512",
+    ),
     "a stop token outside the vocabulary": (
         pb.GenerateRequest(tokens=ONE, stop_token_ids=[9999]),
         INVALID,
@@ -52,6 +57,31 @@ CASES = {
     ),
     "a look-ahead of zero": (pb.GenerateRequest(tokens=ONE, lookahead=0), INVALID, "1 to 16"),
     "too much look-ahead": (pb.GenerateRequest(tokens=ONE, lookahead=17), INVALID, "1 to 16"),
+    "more max_tokens than there can be": (
+        pb.GenerateRequest(tokens=ONE, max_tokens=2**31 - 1),
+        INVALID,
+        "ask for max_tokens of 599 or less",
+    ),
+    "the largest look-ahead there is": (
+        pb.GenerateRequest(tokens=ONE, lookahead=2**32 - 1),
+        INVALID,
+        "1 to 16",
+    ),
+    "a request over the size of a message": (
+        pb.GenerateRequest(text="x" * 5_000_000),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "larger than max",
+    ),
+    "a negative temperature": (
+        pb.GenerateRequest(tokens=ONE, temperature=-1.0),
+        grpc.StatusCode.UNIMPLEMENTED,
+        "only greedy",
+    ),
+    "a temperature that is no number": (
+        pb.GenerateRequest(tokens=ONE, temperature=float("nan")),
+        grpc.StatusCode.UNIMPLEMENTED,
+        "only greedy",
+    ),
     "a temperature": (
         pb.GenerateRequest(tokens=ONE, temperature=0.7),
         grpc.StatusCode.UNIMPLEMENTED,

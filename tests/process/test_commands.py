@@ -42,14 +42,16 @@ def test_generate_prints_the_text_and_what_it_took(trio: Trio) -> None:
     assert "30 tokens" in done.stderr
 
 
-def test_generate_starts_and_ends_services_of_its_own() -> None:
-    before = set(psutil.pids())
+def test_generate_starts_and_ends_services_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMUSD_STARTED_BY_TEST", str(tmp_path))
     done = amusd("generate", "hello", "--raw", "--max-tokens", "5", *PAIR)
     assert done.returncode == 0, done.stderr
     left = [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if process.pid not in before and "serve" in (process.info["cmdline"] or [])
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("AMUSD_STARTED_BY_TEST") == str(tmp_path)
     ]
     assert left == []
 
@@ -113,6 +115,14 @@ BAD_COMMANDS = {
     "an output folder that is not there": (
         ["bench", "--prompts", "humaneval", "--output", "/nowhere/at/all.json", *PAIR],
         "/nowhere/at",
+    ),
+    "an output that is a folder": (
+        ["bench", "--prompts", "humaneval", "--output", "/", *PAIR],
+        "/ is a folder",
+    ),
+    "a prompt that is no text": (
+        ["generate", "\udcff", "--address", "127.0.0.1:9"],
+        "cannot be sent as UTF-8",
     ),
     "an empty prompt": (["generate", "", *PAIR], "prompt is empty"),
     "nothing at the address": (

@@ -176,6 +176,30 @@ def test_a_bad_open_is_refused(stream: Stream, case: str) -> None:
     assert info.num_sessions == 0
 
 
+def test_a_stream_that_does_not_begin_with_an_open_is_refused(stream: Stream) -> None:
+    stream.advance(3, 1)
+    code, details = stream.refused()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "first request" in details
+
+
+def test_a_token_outside_the_vocabulary_in_an_advance_ends_the_stream(stream: Stream) -> None:
+    stream.open().proposals(4)
+    stream.advance(3, 512)
+    assert stream.refused()[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_bad_stream_leaves_the_others_alone(stream: Stream, channel: grpc.Channel) -> None:
+    stream.open("good").proposals(4)
+    bad = Stream(channel).open("bad")
+    bad.advance(50, 1)
+    assert bad.refused()[0] is grpc.StatusCode.FAILED_PRECONDITION
+    bad.end()
+    own = drafted(PROMPT, 6)
+    stream.advance(3, *own[:2])
+    assert tokens_of(stream.proposals(2)) == own[4:]
+
+
 def test_a_second_open_ends_the_stream(stream: Stream) -> None:
     assert stream.open().open("other").refused()[0] is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -26,8 +26,13 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list
 
 @pytest.fixture(params=["llama", "qwen2", "mistral", "gpt2"])
 def served(
-    request: pytest.FixtureRequest, tmp_path: Path, start: Starter
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    start: Starter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[PreTrainedModel, Client]]:
+    # Threads that wait for one another in three processes are slow on few cores.
+    monkeypatch.setenv("AMUSD_THREADS", "1")
     model = build(request.param)
     model.train(False)
     verify = save(model, tmp_path / "verify")

@@ -188,6 +188,31 @@ def test_a_proposed_token_outside_the_vocabulary_ends_the_stream(stream: Stream)
     assert "outside the vocabulary" in details
 
 
+def test_proposals_that_contradict_each_other_end_the_stream(stream: Stream) -> None:
+    stream.open()
+    stream.propose(3, *OWN[:8])
+    stream.propose(3, *OWN[:7], (OWN[7] + 1) % 512)
+    code, details = stream.refused()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "contradict" in details
+
+
+def test_a_late_proposal_that_differs_ends_only_its_epoch(stream: Stream) -> None:
+    stream.open().verdict()
+    stream.propose(3, (OWN[0] + 1) % 512, 17)
+    stream.propose(4, OWN[1], epoch=1)
+    verdict = stream.verdict()
+    assert (verdict.epoch, verdict.position, verdict.num_accepted) == (1, 4, 1)
+
+
+def test_more_proposed_tokens_than_may_wait_end_the_stream(stream: Stream) -> None:
+    stream.open()
+    stream.propose(3, *([1] * 599))
+    code, details = stream.refused()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "propose less" in details
+
+
 def test_a_session_id_in_use_is_refused_and_its_owner_goes_on(
     stream: Stream, channel: grpc.Channel
 ) -> None:

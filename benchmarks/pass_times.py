@@ -1,0 +1,94 @@
+"""What a pass costs by the number of its tokens, alone and beside a draft that never rests.
+
+Run it on an idle machine: ``python benchmarks/pass_times.py``.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from typing import Annotated, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from amusd.cli import reporting_errors
+from amusd.cli.local import LocalSettings, place
+from amusd.engine.device import DeviceSettings
+from amusd.engine.interface import Engine, Feed
+from amusd.engine.loading import load_model
+
+_CONTEXT = 100  # tokens in the cache before each pass
+_BUSY_SECONDS = 600.0  # the draft ends by itself after that
+_READY = "drafting"
+
+
+def main(
+    verify: Annotated[str, typer.Option(help="Verify model.")] = "smollm2",
+    draft: Annotated[str, typer.Option(help="Draft model.")] = "smollm2",
+    rows: Annotated[str, typer.Option(help="Numbers of tokens of a pass.")] = "1,2,3,4,6,9",
+    repeat: Annotated[int, typer.Option(min=1, help="Passes of each size.")] = 10,
+    keep_drafting: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure passes of the verify model, in turns, and print their median times."""
+    if keep_drafting:
+        _draft_until_told(draft, verify)
+        return
+    sizes = [int(size) for size in rows.split(",")]
+    engine = _load("verify", draft, verify)
+    alone = _median_ms(engine, sizes, repeat)
+    command = [sys.executable, __file__, "--keep-drafting", "--draft", draft, "--verify", verify]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as busy:
+        try:
+            assert busy.stdout is not None
+            while busy.stdout.readline().strip() not in (_READY, ""):
+                pass
+            beside = _median_ms(engine, sizes, repeat)
+        finally:
+            busy.terminate()
+    _show(alone, beside)
+
+
+def _load(role: Literal["draft", "verify"], draft: str, verify: str) -> Engine:
+    draft_place, verify_place = place(LocalSettings(draft=draft, verify=verify))
+    where = draft_place if role == "draft" else verify_place
+    device = DeviceSettings(where.device, "auto", len(where.cpus), where.cpus)
+    return load_model(draft if role == "draft" else verify, role, device)
+
+
+def _median_ms(engine: Engine, sizes: list[int], repeat: int) -> dict[int, float]:
+    slot = engine.open(_CONTEXT + max(sizes))
+    engine.run([Feed(slot, list(range(10, 10 + _CONTEXT)), 1)])
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeat):
+        for size in sizes:
+            started = time.perf_counter()
+            engine.run([Feed(slot, list(range(20, 20 + size)), size)])
+            times[size].append(1e3 * (time.perf_counter() - started))
+            engine.truncate(slot, _CONTEXT)
+    engine.close(slot)
+    return {size: statistics.median(found) for size, found in times.items()}
+
+
+def _draft_until_told(draft: str, verify: str) -> None:
+    engine = _load("draft", draft, verify)
+    print(f"a draft step takes {_median_ms(engine, [1], 50)[1]:.1f} ms alone", file=sys.stderr)
+    print(_READY, flush=True)
+    end = time.monotonic() + _BUSY_SECONDS
+    while time.monotonic() < end:
+        _median_ms(engine, [1], 20)
+
+
+def _show(alone: dict[int, float], beside: dict[int, float]) -> None:
+    table = Table(title="ms of a verify pass", box=box.SIMPLE_HEAD)
+    for heading in ("tokens", "alone", "beside a busy draft"):
+        table.add_column(heading, justify="right")
+    for size, milliseconds in alone.items():
+        table.add_row(str(size), f"{milliseconds:.1f}", f"{beside[size]:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    reporting_errors(lambda: typer.run(main))

@@ -1,0 +1,83 @@
+"""The client for people, without a server: requests, answers in pieces, and errors."""
+
+import pytest
+
+from amusd.client import Client, Generation, Options, Prompt, generate_request
+from amusd.core.errors import InvalidInputError, UnavailableError
+from amusd.core.finish import FinishReason
+from amusd.core.strategy import Strategy
+from amusd.v1 import orchestrator_pb2 as pb
+
+
+def test_what_is_not_said_is_left_to_the_server() -> None:
+    request = generate_request(Prompt(text="hi"), Options())
+    assert request == pb.GenerateRequest(text="hi")
+    assert not request.HasField("max_tokens")
+    assert not request.HasField("lookahead")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (Prompt(text="é☕"), pb.GenerateRequest(text="é☕")),
+        (Prompt(tokens=(1, 2)), pb.GenerateRequest(tokens=pb.TokenIds(ids=[1, 2]))),
+        (
+            Prompt.chat("hi"),
+            pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])),
+        ),
+    ],
+)
+def test_each_kind_of_prompt_has_its_field(prompt: Prompt, expected: pb.GenerateRequest) -> None:
+    assert generate_request(prompt, Options()) == expected
+
+
+def test_all_options_are_sent_zeros_too() -> None:
+    options = Options(Strategy.SPECULATIVE, 0, 0, (5,), ignore_eos=True)
+    request = generate_request(Prompt(text="hi"), options)
+    assert request.strategy == pb.STRATEGY_SPECULATIVE
+    assert request.HasField("max_tokens")
+    assert request.HasField("lookahead")
+    assert list(request.stop_token_ids) == [5]
+    assert request.ignore_eos
+
+
+@pytest.mark.parametrize("prompt", [Prompt(text="a\ud800"), Prompt.chat("a\ud800")])
+def test_a_half_of_a_character_is_bad_input(prompt: Prompt) -> None:
+    with pytest.raises(InvalidInputError, match="character 1"):
+        generate_request(prompt, Options())
+
+
+def answers() -> list[pb.GenerateResponse]:
+    statistics = pb.Statistics(num_output_tokens=3, num_passes=2)
+    completion = pb.Completion(
+        finish_reason=pb.FINISH_REASON_STOP, text="\ufffd", statistics=statistics
+    )
+    return [
+        pb.GenerateResponse(chunk=pb.Chunk(token_ids=[1, 2], text="ab")),
+        pb.GenerateResponse(chunk=pb.Chunk(token_ids=[3])),
+        pb.GenerateResponse(completion=completion),
+    ]
+
+
+def test_a_generation_gives_its_pieces_as_they_come_and_keeps_them() -> None:
+    generation = Generation(iter(answers()), "nowhere")
+    assert list(generation) == ["ab", "\ufffd"]
+    assert generation.tokens == [1, 2, 3]
+    assert generation.text == "ab\ufffd"
+    assert generation.finish_reason is FinishReason.STOP
+    assert generation.summary().num_output_tokens == 3
+
+
+def test_an_output_without_a_completion_has_no_statistics() -> None:
+    generation = Generation(iter(answers()[:2]), "nowhere").wait()
+    with pytest.raises(UnavailableError, match="without a completion"):
+        generation.summary()
+
+
+def test_a_server_that_is_not_there_is_named_in_one_line() -> None:
+    # Nothing listens on the discard port.
+    with Client("127.0.0.1:9", timeout_seconds=5) as client:
+        for attempt in (client.server_info, client.generate(Prompt(text="hi")).wait):
+            with pytest.raises(UnavailableError, match=r"orchestrator at 127\.0\.0\.1:9") as caught:
+                attempt()
+            assert "\n" not in str(caught.value)
