@@ -52,7 +52,7 @@ def _measure_cell(
     )
     prompts = [Prompt(tokens=(number, number + 1)) for number in range(num_prompts)]
     with local_services(settings) as services, Client(services.address) as client:
-        runners = parse_strategies(STRATEGIES, client)
+        runners = [choice.runner(client) for choice in parse_strategies(STRATEGIES)]
         measurements = measure(runners, prompts, max_tokens)
     reference = reference_of(measurements)
     bound = zero_latency_bound_seconds(agreement, 1e-3 * ratio * pass_ms, lambda _: 1e-3 * pass_ms)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from amusd.core.model import ModelDescription
+from amusd.core.model import PROMPT_LOOKUP, ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Engine, Feed
-
-PROMPT_LOOKUP = "prompt-lookup"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """Puts a draft service together: model, drafter, worker, server."""
 
+from amusd.core.model import PROMPT_LOOKUP
 from amusd.engine.loading import load_model
 from amusd.engine.thread import EngineThread
 from amusd.hosting import run_engine_service
 from amusd.rpc.server import ServiceShell
 from amusd.settings import EngineServiceSettings
 from amusd.v1 import draft_pb2, draft_pb2_grpc
-from draft_service.drafters import PROMPT_LOOKUP, Drafter, ModelDrafter, PromptLookupDrafter
+from draft_service.drafters import Drafter, ModelDrafter, PromptLookupDrafter
 from draft_service.servicer import DraftServicer
 from draft_service.worker import DraftWorker
 

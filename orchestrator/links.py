@@ -45,6 +45,7 @@ class SessionOpening:
     session_id: str
     tokens: tuple[int, ...]
     max_position: int
+    vocabulary_fingerprint: str
     epoch: int = 0
 
 
@@ -63,6 +64,7 @@ class VerifyLink:
             token_ids=opening.tokens,
             max_position=opening.max_position,
             epoch=opening.epoch,
+            vocabulary_fingerprint=opening.vocabulary_fingerprint,
         )
         await _write(self._call, verify_pb2.VerifyRequest(open=request))
 
@@ -103,9 +105,7 @@ class DraftLink:
         self._timeout_seconds = timeout_seconds
         self._outgoing: asyncio.Queue[Advance | Rollback] = asyncio.Queue(_MAX_OUTGOING)
 
-    async def open(
-        self, opening: SessionOpening, plan: DraftPlan, vocabulary_fingerprint: str
-    ) -> None:
+    async def open(self, opening: SessionOpening, plan: DraftPlan) -> None:
         """Open the session."""
         request = draft_pb2.ProposeOpen(
             session_id=opening.session_id,
@@ -113,7 +113,7 @@ class DraftLink:
             lookahead=plan.lookahead,
             tokens_per_proposal=plan.tokens_per_proposal,
             max_position=opening.max_position,
-            vocabulary_fingerprint=vocabulary_fingerprint,
+            vocabulary_fingerprint=opening.vocabulary_fingerprint,
             epoch=opening.epoch,
         )
         await _write(self._call, draft_pb2.ProposeRequest(open=request))

@@ -164,7 +164,9 @@ class Session:
     async def _open(self) -> None:
         plan = self._plan
         max_position = len(plan.tokens) + plan.finish.max_tokens
-        opening = SessionOpening(plan.session_id, plan.tokens, max_position)
+        opening = SessionOpening(
+            plan.session_id, plan.tokens, max_position, self._backends.vocabulary_fingerprint
+        )
         self._start(self._verify.read())
         drafting = draft_plan(plan.strategy, plan.lookahead)
         if drafting is not None:
@@ -186,7 +188,7 @@ class Session:
         self._draft = draft
         self._start(draft.read())
         self._start(draft.write())
-        await draft.open(opening, drafting, self._backends.vocabulary_fingerprint)
+        await draft.open(opening, drafting)
 
     def _start(self, part: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(part))

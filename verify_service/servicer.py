@@ -85,6 +85,7 @@ def _opening(request: verify_pb2.VerifyOpen) -> VerifyOpening:
         tokens=list(request.token_ids),
         max_position=request.max_position,
         epoch=request.epoch,
+        vocabulary_fingerprint=request.vocabulary_fingerprint,
     )
 
 

@@ -31,6 +31,7 @@ class VerifyOpening:
     tokens: list[int]
     max_position: int
     epoch: int = 0
+    vocabulary_fingerprint: str = ""
 
 
 @dataclass(slots=True)
@@ -139,6 +140,13 @@ class VerifyWorker:
         if opening.session_id in self._tasks:
             raise DuplicateSessionError(
                 f"session {opening.session_id!r} is open already: choose another id"
+            )
+        model = self.engine.description
+        theirs = opening.vocabulary_fingerprint
+        if theirs and theirs != model.vocabulary.fingerprint:
+            raise InvalidInputError(
+                f"the session's vocabulary is not that of {model.name}: the verify model has "
+                "changed, restart the orchestrator"
             )
         self._check_tokens(opening.tokens)
         if opening.max_position > self.limits.max_context:

@@ -12,11 +12,11 @@ from amusd.cli.local import Placement
 from amusd.cli.measure import Runner, Sample
 from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
+from amusd.core.model import PROMPT_LOOKUP
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.reduced_head import load_causal_lm
 from amusd.pair import resolve_model
 
-PROMPT_LOOKUP = "prompt-lookup"
 _SYNTHETIC = "synthetic"
 _LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
 

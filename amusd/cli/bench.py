@@ -52,8 +52,9 @@ def bench(
     if output is not None and output.is_dir():
         raise InvalidInputError(f"{output} is a folder: name a file in it to write to")
     loaded = load_prompts(prompts, limit)
+    choices = parse_strategies(strategies)
     with server(address, draft, verify) as at, Client(at, timeout) as client:
-        runners: list[Runner] = list(parse_strategies(strategies, client))
+        runners: list[Runner] = [choice.runner(client) for choice in choices]
         if baseline:
             runners += _baselines(draft, verify)
         info = MessageToDict(client.server_info(), preserving_proto_field_name=True)

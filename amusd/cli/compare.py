@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from amusd.cli.measure import ServiceRunner, measure, parse_strategies, reference_of
+from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
 from amusd.cli.options import Address, DraftModel, MaxTokens, Raw, VerifyModel, errors, server
 from amusd.cli.tables import show
 from amusd.client import Client, Prompt
@@ -30,8 +30,9 @@ def compare(
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
     prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
+    choices = parse_strategies(strategies) if strategies else []
     with server(address, draft, verify) as at, Client(at, timeout) as client:
-        runners = _runners(strategies, client)
+        runners = [choice.runner(client) for choice in choices or _all_there_are(client)]
         with errors.status("decoding"):
             measurements = measure(runners, prompts, max_tokens)
     show(measurements, f"{repeat} runs of up to {max_tokens} tokens")
@@ -41,9 +42,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def _runners(strategies: str, client: Client) -> list[ServiceRunner]:
-    if not strategies:
-        known = client.server_info().strategies
-        names = [codec.strategy_from_proto(one, Strategy.AMUSD).value for one in known]
-        strategies = ",".join(names)
-    return parse_strategies(strategies, client)
+def _all_there_are(client: Client) -> list[StrategyChoice]:
+    known = client.server_info().strategies
+    found = [codec.strategy_from_proto(one, Strategy.AMUSD) for one in known]
+    return [StrategyChoice(strategy.value, strategy) for strategy in found]

@@ -58,13 +58,26 @@ class ServiceRunner:
         return Sample(tuple(generation.tokens), seconds, generation.summary())
 
 
-def parse_strategies(text: str, client: Client) -> list[ServiceRunner]:
+@dataclass(frozen=True, slots=True)
+class StrategyChoice:
+    """A strategy as it was asked for; a look-ahead of None is the server's default."""
+
+    name: str
+    strategy: Strategy
+    lookahead: int | None = None
+
+    def runner(self, client: Client) -> ServiceRunner:
+        """Return what decodes with it through ``client``."""
+        return ServiceRunner(client, self.name, self.strategy, self.lookahead)
+
+
+def parse_strategies(text: str) -> list[StrategyChoice]:
     """Read a list such as ``autoregressive,speculative:3,amusd``; a number is the look-ahead.
 
     Raises:
         InvalidInputError: an unknown strategy, or a look-ahead that is no number of 1 or more.
     """
-    runners = []
+    choices = []
     for name in filter(None, (part.strip().lower() for part in text.split(","))):
         word, colon, number = name.partition(":")
         try:
@@ -74,10 +87,10 @@ def parse_strategies(text: str, client: Client) -> list[ServiceRunner]:
             raise InvalidInputError(f"unknown strategy {word!r}: use {known}") from None
         if colon and (not number.isdecimal() or int(number) < 1):
             raise InvalidInputError(f"look-ahead {number!r} of {name!r} is no number of 1 or more")
-        runners.append(ServiceRunner(client, name, strategy, int(number) if colon else None))
-    if not runners:
+        choices.append(StrategyChoice(name, strategy, int(number) if colon else None))
+    if not choices:
         raise InvalidInputError("there is no strategy to run: name at least one")
-    return runners
+    return choices
 
 
 @dataclass(slots=True)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from amusd.core.vocabulary import Vocabulary
 
+PROMPT_LOOKUP = "prompt-lookup"
+"""Name of the drafter that needs no model."""
+
 BYTES_TOKENIZER = "bytes"
 """Name of the tokenizer whose tokens 0 to 255 are the bytes of UTF-8."""
 

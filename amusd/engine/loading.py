@@ -3,6 +3,7 @@
 from typing import Literal
 
 from amusd.core.errors import InvalidInputError
+from amusd.core.model import PROMPT_LOOKUP
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.interface import Engine
 from amusd.engine.synthetic import PREFIX, SyntheticEngine, SyntheticModel
@@ -17,6 +18,8 @@ def load_model(name: str, role: Role, device: DeviceSettings) -> Engine:
     Raises:
         InvalidInputError: there is no such model, or it cannot be served.
     """
+    if name == PROMPT_LOOKUP:
+        raise InvalidInputError(f"{PROMPT_LOOKUP} only drafts: name a model that verifies")
     bind_engine_thread(device)
     if name == PREFIX or name.startswith(f"{PREFIX}:"):
         return SyntheticEngine(SyntheticModel.parse(name), name)

@@ -67,6 +67,7 @@ class VerifyOpen(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MAX_POSITION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     max_position: _builtins.int
@@ -75,6 +76,10 @@ class VerifyOpen(_message.Message):
     """
     epoch: _builtins.int
     """Epoch that the session starts in, 0 or more; above 0 on a rebuilt session."""
+    vocabulary_fingerprint: _builtins.str
+    """Fingerprint of the vocabulary that the tokens are of; the session is refused if the
+    model's is another (the service came back with another model). Empty: not checked.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
@@ -86,10 +91,11 @@ class VerifyOpen(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_position: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        vocabulary_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_position", b"max_position", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_position", b"max_position", "session_id", b"session_id", "token_ids", b"token_ids", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,8 +60,9 @@ class VerifyServiceServicer:
         After that every pass checks whatever has arrived since the last one and yields one
         verdict. A close, or the end of the stream, ends the session and frees its cache.
 
-        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, a first request
-        that is no open, a second open, two proposals that contradict each other),
+        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
+        vocabulary, a first request that is no open, a second open, two proposals that contradict
+        each other),
         ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
         RESOURCE_EXHAUSTED (too many sessions, context or proposed tokens over the limit),
         UNAVAILABLE (model loading, service draining).

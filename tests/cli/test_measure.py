@@ -1,7 +1,7 @@
 """Measurements: strategies by name, turns, and the figures that come out."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -13,12 +13,10 @@ from amusd.cli.measure import (
     parse_strategies,
     reference_of,
 )
-from amusd.client import Client, Prompt
+from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
 from amusd.core.statistics import PositionAcceptance, Statistics
 from amusd.core.strategy import Strategy
-
-NO_CLIENT = cast("Client", None)  # names are read without a server
 
 
 @dataclass
@@ -48,7 +46,7 @@ def statistics(**values: Any) -> Statistics:
 
 
 def test_strategies_are_read_with_their_lookahead() -> None:
-    runners = parse_strategies(" AMUSD, speculative:3,,autoregressive ", NO_CLIENT)
+    runners = parse_strategies(" AMUSD, speculative:3,,autoregressive ")
     assert [(one.name, one.strategy, one.lookahead) for one in runners] == [
         ("amusd", Strategy.AMUSD, None),
         ("speculative:3", Strategy.SPECULATIVE, 3),
@@ -69,7 +67,7 @@ def test_strategies_are_read_with_their_lookahead() -> None:
 )
 def test_a_bad_strategy_is_said(text: str, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
-        parse_strategies(text, NO_CLIENT)
+        parse_strategies(text)
 
 
 def test_each_prompt_goes_through_all_in_turns_after_a_warm_up_of_each() -> None:

@@ -131,6 +131,10 @@ def test_a_verify_service_out_of_reach_is_said() -> None:
     assert "127.0.0.1:9" in line
 
 
+def test_prompt_lookup_cannot_verify() -> None:
+    assert "only drafts" in fails("serve", "verify", "--model", "prompt-lookup", "--port", "0")
+
+
 def test_a_bad_synthetic_model_is_said() -> None:
     assert "colour" in fails("serve", "verify", "--model", "synthetic:colour=3", "--port", "0")
 

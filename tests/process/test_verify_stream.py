@@ -145,6 +145,11 @@ BAD_OPENS: dict[str, Any] = {
     "a token outside": ({"token_ids": (512,)}, grpc.StatusCode.INVALID_ARGUMENT, "outside"),
     "no room": ({"max_position": 3}, grpc.StatusCode.INVALID_ARGUMENT, "no room"),
     "too long": ({"max_position": 601}, grpc.StatusCode.RESOURCE_EXHAUSTED, "up to 600"),
+    "another vocabulary": (
+        {"vocabulary_fingerprint": "0" * 64},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "restart the orchestrator",
+    ),
     "no name": ({"session_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "1 to 128"),
 }
 
