@@ -16,13 +16,14 @@ from rich.table import Table
 
 from amusd.cli import reporting_errors
 from amusd.cli.local import LocalSettings, place
+from amusd.core.errors import UnavailableError
 from amusd.engine.device import DeviceSettings
 from amusd.engine.interface import Engine, Feed
 from amusd.engine.loading import load_model
 
 _CONTEXT = 100  # tokens in the cache before each pass
 _BUSY_SECONDS = 600.0  # the draft ends by itself after that
-_READY = "drafting"
+_LOADED, _START, _STARTED = "loaded", "start", "started"
 
 
 def main(
@@ -37,18 +38,31 @@ def main(
         _draft_until_told(draft, verify)
         return
     sizes = [int(size) for size in rows.split(",")]
-    engine = _load("verify", draft, verify)
-    alone = _median_ms(engine, sizes, repeat)
     command = [sys.executable, __file__, "--keep-drafting", "--draft", draft, "--verify", verify]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as busy:
+    # Started before this thread is bound to its core, for a child inherits that.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as drafting:
         try:
-            assert busy.stdout is not None
-            while busy.stdout.readline().strip() not in (_READY, ""):
-                pass
+            _wait_for_line(drafting, _LOADED)
+            engine = _load("verify", draft, verify)
+            alone = _median_ms(engine, sizes, repeat)
+            assert drafting.stdin is not None
+            print(_START, file=drafting.stdin, flush=True)
+            _wait_for_line(drafting, _STARTED)
             beside = _median_ms(engine, sizes, repeat)
         finally:
-            busy.terminate()
+            drafting.terminate()
     _show(alone, beside)
+
+
+def _wait_for_line(process: "subprocess.Popen[str]", line: str) -> None:
+    """Wait until ``line`` comes; a process that ends has said why on standard error."""
+    assert process.stdout is not None
+    for found in process.stdout:
+        if found.strip() == line:
+            return
+    raise UnavailableError("the drafting process has ended; its message above says why")
 
 
 def _load(role: Literal["draft", "verify"], draft: str, verify: str) -> Engine:
@@ -75,7 +89,9 @@ def _median_ms(engine: Engine, sizes: list[int], repeat: int) -> dict[int, float
 def _draft_until_told(draft: str, verify: str) -> None:
     engine = _load("draft", draft, verify)
     print(f"a draft step takes {_median_ms(engine, [1], 50)[1]:.1f} ms alone", file=sys.stderr)
-    print(_READY, flush=True)
+    print(_LOADED, flush=True)
+    sys.stdin.readline()
+    print(_STARTED, flush=True)
     end = time.monotonic() + _BUSY_SECONDS
     while time.monotonic() < end:
         _median_ms(engine, [1], 20)
