@@ -80,7 +80,7 @@ class DraftWorker:
         if task.failed:
             return
         try:
-            self._check_tokens(advance.tokens)
+            self.drafter.description.check_tokens(advance.tokens)
             task.session.advance(advance.epoch, advance.position, advance.tokens, advance.lookahead)
         except AmusdError as error:
             _fail(task, error)
@@ -94,7 +94,7 @@ class DraftWorker:
             raise UnknownSessionError(
                 f"no session {session_id!r} is open here: it has ended, or lives on a replica"
             )
-        self._check_tokens((rollback.corrected_token,))
+        self.drafter.description.check_tokens((rollback.corrected_token,))
         num_dropped = task.session.rollback(
             rollback.epoch,
             rollback.verified_position,
@@ -157,7 +157,7 @@ class DraftWorker:
                 f"the vocabulary of {model.name} is not the verify model's: pair models that "
                 "share their tokenizer"
             )
-        self._check_tokens(opening.tokens)
+        self.drafter.description.check_tokens(opening.tokens)
         if opening.limits.max_position <= len(opening.tokens):
             raise InvalidInputError(
                 f"max_position {opening.limits.max_position} leaves no room after "
@@ -177,13 +177,6 @@ class DraftWorker:
             raise LimitExceededError(
                 f"{self.limits.max_sessions} sessions are open: try again later, or raise "
                 "--max-sessions"
-            )
-
-    def _check_tokens(self, tokens: list[int] | tuple[int, ...]) -> None:
-        size = self.drafter.description.output_size
-        if size and tokens and max(tokens) >= size:
-            raise InvalidInputError(
-                f"token id {max(tokens)} is outside the vocabulary of {size} tokens"
             )
 
 

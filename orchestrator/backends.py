@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
 
 import grpc
 import grpc.aio
@@ -79,14 +78,6 @@ class Backends:
         await self._verify_channel.close(None)
         if self._draft_channel is not None:
             await self._draft_channel.close(None)
-
-    def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raise InvalidInputError if the verify model does not know one of the tokens."""
-        size = self.verify_model.output_size
-        if tokens and not 0 <= max(tokens) < size:
-            raise InvalidInputError(
-                f"token id {max(tokens)} is outside the vocabulary of {size} tokens"
-            )
 
     async def _meet_draft(self) -> None:
         assert self.draft is not None

@@ -112,8 +112,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
         strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)
         tokens = self._prompt(request)
-        backends.check_tokens(tokens)
-        backends.check_tokens(request.stop_token_ids)
+        backends.verify_model.check_tokens(tokens)
+        backends.verify_model.check_tokens(request.stop_token_ids)
         stop_tokens = set(request.stop_token_ids)
         if not request.ignore_eos:
             stop_tokens.update(backends.verify_model.eos_token_ids)

@@ -1,4 +1,4 @@
-"""One generation: receive, decide, dispatch. The ledger decides; this carries it out.
+"""One generation: receive, decide, dispatch. The conductor decides; this carries it out.
 
 The session owns two streams and their tasks, and ends them all, however it ends itself.
 """
@@ -55,13 +55,14 @@ class Session:
         self._plan = plan
         self._emit = emit
         self._ledger = Ledger(list(plan.tokens))
+        self._drafting = draft_plan(plan.strategy, plan.lookahead)
         self._conductor = Conductor(
             self._ledger,
             make_pace(
                 plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
             ),
             plan.finish,
-            has_draft=draft_plan(plan.strategy, plan.lookahead) is not None,
+            has_draft=self._drafting is not None,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
@@ -134,7 +135,7 @@ class Session:
     def _on_proposal(self, proposal: Proposal) -> Decision:
         self._recorder.proposal(proposal)
         try:
-            self._backends.check_tokens(proposal.tokens)
+            self._backends.verify_model.check_tokens(proposal.tokens)
             return self._conductor.on_proposal(proposal, time.monotonic())
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.
@@ -168,9 +169,8 @@ class Session:
             plan.session_id, plan.tokens, max_position, self._backends.vocabulary_fingerprint
         )
         self._start(self._verify.read())
-        drafting = draft_plan(plan.strategy, plan.lookahead)
-        if drafting is not None:
-            await self._open_draft(opening, drafting)
+        if self._drafting is not None:
+            await self._open_draft(opening, self._drafting)
         await self._verify.open(opening)
 
     async def _open_draft(self, opening: SessionOpening, drafting: DraftPlan) -> None:

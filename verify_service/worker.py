@@ -76,7 +76,7 @@ class VerifyWorker:
         if task.failed:
             return
         try:
-            self._check_tokens(proposals.tokens)
+            self.engine.description.check_tokens(proposals.tokens)
             task.session.offer(proposals.epoch, proposals.position, proposals.tokens)
             most = self.limits.max_lookahead
             task.max_checked = min(proposals.max_checked or most, most)
@@ -148,7 +148,7 @@ class VerifyWorker:
                 f"the session's vocabulary is not that of {model.name}: the verify model has "
                 "changed, restart the orchestrator"
             )
-        self._check_tokens(opening.tokens)
+        self.engine.description.check_tokens(opening.tokens)
         if opening.max_position > self.limits.max_context:
             raise LimitExceededError(
                 f"max_position is {opening.max_position}: the verify service takes up to "
@@ -158,13 +158,6 @@ class VerifyWorker:
             raise LimitExceededError(
                 f"{self.limits.max_sessions} sessions are open: try again later, or raise "
                 "--max-sessions"
-            )
-
-    def _check_tokens(self, tokens: list[int] | tuple[int, ...]) -> None:
-        size = self.engine.description.output_size
-        if tokens and max(tokens) >= size:
-            raise InvalidInputError(
-                f"token id {max(tokens)} is outside the vocabulary of {size} tokens"
             )
 
 

@@ -1,7 +1,9 @@
 """What a service says about its model and its limits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from amusd.core.errors import InvalidInputError
 from amusd.core.vocabulary import Vocabulary
 
 PROMPT_LOOKUP = "prompt-lookup"
@@ -24,6 +26,13 @@ class ModelDescription:
     vocabulary: Vocabulary
     eos_token_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise InvalidInputError if one of ``tokens`` is an id that the model does not know."""
+        if self.output_size and tokens and max(tokens) >= self.output_size:
+            raise InvalidInputError(
+                f"token id {max(tokens)} is outside the vocabulary of {self.output_size} tokens"
+            )
 
     def summary(self) -> str:
         """Return the model in one line for people."""
