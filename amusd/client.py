@@ -10,26 +10,10 @@ from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.finish import FinishReason
 from amusd.core.statistics import Statistics
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 from amusd.rpc import codec, faults
 from amusd.rpc.channel import CHANNEL_OPTIONS
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What to continue: exactly one of a text, a conversation, or token ids.
-
-    ``messages`` are pairs of role and content, in order.
-    """
-
-    text: str = ""
-    messages: tuple[tuple[str, str], ...] = ()
-    tokens: tuple[int, ...] = ()
-
-    @classmethod
-    def chat(cls, content: str) -> "Prompt":
-        """Return a conversation of one user message."""
-        return cls(messages=(("user", content),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 Run it on an idle machine: ``python benchmarks/pass_times.py``.
 """
 
-import statistics
 import subprocess
 import sys
 import time
@@ -18,10 +17,10 @@ from amusd.cli import reporting_errors
 from amusd.cli.local import LocalSettings, place
 from amusd.core.errors import UnavailableError
 from amusd.engine.device import DeviceSettings
-from amusd.engine.interface import Engine, Feed
+from amusd.engine.interface import Engine
 from amusd.engine.loading import load_model
+from amusd.engine.timing import median_pass_seconds
 
-_CONTEXT = 100  # tokens in the cache before each pass
 _BUSY_SECONDS = 600.0  # the draft ends by itself after that
 _LOADED, _START, _STARTED = "loaded", "start", "started"
 
@@ -73,17 +72,8 @@ def _load(role: Literal["draft", "verify"], draft: str, verify: str) -> Engine:
 
 
 def _median_ms(engine: Engine, sizes: list[int], repeat: int) -> dict[int, float]:
-    slot = engine.open(_CONTEXT + max(sizes))
-    engine.run([Feed(slot, list(range(10, 10 + _CONTEXT)), 1)])
-    times: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(repeat):
-        for size in sizes:
-            started = time.perf_counter()
-            engine.run([Feed(slot, list(range(20, 20 + size)), size)])
-            times[size].append(1e3 * (time.perf_counter() - started))
-            engine.truncate(slot, _CONTEXT)
-    engine.close(slot)
-    return {size: statistics.median(found) for size, found in times.items()}
+    found = median_pass_seconds(engine, sizes, repeat)
+    return {size: 1e3 * seconds for size, seconds in found.items()}
 
 
 def _draft_until_told(draft: str, verify: str) -> None:

@@ -16,12 +16,13 @@ from amusd.cli import reporting_errors
 from amusd.cli.local import LocalSettings, local_services, place
 from amusd.cli.measure import Sample, ServiceRunner, measure, reference_of
 from amusd.cli.tables import show
-from amusd.client import Client, Prompt
+from amusd.client import Client
 from amusd.core.strategy import Strategy
 from amusd.engine.device import DeviceSettings
 from amusd.engine.interface import Engine
 from amusd.engine.loading import load_model
 from amusd.engine.plain import decode_autoregressive
+from amusd.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

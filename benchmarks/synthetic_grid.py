@@ -14,8 +14,9 @@ from rich.table import Table
 from amusd.cli import reporting_errors
 from amusd.cli.local import LocalSettings, local_services
 from amusd.cli.measure import Measurement, measure, parse_strategies, reference_of
-from amusd.client import Client, Prompt
+from amusd.client import Client
 from amusd.core.performance import zero_latency_bound_seconds
+from amusd.prompts import Prompt
 
 STRATEGIES = (
     "autoregressive,speculative:1,speculative:2,speculative:3,speculative:5,speculative:8,amusd"

@@ -2,10 +2,11 @@
 
 import pytest
 
-from amusd.client import Client, Generation, Options, Prompt, generate_request
+from amusd.client import Client, Generation, Options, generate_request
 from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.finish import FinishReason
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 
 

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 import amusd
+from amusd.cli.acceptance import acceptance
 from amusd.cli.bench import bench
 from amusd.cli.compare import compare
+from amusd.cli.distill import distill
 from amusd.cli.generate import generate
 from amusd.cli.serve import serve
 from amusd.cli.up import up
@@ -23,6 +25,8 @@ app.command()(up)
 app.command()(generate)
 app.command()(compare)
 app.command()(bench)
+app.command()(distill)
+app.command()(acceptance)
 
 
 def _show_version(wanted: bool) -> None:

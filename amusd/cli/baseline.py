@@ -10,12 +10,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from amusd.cli.local import Placement
 from amusd.cli.measure import Runner, Sample
-from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import PROMPT_LOOKUP
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.reduced_head import load_causal_lm
 from amusd.pair import resolve_model
+from amusd.prompts import Prompt, encode
 
 _SYNTHETIC = "synthetic"
 _LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
@@ -34,7 +34,7 @@ class TransformersRunner:
     def run(self, prompt: Prompt, max_tokens: int) -> Sample:
         """Decode one prompt."""
         started = time.perf_counter()
-        ids = torch.tensor([self._encode(prompt)], device=self.model.device)
+        ids = torch.tensor([encode(prompt, self.tokenizer)], device=self.model.device)
         output = self.model.generate(  # type: ignore[operator]
             ids,
             attention_mask=torch.ones_like(ids),
@@ -44,16 +44,6 @@ class TransformersRunner:
         )
         tokens = tuple(int(token) for token in output[0, ids.shape[1] :].tolist())
         return Sample(tokens, time.perf_counter() - started)
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if prompt.messages:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in prompt.messages],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(prompt.tokens) or list(self.tokenizer(prompt.text)["input_ids"])
 
 
 def transformers_runners(draft: str, verify: str, placement: Placement) -> Iterator[Runner]:

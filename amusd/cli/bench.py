@@ -16,10 +16,10 @@ import amusd
 from amusd.cli.local import LocalSettings, place
 from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
 from amusd.cli.options import Address, DraftModel, MaxTokens, VerifyModel, errors, server
-from amusd.cli.prompts import load_prompts
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.core.errors import InvalidInputError
+from amusd.prompts import load_prompts
 
 TRANSFORMERS = "transformers"
 

@@ -7,9 +7,10 @@ import typer
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
 from amusd.cli.options import Address, DraftModel, MaxTokens, Raw, VerifyModel, errors, server
 from amusd.cli.tables import show
-from amusd.client import Client, Prompt
+from amusd.client import Client
 from amusd.core.errors import InvalidInputError
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 from amusd.rpc import codec
 
 

@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 
 from amusd.cli.options import Address, DraftModel, Lookahead, Raw, VerifyModel, errors, server
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
 from amusd.core.errors import InvalidInputError
 from amusd.core.statistics import Statistics
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 
 
 def generate(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
 from amusd.core.errors import InvalidInputError
 from amusd.core.statistics import Statistics
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 
 WARM_UP_TOKENS = 8
 

@@ -1,4 +1,4 @@
-"""Key/value cache of one session: preallocated, written in place, rolled back by its length.
+"""Key/value cache of a session: preallocated, written in place, rolled back by its length.
 
 ``DynamicCache`` of Transformers copies all keys and values for each new token. Here a pass
 writes its rows behind the valid ones and attention gets views, so nothing is copied; a rollback
@@ -14,7 +14,10 @@ _FIRST_ROWS = 256
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, each ``[1, kv_heads, rows, head_dim]``."""
+    """Keys and values of one layer, each ``[batch, kv_heads, rows, head_dim]``.
+
+    A session has a batch of 1; text is written for training data with more, all of one length.
+    """
 
     is_sliding = False
 
@@ -67,9 +70,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return buffer
 
     def _allocate(self, like: torch.Tensor, rows: int) -> torch.Tensor:
-        _, num_heads, _, head_dim = like.shape
-        rows = min(rows, self._capacity)
-        return torch.empty((1, num_heads, rows, head_dim), dtype=like.dtype, device=like.device)
+        batch, num_heads, _, head_dim = like.shape
+        shape = (batch, num_heads, min(rows, self._capacity), head_dim)
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 class SlotCache(Cache):

@@ -74,6 +74,16 @@ class TransformersEngine:
         self.description = description
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The model itself, for what needs more than greedy tokens."""
+        return self._model
+
+    @property
+    def head_ids(self) -> torch.Tensor | None:
+        """Token id of each row of a reduced head, ``[head_rows]``."""
+        return self._head_ids
+
+    @property
     def num_open(self) -> int:
         """Number of open slots."""
         return len(self._slots)

@@ -13,10 +13,10 @@ from amusd.cli.measure import (
     parse_strategies,
     reference_of,
 )
-from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
 from amusd.core.statistics import PositionAcceptance, Statistics
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 
 
 @dataclass

@@ -4,10 +4,10 @@ import pytest
 
 from amusd.cli.baseline import TransformersRunner, transformers_runners
 from amusd.cli.local import Placement
-from amusd.cli.prompts import HUMAN_EVAL, load_prompts
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
 from amusd.core.finish import FinishReason
 from amusd.core.strategy import Strategy
+from amusd.prompts import HUMAN_EVAL, Prompt, load_prompts
 
 pytestmark = [pytest.mark.pair, pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 

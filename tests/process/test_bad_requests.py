@@ -3,7 +3,8 @@
 import grpc
 import pytest
 
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
+from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
 from tests.process.services import Trio

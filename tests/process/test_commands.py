@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
+from amusd.prompts import Prompt
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio
 from tests.process.synthetic import expected_output
 

@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
 from amusd.core.finish import FinishReason
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 from tests.process.services import VERIFY_MODEL, Trio
 from tests.process.synthetic import expected_output
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from amusd.client import Client, Options, Prompt
+from amusd.client import Client, Options
 from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
 from tests.process.services import Starter, start_trio
 from tests.tiny import VOCABULARY, build, perturbed, save
 

@@ -1,13 +1,45 @@
-"""Prompts for measurements: JSONL files, and the problems of HumanEval."""
+"""Prompts, and where they come from: JSONL files and the problems of HumanEval."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
 
 HUMAN_EVAL = "humaneval"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue: exactly one of a text, a conversation, or token ids.
+
+    ``messages`` are pairs of role and content, in order.
+    """
+
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def chat(cls, content: str) -> "Prompt":
+        """Return a conversation of one user message."""
+        return cls(messages=(("user", content),))
+
+
+def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Return a prompt's token ids by a tokenizer of Transformers, conversations by its template.
+
+    Raises:
+        InvalidInputError: a conversation, but there is no chat template.
+    """
+    if prompt.messages:
+        if not tokenizer.chat_template:
+            raise InvalidInputError("the model has no chat template: give prompts of plain text")
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(prompt.tokens) or list(tokenizer(prompt.text)["input_ids"])
 
 
 def load_prompts(source: str, limit: int) -> list[Prompt]:

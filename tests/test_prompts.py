@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from amusd.cli.prompts import load_prompts
-from amusd.client import Prompt
 from amusd.core.errors import InvalidInputError
+from amusd.prompts import Prompt, load_prompts
 
 
 def written(folder: Path, *lines: str) -> str:

@@ -1,0 +1,155 @@
+"""Writes a trained draft as a model folder with its card: reduced head, or exported whole."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from amusd.core.errors import InvalidInputError
+from amusd.distill.cut import output_head, trainable
+from amusd.distill.files import write_whole
+from amusd.distill.recipe import Recipe
+from amusd.pair.checkpoint import HEAD_IDS_NAME, HEAD_SIZE_KEY
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the card says of a training."""
+
+    recipe: Recipe
+    num_parameters: int
+    num_rows: int  # of training text
+    num_tokens: int  # answer tokens of training text
+    num_seen: int  # the same, repetitions included
+    num_steps: int
+    held_out: float
+    licence: str
+
+
+def write_folder(
+    folder: Path, draft: PreTrainedModel, head_ids: Tensor | None, tokenizer: Any, result: Result
+) -> None:
+    """Write a folder that ``amusd serve draft --model`` loads.
+
+    Raises:
+        UnavailableError: the disk does not take it.
+    """
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in _weights(draft)}
+    if head_ids is not None:
+        tensors[HEAD_IDS_NAME] = head_ids.cpu()
+    _write(folder, draft, tensors, tokenizer, result)
+
+
+def export_folder(
+    folder: Path, draft: PreTrainedModel, parent: PreTrainedModel, tokenizer: Any, result: Result
+) -> None:
+    """Write a folder with the parent's whole output head, which Transformers alone loads.
+
+    Raises:
+        InvalidInputError: the folder has other files already.
+        UnavailableError: the disk does not take it.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / WEIGHTS_NAME).exists():
+        raise InvalidInputError(f"{folder} has other files: export to a new or empty folder")
+    body = trainable(draft)
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in body.items()}
+    for name, weight in parent.state_dict().items():
+        if name not in tensors and name in draft.state_dict():
+            tensors[name] = weight.float().cpu().contiguous()
+    tied = bool(getattr(parent.config, "tie_word_embeddings", False))
+    if tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if not _is_head(name, draft)}
+    kept = getattr(draft.config, HEAD_SIZE_KEY, None), draft.config.tie_word_embeddings
+    try:
+        if kept[0] is not None:
+            delattr(draft.config, HEAD_SIZE_KEY)
+        draft.config.tie_word_embeddings = tied
+        _write(folder, draft, tensors, tokenizer, result)
+    finally:
+        if kept[0] is not None:
+            setattr(draft.config, HEAD_SIZE_KEY, kept[0])
+        draft.config.tie_word_embeddings = kept[1]
+
+
+def _weights(draft: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    state = draft.state_dict()
+    if getattr(draft.config, "tie_word_embeddings", False):
+        return [(name, weight) for name, weight in state.items() if not _is_head(name, draft)]
+    return list(state.items())
+
+
+def _is_head(name: str, draft: PreTrainedModel) -> bool:
+    head = output_head(draft)
+    return any(name == f"{found}.weight" for found, m in draft.named_modules() if m is head)
+
+
+def _write(
+    folder: Path,
+    draft: PreTrainedModel,
+    tensors: dict[str, Tensor],
+    tokenizer: Any,
+    result: Result,
+) -> None:
+    """Write all files beside the old ones first, then move them in, the weights last."""
+
+    def write(target: Path) -> None:
+        target.mkdir()
+        draft.config.save_pretrained(target)
+        if draft.generation_config is not None:
+            draft.generation_config.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        save_file(tensors, target / WEIGHTS_NAME, {"format": "pt"})
+        (target / WEIGHTS_NAME).chmod(0o644)
+        (target / "README.md").write_text(card(result), encoding="utf-8")
+
+    fresh = folder / "fresh"
+    for stale in (fresh, folder / ".fresh.unfinished"):
+        shutil.rmtree(stale, ignore_errors=True)
+    write_whole(fresh, write)
+    names = sorted((path.name for path in fresh.iterdir()), key=lambda n: n == WEIGHTS_NAME)
+    for name in names:
+        (fresh / name).replace(folder / name)
+    fresh.rmdir()
+
+
+def card(result: Result) -> str:
+    """Return a model card in the form that model hubs read."""
+    recipe = result.recipe
+    head = f"the {recipe.draft_vocab} most frequent tokens" if recipe.draft_vocab else "all tokens"
+    return f"""---
+license: {result.licence}
+base_model: {recipe.verify}
+tags: [speculative-decoding, draft-model]
+---
+
+# A draft model of {recipe.verify}
+
+For speculative decoding with its parent; alone it writes poor text. Made with `amusd distill`.
+
+| | |
+|---|---|
+| parent | {recipe.verify} |
+| licence | {result.licence}; this is a modified part of its parent, whose licence holds |
+| layers | {", ".join(map(str, recipe.layers))} of the parent, trained further |
+| output head while training | {head} |
+| parameters | {result.num_parameters:,} |
+
+## Training
+
+Text that the parent wrote in answer to prompts: {result.num_rows:,} answers,
+{result.num_tokens:,} tokens; {result.num_steps:,} steps of {recipe.batch_rows} answers saw
+{result.num_seen:,} tokens, repetitions included. The loss is the forward KL divergence from the
+parent's likeliest tokens at temperature {recipe.target_temperature:g}; Muon for matrices, AdamW for
+the rest, peak rate {recipe.peak_rate:g}. Embedding and head are the parent's.
+
+## Acceptance
+
+{result.held_out:.1%} of the parent's greedy tokens in held-out answers of the same kind are the
+draft's likeliest ones. Measure it on prompts of your own with `amusd acceptance`.
+"""

@@ -1,0 +1,204 @@
+"""The training loop of a draft: loss, optimisers, rate, checkpoints. One device, no services."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from amusd.core.errors import InvalidInputError
+from amusd.distill.batches import Batch
+from amusd.distill.cut import output_head, trainable
+from amusd.distill.files import write_whole
+from amusd.distill.recipe import Recipe
+
+_WARM_UP_STEPS = 40
+_LAST_RATE = 0.02  # of the peak
+_CHECKPOINT_SECONDS = 120.0
+_REPORT_STEPS = 25
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far training is; ``tokens`` are answer tokens seen, repetitions included."""
+
+    tokens: int = 0
+    epoch: int = 0
+    batches: int = 0  # of this epoch
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What training looks like now: means over the last steps, or the held-out measure."""
+
+    progress: Progress
+    loss: float
+    agreement: float
+    held_out: float | None = None
+
+
+def loss_and_hits(draft: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Forward KL from the verify model (up to a constant), and which argmaxes are its own.
+
+    Knowledge distillation as in Hinton et al., arXiv 1503.02531, over the kept tokens; tokens
+    that the head lacks add nothing. Returns a scalar and [N] bool.
+    """
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+        states = draft.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        logits = output_head(draft)(states[batch.rows, batch.columns])  # [N, H]
+    logits = logits.float()
+    logprobs = logits.gather(1, batch.targets.clamp(min=0)) - logits.logsumexp(1, keepdim=True)
+    loss = -(batch.probabilities * logprobs).sum(1).mean()
+    return loss, logits.argmax(1) == batch.targets[:, 0]
+
+
+@torch.no_grad()
+def agreement(draft: PreTrainedModel, batches: Iterator[Batch]) -> float:
+    """Return the share of the verify model's likeliest tokens that are the draft's, too."""
+    nn.Module.eval(draft)
+    hits = torch.cat([loss_and_hits(draft, batch)[1] for batch in batches])
+    nn.Module.train(draft)
+    return float(hits.float().mean())
+
+
+class Trainer:
+    """Trains one draft; everything that changes is in its checkpoint."""
+
+    def __init__(self, draft: PreTrainedModel, recipe: Recipe, total_tokens: int) -> None:
+        """Prepare to train ``draft`` on its device, ``total_tokens`` in all."""
+        self.draft = draft
+        self.progress = Progress()
+        self._recipe = recipe
+        self._total = total_tokens
+        self._body = trainable(draft)
+        for name, weight in draft.named_parameters():
+            weight.requires_grad_(name in self._body)
+        rate = recipe.peak_rate
+        matrices = [weight for weight in self._body.values() if weight.ndim == 2]
+        others = [weight for weight in self._body.values() if weight.ndim != 2]
+        # Muon for matrices, as its authors advise; its rate is scaled to that of AdamW.
+        self._optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def run(
+        self,
+        epochs: Callable[[int, int], Iterator[Batch]],
+        checkpoint: Path,
+        report: Callable[[Report], None],
+    ) -> None:
+        """Train from where the progress stands to the end of the last epoch.
+
+        ``epochs(epoch, skip)`` gives the batches. The checkpoint is written every two minutes, at
+        the end, and when something stops it.
+        """
+        nn.Module.train(self.draft)
+        written = began = time.monotonic()
+        before = self.progress.seconds
+        recent: list[tuple[float, float]] = []
+        try:
+            for epoch in range(self.progress.epoch, self._recipe.epochs):
+                for batch in epochs(epoch, self.progress.batches):
+                    recent.append(self._step(batch))
+                    self.progress.seconds = before + time.monotonic() - began
+                    if len(recent) == _REPORT_STEPS:
+                        report(_mean(self.progress, recent))
+                        recent = []
+                    if time.monotonic() - written > _CHECKPOINT_SECONDS:
+                        self.save(checkpoint)
+                        written = time.monotonic()
+                self.progress.epoch, self.progress.batches = epoch + 1, 0
+        finally:
+            self.save(checkpoint)
+
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        rate = self._rate()
+        loss, hits = loss_and_hits(self.draft, batch)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(list(self._body.values()), 1.0)
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad()
+        self.progress.tokens += len(batch.rows)
+        self.progress.batches += 1
+        self.progress.steps += 1
+        return float(loss.item()), float(hits.float().mean())
+
+    def _rate(self) -> float:
+        """A short warm-up, then half a cosine down to a fiftieth."""
+        done = min(1.0, self.progress.tokens / self._total)
+        decay = _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+        return self._recipe.peak_rate * min(1.0, (self.progress.steps + 1) / _WARM_UP_STEPS) * decay
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UnavailableError: the disk does not take it.
+        """
+        tensors = {f"weight.{name}": weight.detach() for name, weight in self._body.items()}
+        for number, optimiser in enumerate(self._optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimiser.{number}.{index}.{key}"] = value
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"recipe": self._recipe.to_json(), "progress": json.dumps(asdict(self.progress))}
+        write_whole(path, lambda file: save_file(tensors, file, metadata))
+
+    def resume(self, path: Path) -> bool:
+        """Go on from a checkpoint, if there is one.
+
+        Raises:
+            InvalidInputError: it was made with another recipe, or is damaged.
+        """
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+            recipe = Recipe.from_json(metadata["recipe"])
+            progress = Progress(**json.loads(metadata["progress"]))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(
+                f"checkpoint {path} cannot be read ({error}): delete it to train again"
+            ) from error
+        if differing := recipe.difference(self._recipe):
+            raise InvalidInputError(
+                f"checkpoint {path} was made with {differing} {getattr(recipe, differing)}, not "
+                f"{getattr(self._recipe, differing)}: give the same again, or choose another "
+                "--output folder"
+            )
+        with torch.no_grad():
+            for name, weight in self._body.items():
+                weight.copy_(tensors[f"weight.{name}"])
+        for number, optimiser in enumerate(self._optimisers):
+            _restore(optimiser, f"optimiser.{number}.", tensors)
+        self.progress = progress
+        return True
+
+
+def _restore(optimiser: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, _, key = name.removeprefix(prefix).partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+
+
+def _mean(progress: Progress, recent: list[tuple[float, float]]) -> Report:
+    losses, hits = zip(*recent, strict=True)
+    return Report(progress, sum(losses) / len(losses), sum(hits) / len(hits))

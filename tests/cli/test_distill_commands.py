@@ -1,0 +1,95 @@
+"""The two commands as a user runs them, with a tiny model: what they print, and their errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def verify(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save(tiny.build("llama"), tmp_path_factory.mktemp("verify"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    return path
+
+
+def amusd(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "amusd", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def distill(verify: str, output: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]":
+    small = ("--num-layers", "1", "--draft-vocab", "64", "--tokens", "300", "--epochs", "1")
+    sizes = ("--write-batch", "16", "--answer-tokens", "10", "--threads", "1")
+    return amusd("distill", "--verify", verify, "--output", output, *small, *sizes, *more)
+
+
+@pytest.mark.slow
+def test_a_draft_is_made_and_measured(verify: str, prompts: Path, tmp_path: Path) -> None:
+    text = tmp_path / "some.txt"
+    text.write_text("A paragraph.\n\nAnother one.\n")
+    draft, report = tmp_path / "draft", tmp_path / "report.json"
+    made = distill(verify, draft, "--prompts", prompts, "--prompts", text)
+    assert made.returncode == 0, made.stderr
+    assert f"amusd serve draft --model {draft}" in made.stdout
+    assert "written: " in made.stderr
+    measured = amusd(
+        *("acceptance", "--draft", draft, "--draft", verify, "--verify", verify),
+        *("--prompts", prompts, "--max-tokens", "12", "--temperature", "0.8", "--output", report),
+    )
+    assert measured.returncode == 0, measured.stderr
+    found = json.loads(report.read_text())
+    ours, itself = found["drafts"]
+    assert itself["greedy"]["value"] == itself["sampled"]["value"] == 1.0
+    assert ours["num_layers"] == 1
+    assert ours["num_read"] < itself["num_read"]
+    assert len(found["pass_seconds"]) == 9
+    assert "100.0%" in measured.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--layers", "0,x"], "cannot read layers '0,x'"),
+        (["--num-layers", "5"], "the verify model has 2 layers"),
+        (["--prompts", "nowhere.jsonl"], "cannot read prompts from nowhere.jsonl"),
+        (["--device", "warp:0"], "device 'warp:0' cannot be used"),
+    ],
+)
+def test_what_cannot_be_distilled_is_said_in_one_line(
+    verify: str, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    result = distill(verify, tmp_path / "draft", *arguments)
+    assert result.returncode == 1
+    assert said in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_line_of_prompts_is_named(verify: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": \n')
+    result = distill(verify, tmp_path / "draft", "--prompts", path)
+    assert result.returncode == 1
+    assert f"{path}, line 2: not JSON" in result.stderr
+
+
+def test_acceptance_names_a_missing_draft(verify: str, prompts: Path) -> None:
+    result = amusd(
+        *("acceptance", "--draft", "/no/such/draft", "--verify", verify, "--prompts", prompts)
+    )
+    assert result.returncode == 1
+    assert "there is no model folder /no/such/draft" in result.stderr
