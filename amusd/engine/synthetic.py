@@ -2,7 +2,8 @@
 
 Its next token is a hash of the position and the last two tokens, so that it depends on the
 context as a real one does: after a rollback the continuation is another. A draft of the same
-seed writes the same token at a share ``agreement`` of contexts. Passes take their time asleep,
+seed writes the same token at a share ``agreement`` of contexts. With a ``period`` its text repeats
+itself every so many tokens instead, whatever stands before them. Passes take their time asleep,
 so two of them on one machine behave like two devices.
 """
 
@@ -25,7 +26,7 @@ class SyntheticModel:
     """A synthetic model: ``synthetic:agreement=0.75,pass_ms=20`` on the command line.
 
     ``pass_ms`` is the time of a pass over one token, ``row_ms`` that of each further token;
-    ``batch`` is the most sessions that share a pass.
+    ``batch`` is the most sessions that share a pass; a ``period`` of 0 repeats nothing.
     """
 
     vocabulary: int = 256
@@ -35,6 +36,7 @@ class SyntheticModel:
     row_ms: float = 0.0
     context: int = 8192
     batch: int = 1
+    period: int = 0
 
     @classmethod
     def parse(cls, name: str) -> "SyntheticModel":
@@ -62,12 +64,16 @@ class SyntheticModel:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
         if model.pass_ms < 0 or model.row_ms < 0:
             raise InvalidInputError("pass_ms and row_ms need 0 or more")
+        if model.period < 0:
+            raise InvalidInputError(f"period is {model.period}: use 0 or more")
         return model
 
     def next_token(self, tokens: Sequence[int]) -> int:
         """Return the token this model writes after ``tokens``."""
-        context = f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}".encode()
-        digest = hashlib.blake2b(context, digest_size=16).digest()
+        context = f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}"
+        if self.period:
+            context = f"{self.seed}/{len(tokens) % self.period}"
+        digest = hashlib.blake2b(context.encode(), digest_size=16).digest()
         token = int.from_bytes(digest[:8], "big") % self.vocabulary
         chance = int.from_bytes(digest[8:], "big") / 2**64
         if chance < self.agreement:

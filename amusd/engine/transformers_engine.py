@@ -16,6 +16,7 @@ from amusd.core.model import ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Feed
 from amusd.engine.reduced_head import load_causal_lm
+from amusd.engine.rows import use_rows_kernels
 from amusd.engine.slot_cache import SlotCache
 
 _PROBE_TOKENS = 6
@@ -197,6 +198,7 @@ def load_engine(source: ModelSource, known_tokens_only: bool = False) -> Transfo
             f"{reason[0] if reason else type(error).__name__}; give a folder with config.json, "
             "safetensors and a tokenizer, or a hub id that can be reached"
         ) from error
+    use_rows_kernels(model)
     vocabulary = Vocabulary.of(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     config = model.config.get_text_config()
     eos = model.generation_config.eos_token_id if model.generation_config else None

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from amusd.core.errors import InvalidInputError, UnavailableError
-from amusd.distill import run
 from amusd.distill.run import CHECKPOINT_NAME, Plan, distill
+from amusd.distill.shards import save_shard
+from amusd.distill.writer import Written
 from amusd.engine.device import DeviceSettings
 from amusd.engine.loading import load_model
 from tests import tiny
@@ -101,14 +102,12 @@ def test_data_of_another_verify_model_is_refused(plan: Plan, tmp_path: Path) -> 
 
 
 def test_a_full_disk_keeps_what_was_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = run.save_shard
-
-    def full(path: Path, rows: list[object]) -> None:
+    def full(path: Path, rows: list[Written]) -> None:
         if path.name == "answers-000002.safetensors":
             raise UnavailableError("cannot write: free some space")
-        saved(path, rows)  # type: ignore[arg-type]
+        save_shard(path, rows)
 
-    monkeypatch.setattr(run, "save_shard", full)
+    monkeypatch.setattr("amusd.distill.run.save_shard", full)
     with pytest.raises(UnavailableError):
         distill(plan, Watched())
     names = set(files(plan.data))
