@@ -4,18 +4,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from amusd.core.draft_sources import ALL_SOURCES, DraftSource
 from amusd.core.model import PROMPT_LOOKUP, ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Engine, Feed
+from draft_service.match_index import MatchIndex
+
+_MAX_MATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """The tokens of one session, and how many may be drafted after them."""
+    """The tokens of one session, and how many may be drafted after them.
+
+    ``sources`` are those that may draft; a drafter with a single source need not ask.
+    """
 
     slot: int
     tokens: list[int]
     room: int
+    sources: frozenset[DraftSource] = ALL_SOURCES
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The next tokens of one session, all of one source; none: there is nothing to propose."""
+
+    source: DraftSource
+    tokens: tuple[int, ...]
 
 
 class Drafter(Protocol):
@@ -26,17 +42,20 @@ class Drafter(Protocol):
         """The model that drafts."""
 
     @property
+    def sources(self) -> frozenset[DraftSource]:
+        """Where its tokens may come from."""
+
+    @property
     def max_batch(self) -> int:
         """Most requests of one call."""
 
     def open(self, capacity: int) -> int:
         """Return a new slot for at most ``capacity`` tokens."""
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...] | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
         """Return the next tokens of each request.
 
-        An empty tuple: there is nothing to propose. None: not yet, ask again (a long prompt
-        is read in pieces).
+        None: not yet, ask again (a long prompt is read in pieces).
         """
 
     def truncate(self, slot: int, length: int) -> None:
@@ -48,6 +67,8 @@ class Drafter(Protocol):
 
 class ModelDrafter:
     """Drafts one token a step with a language model."""
+
+    sources = frozenset((DraftSource.MODEL,))
 
     def __init__(self, engine: Engine, prefill_tokens: int) -> None:
         """Draft with ``engine``, reading at most ``prefill_tokens`` of a prompt a step."""
@@ -68,12 +89,16 @@ class ModelDrafter:
         """Return a new slot of the engine."""
         return self._engine.open(capacity)
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...] | None]:
+    def is_behind(self, request: DraftRequest) -> bool:
+        """Whether there is more to read than one step does."""
+        return len(request.tokens) - self._engine.length(request.slot) > self._prefill_tokens
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
         """Run one step over all requests."""
         feeds = [self._feed(request) for request in requests]
         outputs = self._engine.run(feeds)
         return [
-            tuple(tokens) if feed.num_outputs else None
+            Drafted(DraftSource.MODEL, tuple(tokens)) if feed.num_outputs else None
             for feed, tokens in zip(feeds, outputs, strict=True)
         ]
 
@@ -100,14 +125,17 @@ class PromptLookupDrafter:
     equal ones the latest (Saxena, Prompt Lookup Decoding, 2023).
     """
 
+    sources = frozenset((DraftSource.LOOKUP,))
     max_batch = 64
 
-    def __init__(self, max_match: int = 4, min_match: int = 2, context_length: int = 1 << 20):
+    def __init__(
+        self, max_match: int = _MAX_MATCH, min_match: int = 2, context_length: int = 1 << 20
+    ) -> None:
         """Look for matches of ``min_match`` to ``max_match`` tokens."""
         self._max_match = max_match
         self._min_match = min_match
         self._next_slot = 0
-        self._indices: dict[int, _MatchIndex] = {}
+        self._indices: dict[int, MatchIndex] = {}
         self.description = ModelDescription(
             name=PROMPT_LOOKUP,
             device="cpu",
@@ -121,15 +149,16 @@ class PromptLookupDrafter:
     def open(self, capacity: int) -> int:
         """Return a new slot; ``capacity`` does not matter here."""
         self._next_slot += 1
-        self._indices[self._next_slot] = _MatchIndex(self._min_match, self._max_match)
+        self._indices[self._next_slot] = MatchIndex(self._min_match, self._max_match)
         return self._next_slot
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...] | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
         """Look up each request; at most ``room`` tokens each."""
-        return [
-            tuple(self._indices[request.slot].continuation(request.tokens, request.room))
+        found = [
+            self._indices[request.slot].continuation(request.tokens, request.room)
             for request in requests
         ]
+        return [Drafted(DraftSource.LOOKUP, tuple(tokens)) for tokens in found]
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what was seen beyond ``length`` tokens."""
@@ -140,35 +169,68 @@ class PromptLookupDrafter:
         del self._indices[slot]
 
 
-class _MatchIndex:
-    """For every run of tokens in a session, where it last ended: a look-up takes no scan.
+class HybridDrafter:
+    """Proposes what followed the last 3 or more tokens before, else drafts with a model.
 
-    What is entered is the tokens before the last one, for a run must not find itself.
+    A slot is the model's, with an index beside it. The model does not see what the look-up
+    proposes before it is asked again; it then reads all of that in the same step.
     """
 
-    def __init__(self, min_match: int, max_match: int) -> None:
-        self._sizes = range(max_match, min_match - 1, -1)
-        # Position after each run, the latest last; a rollback pops what lies beyond.
-        self._ends: dict[tuple[int, ...], list[int]] = {}
-        self._entered: list[list[tuple[int, ...]]] = []
+    sources = ALL_SOURCES
 
-    def continuation(self, tokens: list[int], room: int) -> list[int]:
-        while len(self._entered) < len(tokens) - 1:
-            end = len(self._entered) + 1
-            runs = [tuple(tokens[end - size : end]) for size in self._sizes if size <= end]
-            for run in runs:
-                self._ends.setdefault(run, []).append(end)
-            self._entered.append(runs)
-        for size in self._sizes:
-            ends = self._ends.get(tuple(tokens[-size:])) if size <= len(tokens) else None
-            if ends:
-                return tokens[ends[-1] : ends[-1] + room]
-        return []
+    def __init__(
+        self, model: ModelDrafter, max_match: int = _MAX_MATCH, min_match: int = 3
+    ) -> None:
+        """Look for matches of ``min_match`` to ``max_match`` tokens before asking ``model``."""
+        self._model = model
+        self._max_match = max_match
+        self._min_match = min_match
+        self._indices: dict[int, MatchIndex] = {}
 
-    def truncate(self, length: int) -> None:
-        while len(self._entered) > length:
-            for run in self._entered.pop():
-                ends = self._ends[run]
-                ends.pop()
-                if not ends:
-                    del self._ends[run]
+    @property
+    def description(self) -> ModelDescription:
+        """The model that drafts."""
+        return self._model.description
+
+    @property
+    def max_batch(self) -> int:
+        """Most requests of one step."""
+        return self._model.max_batch
+
+    def open(self, capacity: int) -> int:
+        """Return a new slot for both."""
+        slot = self._model.open(capacity)
+        self._indices[slot] = MatchIndex(self._min_match, self._max_match)
+        return slot
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
+        """Look up each request, and run one step of the model over those that need it."""
+        found = [self._without_model(request) for request in requests]
+        asking = [
+            request for request, answer in zip(requests, found, strict=True) if answer is None
+        ]
+        steps = iter(self._model.draft(asking) if asking else ())
+        return [next(steps) if answer is None else answer for answer in found]
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget what either holds beyond ``length`` tokens."""
+        self._model.truncate(slot, length)
+        self._indices[slot].truncate(length)
+
+    def close(self, slot: int) -> None:
+        """Free the slot."""
+        self._model.close(slot)
+        del self._indices[slot]
+
+    def _without_model(self, request: DraftRequest) -> Drafted | None:
+        """Return the answer to a request that needs no step of the model, else None."""
+        has_model = DraftSource.MODEL in request.sources
+        # A prompt is read while the verify model reads it; later there would be no time for it.
+        if has_model and self._model.is_behind(request):
+            return None
+        tokens: list[int] = []
+        if DraftSource.LOOKUP in request.sources:
+            tokens = self._indices[request.slot].continuation(request.tokens, request.room)
+        if not tokens and has_model:
+            return None
+        return Drafted(DraftSource.LOOKUP, tuple(tokens))

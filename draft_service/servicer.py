@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from amusd.core.draft_session import DraftLimits
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.engine.thread import EngineThread
@@ -111,8 +112,10 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
 
 
 def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:
+    drafter = worker.drafter
     return draft_pb2.GetDraftInfoResponse(
-        model=codec.model_to_proto(worker.drafter.description),
+        model=codec.model_to_proto(drafter.description),
         limits=codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
+        sources=[codec.source_to_proto(one) for one in DraftSource if one in drafter.sources],
     )

@@ -127,7 +127,8 @@ class DraftWorker:
 
     def _draft(self, batch: list[_Task]) -> None:
         requests = [
-            DraftRequest(task.slot, task.session.tokens, task.session.room) for task in batch
+            DraftRequest(task.slot, task.session.tokens, task.session.room, task.session.sources)
+            for task in batch
         ]
         started = time.perf_counter()
         try:
@@ -142,7 +143,7 @@ class DraftWorker:
             task.draft_seconds += seconds
             task.num_steps += 1
             if drafted is not None:
-                task.session.extend(drafted)
+                task.session.extend(drafted.tokens, drafted.source)
                 _send(task)
 
     def _check(self, opening: DraftOpening) -> None:
@@ -183,7 +184,16 @@ class DraftWorker:
 def _send(task: _Task) -> None:
     """Propose what is ready, with the time spent since the last proposal."""
     while (run := task.session.take_run()) is not None:
-        task.emit(Proposal(run.epoch, run.position, run.tokens, task.draft_seconds, task.num_steps))
+        task.emit(
+            Proposal(
+                run.epoch,
+                run.position,
+                run.tokens,
+                task.draft_seconds,
+                task.num_steps,
+                run.source,
+            )
+        )
         task.draft_seconds = 0.0
         task.num_steps = 0
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import amusd
 from amusd.cli.local import LocalSettings, place
 from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
-from amusd.cli.options import Address, DraftModel, MaxTokens, VerifyModel, errors, server
+from amusd.cli.options import Address, DraftModel, Lookup, MaxTokens, VerifyModel, errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.core.errors import InvalidInputError
@@ -40,6 +40,7 @@ def bench(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
+    lookup: Lookup = False,
     timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
 ) -> None:
     """Measure strategies on many prompts; each prompt goes through all of them in turns."""
@@ -53,7 +54,7 @@ def bench(
         raise InvalidInputError(f"{output} is a folder: name a file in it to write to")
     loaded = load_prompts(prompts, limit)
     choices = parse_strategies(strategies)
-    with server(address, draft, verify) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
         runners: list[Runner] = [choice.runner(client) for choice in choices]
         if baseline:
             runners += _baselines(draft, verify)

@@ -5,7 +5,16 @@ from typing import Annotated
 import typer
 
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
-from amusd.cli.options import Address, DraftModel, MaxTokens, Raw, VerifyModel, errors, server
+from amusd.cli.options import (
+    Address,
+    DraftModel,
+    Lookup,
+    MaxTokens,
+    Raw,
+    VerifyModel,
+    errors,
+    server,
+)
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.core.errors import InvalidInputError
@@ -25,6 +34,7 @@ def compare(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
+    lookup: Lookup = False,
     timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
 ) -> None:
     """Decode PROMPT with every strategy: same output? how fast? Exit code 1 if it differs."""
@@ -32,7 +42,7 @@ def compare(
         raise InvalidInputError("the prompt is empty: write at least one character")
     prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
     choices = parse_strategies(strategies) if strategies else []
-    with server(address, draft, verify) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
         runners = [choice.runner(client) for choice in choices or _all_there_are(client)]
         with errors.status("decoding"):
             measurements = measure(runners, prompts, max_tokens)

@@ -1,5 +1,6 @@
 """``amusd distill``: a draft model for any verify model, trained on its own words."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,8 +114,12 @@ def distill(
         licence=licence or ("apache-2.0" if verify == SMOLLM2 else "other"),
         export=export,
     )
-    with _Bars() as bars:
-        result = run(plan, bars)
+    try:
+        with _Bars() as bars:
+            result = run(plan, bars)
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on from here", file=sys.stderr)
+        raise
     print(f"{output}: {result.held_out:.1%} of the held-out greedy tokens are the draft's, too")
     print(f"amusd serve draft --model {output}")
 

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from amusd.cli.options import Address, DraftModel, Lookahead, Raw, VerifyModel, errors, server
+from amusd.cli.options import (
+    Address,
+    DraftModel,
+    Lookahead,
+    Lookup,
+    Raw,
+    VerifyModel,
+    errors,
+    server,
+)
+from amusd.cli.tables import shares
 from amusd.client import Client, Options
 from amusd.core.errors import InvalidInputError
 from amusd.core.statistics import Statistics
@@ -23,13 +33,14 @@ def generate(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
+    lookup: Lookup = False,
     timeout: Annotated[float, typer.Option(help="Seconds for the whole answer.")] = 600.0,
 ) -> None:
     """Stream the model's answer to PROMPT."""
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
     options = Options(strategy=strategy, max_tokens=max_tokens, lookahead=lookahead)
-    with server(address, draft, verify) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
         generation = client.generate(Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
         for piece in generation:
             print(piece, end="", flush=True)
@@ -40,10 +51,12 @@ def generate(
 def _line(statistics: Statistics) -> str:
     """Say in one line what a generation took."""
     tokens, seconds = statistics.num_output_tokens, statistics.wall_seconds
+    by_source = shares(statistics.acceptance_per_source)
     line = (
         f"{tokens} tokens in {seconds:.2f} s ({1e3 * seconds / max(1, tokens):.1f} ms a token), "
         f"{statistics.tokens_per_pass:.2f} tokens a pass, "
-        f"acceptance {statistics.acceptance_rate:.0%}, {statistics.num_rollbacks} rollbacks"
+        f"acceptance {statistics.acceptance_rate:.0%}{f' ({by_source})' if by_source else ''}, "
+        f"{statistics.num_rollbacks} rollbacks"
     )
     if statistics.fallback_reason:
         line += f"; went on without a draft: {statistics.fallback_reason}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from amusd.cli.logs import LogLevel
 from amusd.client import Client
 from amusd.core.errors import AmusdError, UnavailableError
+from amusd.core.model import check_lookup
 
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -43,12 +44,18 @@ class LocalSettings:
 
     draft: str = "smollm2"
     verify: str = "smollm2"
+    lookup: bool = False
     draft_device: str = "auto"
     verify_device: str = "auto"
     dtype: str = "auto"
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     log_level: LogLevel = LogLevel.WARNING
     start_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse a look-up beside no model."""
+        if self.lookup:
+            check_lookup(self.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +140,14 @@ def place(settings: LocalSettings) -> tuple[Placement, Placement]:
 def _start_all(services: LocalServices, settings: LocalSettings) -> None:
     draft_place, verify_place = place(settings)
     port, draft_port, verify_port = settings.ports
-    verify = _start_engine("verify", settings, settings.verify, verify_place, verify_port)
+    flags = ["--model", settings.verify, "--port", str(verify_port)]
+    verify = _start_engine("verify", settings, verify_place, flags)
     services.running.append(verify)
     draft_address = ""
     if settings.draft:
-        draft = _start_engine("draft", settings, settings.draft, draft_place, draft_port)
+        flags = ["--model", settings.draft, "--port", str(draft_port)]
+        flags.append("--lookup" if settings.lookup else "--no-lookup")
+        draft = _start_engine("draft", settings, draft_place, flags)
         services.running.insert(0, draft)
         draft_address = draft.address
     flags = ["--verify", verify.address, "--draft", draft_address, "--port", str(port)]
@@ -147,10 +157,9 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
 
 
 def _start_engine(
-    role: str, settings: LocalSettings, model: str, placement: Placement, port: int
+    role: str, settings: LocalSettings, placement: Placement, flags: list[str]
 ) -> LocalService:
-    flags = ["--model", model, "--port", str(port), "--dtype", settings.dtype]
-    return _start(role, settings, [*flags, *placement.flags()])
+    return _start(role, settings, [*flags, "--dtype", settings.dtype, *placement.flags()])
 
 
 def _start(role: str, settings: LocalSettings, flags: list[str]) -> LocalService:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from amusd.client import Client, Options
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
-from amusd.core.statistics import Statistics
+from amusd.core.statistics import SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 
@@ -154,11 +155,38 @@ class Measurement:
                 "draft_busy": self._total("draft_busy_seconds") / seconds,
                 "verify_busy": self._total("verify_busy_seconds") / seconds,
                 "acceptance_per_position": self._acceptance_per_position(),
+                "acceptance_per_source": {
+                    one.source.value: {
+                        "drafted": one.num_drafted,
+                        "checked": one.num_checked,
+                        "accepted": one.num_accepted,
+                    }
+                    for one in self.acceptance_per_source()
+                },
                 "fallbacks": sum(
                     bool(s.statistics and s.statistics.fallback_reason) for s in self.samples
                 ),
             }
         return figures
+
+    def acceptance_per_source(self) -> tuple[SourceAcceptance, ...]:
+        """Return how the sources of proposals fared over all samples; those that proposed any."""
+        found = [
+            one
+            for sample in self.samples
+            if sample.statistics
+            for one in sample.statistics.acceptance_per_source
+        ]
+        return tuple(
+            SourceAcceptance(
+                source,
+                sum(one.num_drafted for one in found if one.source is source),
+                sum(one.num_checked for one in found if one.source is source),
+                sum(one.num_accepted for one in found if one.source is source),
+            )
+            for source in DraftSource
+            if any(one.source is source for one in found)
+        )
 
     def _acceptance_per_position(self) -> list[dict[str, int]]:
         places: list[dict[str, int]] = []

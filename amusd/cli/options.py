@@ -35,6 +35,15 @@ VerifyModel = Annotated[
         help="Verify model of our own services: hub id, folder, smollm2 or synthetic:...",
     ),
 ]
+Lookup = Annotated[
+    bool,
+    typer.Option(
+        "--lookup/--no-lookup",
+        envvar="AMUSD_LOOKUP",
+        help="Our own draft service proposes what followed the last tokens before, where they "
+        "occurred; else the model's.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
 Raw = Annotated[
     bool,
@@ -49,13 +58,13 @@ Lookahead = Annotated[
 
 
 @contextlib.contextmanager
-def server(address: str, draft: str, verify: str) -> Iterator[str]:
+def server(address: str, draft: str, verify: str, lookup: bool) -> Iterator[str]:
     """Yield the address of an orchestrator, our own for as long as the block runs if none."""
     if address:
         yield address
         return
     with contextlib.ExitStack() as stack:
         with errors.status(f"starting services: verify {verify}, draft {draft or 'none'}"):
-            settings = LocalSettings(draft=draft, verify=verify)
+            settings = LocalSettings(draft=draft, verify=verify, lookup=lookup)
             services = stack.enter_context(local_services(settings))
         yield services.address

@@ -1,6 +1,7 @@
 """``amusd serve``: one service, as a container runs it. Every flag is an environment variable."""
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from amusd.engine.device import DeviceSettings, parse_cpus
 from amusd.rpc.server import Listen
 from amusd.settings import EngineServiceSettings
 from draft_service.service import run_draft_service
+from draft_service.settings import DraftServiceSettings
 from orchestrator.service import run_orchestrator
 from orchestrator.settings import OrchestratorSettings
 from verify_service.service import run_verify_service
@@ -75,6 +77,14 @@ PrefillTokens = Annotated[
         envvar="AMUSD_PREFILL_TOKENS", min=1, help="Tokens of a prompt that one pass reads."
     ),
 ]
+Lookup = Annotated[
+    bool,
+    typer.Option(
+        "--lookup/--no-lookup",
+        envvar="AMUSD_LOOKUP",
+        help="Propose what followed the last tokens before, where they occurred; else the model's.",
+    ),
+]
 Level = Annotated[LogLevel, typer.Option("--log-level", envvar="AMUSD_LOG_LEVEL")]
 WithStdin = Annotated[
     bool,
@@ -85,7 +95,7 @@ WithStdin = Annotated[
 
 
 def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Callable[..., None]:
-    """Return the command of a service that runs a model; both take the same flags."""
+    """Return the command of a service that runs a model; only a draft looks tokens up."""
 
     def command(
         model: Model = "smollm2",
@@ -99,6 +109,7 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         max_context: MaxContext = 0,
         max_lookahead: MaxLookahead = 64,
         prefill_tokens: PrefillTokens = 256,
+        lookup: Lookup = False,
         grace: Grace = 5.0,
         log_level: Level = LogLevel.INFO,
         end_with_stdin: WithStdin = False,
@@ -113,9 +124,19 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
             max_lookahead=max_lookahead,
             prefill_tokens=prefill_tokens,
         )
-        run = run_draft_service if role == "draft" else run_verify_service
-        asyncio.run(run(settings, end_with_stdin))
+        if role == "draft":
+            asyncio.run(run_draft_service(DraftServiceSettings(settings, lookup), end_with_stdin))
+        else:
+            asyncio.run(run_verify_service(settings, end_with_stdin))
 
+    return command if role == "draft" else _without_flag(command, "lookup")
+
+
+def _without_flag(command: Callable[..., None], name: str) -> Callable[..., None]:
+    """Hide a parameter of ``command``, which keeps its default, from the command line."""
+    signature = inspect.signature(command)
+    kept = [one for one in signature.parameters.values() if one.name != name]
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     return command
 
 

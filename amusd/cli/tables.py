@@ -7,6 +7,17 @@ from rich.console import Console
 from rich.table import Table
 
 from amusd.cli.measure import Measurement, reference_of
+from amusd.core.statistics import SourceAcceptance
+
+
+def shares(sources: Sequence[SourceAcceptance]) -> str:
+    """Return the acceptance of each source in words; nothing if there are not several."""
+    checked = [one for one in sources if one.num_checked]
+    if len(checked) < 2:
+        return ""
+    return ", ".join(
+        f"{one.source.value} {one.num_accepted / one.num_checked:.0%}" for one in checked
+    )
 
 
 def show(measurements: Sequence[Measurement], title: str) -> None:
@@ -16,7 +27,10 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
     table.add_column("strategy", no_wrap=True)
     for heading in ("tokens", "ms/token", "speed-up", "accept", "tok/pass", "rollbacks", "same"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for measurement in measurements:
+    by_source = [shares(measurement.acceptance_per_source()) for measurement in measurements]
+    if any(by_source):
+        table.add_column("accept by source")
+    for measurement, words in zip(measurements, by_source, strict=True):
         figures = measurement.report(reference)
         is_ours = "passes" in figures
         table.add_row(
@@ -28,5 +42,6 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
             f"{figures['tokens_per_pass']:.2f}" if is_ours else "-",
             str(figures["rollbacks"]) if is_ours else "-",
             "yes" if figures["outputs_identical"] else "NO",
+            *([words] if any(by_source) else []),
         )
     Console().print(table)

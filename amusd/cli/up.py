@@ -10,7 +10,7 @@ import typer
 
 from amusd.cli.local import LocalSettings, local_services
 from amusd.cli.logs import LogLevel
-from amusd.cli.options import DraftModel, VerifyModel, errors
+from amusd.cli.options import DraftModel, Lookup, VerifyModel, errors
 
 _POLL_SECONDS = 0.2
 
@@ -18,6 +18,7 @@ _POLL_SECONDS = 0.2
 def up(
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
+    lookup: Lookup = False,
     draft_device: Annotated[
         str, typer.Option(help="Device of the draft: cpu, cuda:1, or auto.")
     ] = "auto",
@@ -36,6 +37,7 @@ def up(
     settings = LocalSettings(
         draft=draft,
         verify=verify,
+        lookup=lookup,
         draft_device=draft_device,
         verify_device=verify_device,
         dtype=dtype,

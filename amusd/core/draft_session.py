@@ -4,6 +4,9 @@ Rules of this file
 - ``rollback`` alone begins a new epoch; stale advances are ignored.
 - An illegal event raises and changes nothing.
 - Where the verify model disagrees, drafting stops at once and waits for the rollback.
+- A drafted token counts for or against its source once: when its position becomes final. What
+  follows a wrong one was never compared, and counts for nothing.
+- Tokens that wait to be proposed together come from one source.
 
 Intervals, for V verified tokens and n drafted beyond them:
 
@@ -13,6 +16,7 @@ Intervals, for V verified tokens and n drafted beyond them:
 
 from dataclasses import dataclass
 
+from amusd.core.draft_sources import DraftSource, SourceTracker
 from amusd.core.errors import InvalidInputError, PreconditionError
 
 
@@ -37,11 +41,15 @@ class DraftLimits:
 
 @dataclass(frozen=True, slots=True)
 class DraftedRun:
-    """Drafted tokens that are ready to be proposed, from ``position`` on."""
+    """Drafted tokens that are ready to be proposed, from ``position`` on.
+
+    No tokens: ``source`` was the last that was asked.
+    """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
+    source: DraftSource = DraftSource.MODEL
 
 
 class DraftSession:
@@ -54,9 +62,12 @@ class DraftSession:
         "_limits",
         "_lookahead",
         "_sent",
+        "_source",
+        "_sources",
         "_stalled",
         "_tokens",
         "_verified",
+        "tracker",
     )
 
     def __init__(self, tokens: list[int], limits: DraftLimits, epoch: int = 0) -> None:
@@ -73,6 +84,9 @@ class DraftSession:
         self._epoch = epoch
         self._verified = len(tokens)
         self._sent = len(tokens)
+        self._sources: list[DraftSource] = []  # of [V, V + n)
+        self._source = DraftSource.MODEL  # of what was drafted last
+        self.tracker = SourceTracker()
         self._stalled = False
         self._exhausted = False
         self._announced = False
@@ -106,9 +120,28 @@ class DraftSession:
         """Final and drafted tokens; not to be changed by the caller."""
         return self._tokens
 
-    def extend(self, drafted: tuple[int, ...]) -> None:
-        """Append tokens that the drafter wrote; none: it has nothing to propose here."""
-        self._tokens.extend(drafted[: self.room])
+    @property
+    def sources(self) -> frozenset[DraftSource]:
+        """Sources that may draft now: those that pay, or that of tokens that wait to be sent."""
+        if self._sent < self.length:
+            return frozenset((self._source,))
+        return self.tracker.paying
+
+    def extend(self, drafted: tuple[int, ...], source: DraftSource = DraftSource.MODEL) -> None:
+        """Append tokens that the drafter wrote; none: it has nothing to propose here.
+
+        Raises:
+            PreconditionError: tokens of another source wait to be sent.
+        """
+        if self._sent < self.length and source is not self._source:
+            raise PreconditionError(
+                f"tokens of the {source.value} cannot follow tokens of the {self._source.value} "
+                "in one proposal"
+            )
+        fitting = drafted[: self.room]
+        self._tokens.extend(fitting)
+        self._sources.extend([source] * len(fitting))
+        self._source = source
         self._exhausted = not drafted
 
     def take_run(self) -> DraftedRun | None:
@@ -124,7 +157,8 @@ class DraftSession:
             self._announced = True
         elif num_ready < self._limits.tokens_per_proposal and self.room:
             return None
-        run = DraftedRun(self._epoch, self._sent, tuple(self._tokens[self._sent :]))
+        tokens = tuple(self._tokens[self._sent :])
+        run = DraftedRun(self._epoch, self._sent, tokens, self._source)
         self._sent = self.length
         return run
 
@@ -155,9 +189,13 @@ class DraftSession:
             if self._verified == self.length:
                 self._tokens.append(token)
                 self._sent = self.length
-            elif self._tokens[self._verified] != token:
-                self._stalled = True
-                return
+            else:
+                is_right = self._tokens[self._verified] == token
+                self.tracker.compared(self._sources[0], is_right)
+                if not is_right:
+                    self._stalled = True
+                    return
+                del self._sources[0]
             self._verified += 1
 
     def rollback(
@@ -186,7 +224,9 @@ class DraftSession:
                 f"{self._verified} tokens verified already"
             )
         self._set_lookahead(lookahead)
+        self._count_rolled_back(verified_position - 1, corrected_token)
         num_dropped = max(0, self.length - (verified_position - 1))
+        self._sources.clear()
         del self._tokens[verified_position - 1 :]
         self._tokens.append(corrected_token)
         self._epoch = epoch
@@ -197,6 +237,16 @@ class DraftSession:
         self._announced = False
         return num_dropped
 
+    def _count_rolled_back(self, position: int, token: int) -> None:
+        """Count what a rollback says: right before ``position``, and ``token`` stands there."""
+        if self._stalled:
+            return  # the wrong token was counted when the advance came
+        for source in self._sources[: position - self._verified]:
+            self.tracker.compared(source, is_right=True)
+        if position < self.length:
+            source = self._sources[position - self._verified]
+            self.tracker.compared(source, self._tokens[position] == token)
+
     def _set_lookahead(self, lookahead: int) -> None:
         if lookahead:
             self._lookahead = min(lookahead, self._limits.lookahead)
@@ -205,6 +255,8 @@ class DraftSession:
         """Raise AssertionError if the parts of the state contradict one another."""
         if not self._verified <= self.length:
             raise AssertionError(f"verified more than there is: {self!r}")
+        if len(self._sources) != self.length - self._verified:
+            raise AssertionError(f"tokens of {len(self._sources)} known sources: {self!r}")
         if self._sent > self.length:
             raise AssertionError(f"sent more than there is: {self!r}")
         if self.length > self._verified + self._limits.lookahead:

@@ -5,12 +5,14 @@ Positions are absolute (index in prompt and output, from 0). Epochs count rollba
 
 from dataclasses import dataclass
 
+from amusd.core.draft_sources import DraftSource
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Consecutive drafted tokens, ``[position, position + len(tokens))``.
+    """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
 
-    No tokens: the drafter has nothing to propose at ``position``.
+    No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
     """
 
     epoch: int
@@ -18,6 +20,7 @@ class Proposal:
     tokens: tuple[int, ...]
     draft_seconds: float = 0.0
     num_steps: int = 0
+    source: DraftSource = DraftSource.MODEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ Intervals, for V final tokens and n speculated ones:
                       draft_head = V + n; below V while the draft lags behind
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import PreconditionError
 from amusd.core.events import (
     NOTHING,
@@ -31,15 +32,49 @@ from amusd.core.events import (
 
 
 @dataclass(slots=True)
-class LedgerCounts:
-    """Fate of every proposed token: ``drafted == accepted + rejected + wasted + open tail``."""
+class SourceFate:
+    """Proposed tokens of one source, and how those that were compared fared."""
 
     drafted: int = 0
     accepted: int = 0
     rejected: int = 0
+
+
+def _no_fates() -> dict[DraftSource, SourceFate]:
+    return {source: SourceFate() for source in DraftSource}
+
+
+@dataclass(slots=True)
+class LedgerCounts:
+    """Fate of every proposed token: ``drafted == accepted + rejected + wasted + open tail``."""
+
+    by_source: dict[DraftSource, SourceFate] = field(default_factory=_no_fates)
     wasted: int = 0
     rollbacks: int = 0
     passes: int = 0
+
+    @property
+    def drafted(self) -> int:
+        """Proposed tokens of all sources."""
+        return sum(fate.drafted for fate in self.by_source.values())
+
+    @property
+    def accepted(self) -> int:
+        """Accepted tokens of all sources."""
+        return sum(fate.accepted for fate in self.by_source.values())
+
+    @property
+    def rejected(self) -> int:
+        """Rejected tokens of all sources."""
+        return sum(fate.rejected for fate in self.by_source.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A token of the tail."""
+
+    token: int
+    source: DraftSource
 
 
 class Ledger:
@@ -53,7 +88,7 @@ class Ledger:
             raise PreconditionError("a session needs a prompt of at least one token")
         self._final = list(prompt)
         self._num_prompt = len(prompt)
-        self._tail: list[int] = []
+        self._tail: list[_Guess] = []
         self._epoch = epoch
         self._draft_head = len(prompt)
         self.counts = LedgerCounts()
@@ -105,8 +140,9 @@ class Ledger:
             PreconditionError: the proposal comes from a later epoch, leaves a gap, or
                 contradicts an earlier one of its epoch. Nothing has changed then.
         """
+        fate = self.counts.by_source[proposal.source]
         if proposal.epoch < self._epoch:
-            self.counts.drafted += len(proposal.tokens)
+            fate.drafted += len(proposal.tokens)
             self.counts.wasted += len(proposal.tokens)
             return NOTHING
         self._check_proposal(proposal)
@@ -115,22 +151,22 @@ class Ledger:
         if not fresh:
             return NOTHING
         position = proposal.position + num_known
-        self.counts.drafted += len(fresh)
+        fate.drafted += len(fresh)
         # Those below the verified position came late: the verify model went on without them.
         num_late = min(len(fresh), max(0, self.verified_position - position))
         for index in range(num_late):
             if fresh[index] != self._final[position + index]:
-                self.counts.accepted += index
-                self.counts.rejected += 1
+                fate.accepted += index
+                fate.rejected += 1
                 self.counts.wasted += len(fresh) - index - 1
                 return self._roll_back_to(position + index)
-        self.counts.accepted += num_late
+        fate.accepted += num_late
         self._draft_head = position + len(fresh)
         forwarded = fresh[num_late:]
         if not forwarded:
             return NOTHING
         forward = Forward(self._epoch, position + num_late, forwarded)
-        self._tail.extend(forwarded)
+        self._tail.extend(_Guess(token, proposal.source) for token in forwarded)
         return Decision(forward=forward)
 
     def verdict(self, verdict: Verdict) -> Decision:
@@ -146,18 +182,21 @@ class Ledger:
         if verdict.num_accepted and verdict.epoch != self._epoch:
             return NOTHING
         position = self.verified_position
-        committed = (*self._tail[: verdict.num_accepted], verdict.next_token)
+        accepted = self._tail[: verdict.num_accepted]
+        committed = (*(guess.token for guess in accepted), verdict.next_token)
         del self._tail[: verdict.num_accepted]
         self._final.extend(committed)
         self.counts.passes += 1
-        self.counts.accepted += verdict.num_accepted
+        for guess in accepted:
+            self.counts.by_source[guess.source].accepted += 1
         if self._tail:
             guess = self._tail.pop(0)
-            if guess != verdict.next_token:
-                self.counts.rejected += 1
+            fate = self.counts.by_source[guess.source]
+            if guess.token != verdict.next_token:
+                fate.rejected += 1
                 rolled_back = self._roll_back_to(self.verified_position - 1)
                 return Decision(rollback=rolled_back.rollback, committed=committed)
-            self.counts.accepted += 1
+            fate.accepted += 1
         advance = Advance(self._epoch, position, committed)
         return Decision(advance=advance, committed=committed)
 
@@ -194,7 +233,7 @@ class Ledger:
             )
         for index, token in enumerate(proposal.tokens):
             offset = proposal.position + index - self.verified_position
-            if 0 <= offset < len(self._tail) and self._tail[offset] != token:
+            if 0 <= offset < len(self._tail) and self._tail[offset].token != token:
                 raise PreconditionError(
                     f"two proposals of epoch {self._epoch} contradict each other at "
                     f"position {proposal.position + index}"

@@ -13,6 +13,15 @@ BYTES_TOKENIZER = "bytes"
 """Name of the tokenizer whose tokens 0 to 255 are the bytes of UTF-8."""
 
 
+def check_lookup(draft: str) -> None:
+    """Raise InvalidInputError if a look-up cannot stand beside the draft model ``draft``."""
+    if draft in ("", PROMPT_LOOKUP):
+        raise InvalidInputError(
+            f"a look-up (--lookup) needs a draft model beside it, not {draft or 'none'!r}: name "
+            f"one, or use {PROMPT_LOOKUP} without --lookup to propose by look-up alone"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
     """A model as its service runs it. ``context_length`` and ``output_size`` count tokens."""

@@ -6,6 +6,7 @@ It decides about time only, never about tokens. Times are seconds of one monoton
 import math
 from typing import Protocol
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Proposal, Verdict
 from amusd.core.pass_size import PassSizer, StepTimes
 from amusd.core.strategy import Strategy
@@ -92,7 +93,7 @@ class Overlapping:
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
         self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
-        self._num_proposals = 0
+        self._has_read_prompt = False
         self._num_waits_in_vain = 0
 
     @property
@@ -129,10 +130,11 @@ class Overlapping:
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Learn the draft's step time; its next proposal is one step away."""
-        # The first proposal has read the prompt.
-        if proposal.num_steps and self._num_proposals:
-            self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
-        self._num_proposals += 1
+        # A look-up takes no step of the model, and the model's first proposal has read the prompt.
+        if proposal.num_steps and proposal.source is DraftSource.MODEL:
+            if self._has_read_prompt:
+                self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
+            self._has_read_prompt = True
         self._num_waits_in_vain = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
 

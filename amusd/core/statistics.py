@@ -5,6 +5,7 @@ It has no clock: every time is given to it, in seconds of one monotonic clock.
 
 from dataclasses import dataclass, field
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Proposal, Verdict
 from amusd.core.ledger import Ledger
 
@@ -13,6 +14,16 @@ from amusd.core.ledger import Ledger
 class PositionAcceptance:
     """Proposals at one place within a pass: how many were compared, and how many were right."""
 
+    num_checked: int = 0
+    num_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAcceptance:
+    """Proposals of one source: how many were drafted, compared and right."""
+
+    source: DraftSource
+    num_drafted: int = 0
     num_checked: int = 0
     num_accepted: int = 0
 
@@ -35,6 +46,7 @@ class Statistics:
     draft_busy_seconds: float
     verify_busy_seconds: float
     fallback_reason: str = ""
+    acceptance_per_source: tuple[SourceAcceptance, ...] = ()
 
     @property
     def tokens_per_pass(self) -> float:
@@ -103,4 +115,9 @@ class StatisticsRecorder:
             draft_busy_seconds=self.draft_busy_seconds,
             verify_busy_seconds=self.verify_busy_seconds,
             fallback_reason=self.fallback_reason,
+            acceptance_per_source=tuple(
+                SourceAcceptance(source, fate.drafted, fate.accepted + fate.rejected, fate.accepted)
+                for source, fate in counts.by_source.items()
+                if fate.drafted
+            ),
         )

@@ -1,10 +1,11 @@
 """The one place that knows both the protobuf messages and the core's types."""
 
 from amusd.core import events
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
 from amusd.core.finish import FinishReason
 from amusd.core.model import ModelDescription, ServiceLimits
-from amusd.core.statistics import PositionAcceptance, Statistics
+from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.core.vocabulary import Vocabulary
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2, verify_pb2
@@ -20,6 +21,11 @@ _FINISH_REASONS = {
     orchestrator_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
 _FINISH_NUMBERS = {reason: number for number, reason in _FINISH_REASONS.items()}
+_SOURCES = {
+    model_pb2.DRAFT_SOURCE_MODEL: DraftSource.MODEL,
+    model_pb2.DRAFT_SOURCE_LOOKUP: DraftSource.LOOKUP,
+}
+_SOURCE_NUMBERS = {source: number for number, source in _SOURCES.items()}
 
 
 def strategy_to_proto(strategy: Strategy) -> orchestrator_pb2.Strategy.ValueType:
@@ -50,6 +56,16 @@ def finish_reason_to_proto(reason: FinishReason) -> orchestrator_pb2.FinishReaso
 def finish_reason_from_proto(number: orchestrator_pb2.FinishReason.ValueType) -> FinishReason:
     """Return the finish reason of a number."""
     return _FINISH_REASONS[number]
+
+
+def source_to_proto(source: DraftSource) -> model_pb2.DraftSource.ValueType:
+    """Return the number of a draft source."""
+    return _SOURCE_NUMBERS[source]
+
+
+def source_from_proto(number: model_pb2.DraftSource.ValueType) -> DraftSource:
+    """Return the draft source of a number; the model if it is not known here."""
+    return _SOURCES.get(number, DraftSource.MODEL)
 
 
 def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
@@ -117,6 +133,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             token_ids=proposal.tokens,
             draft_seconds=proposal.draft_seconds,
             num_steps=proposal.num_steps,
+            source=source_to_proto(proposal.source),
         )
     )
 
@@ -129,6 +146,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         tokens=tuple(proposal.token_ids),
         draft_seconds=proposal.draft_seconds,
         num_steps=proposal.num_steps,
+        source=source_from_proto(proposal.source),
     )
 
 
@@ -218,6 +236,15 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
         verify_busy_seconds=statistics.verify_busy_seconds,
         strategy=strategy_to_proto(strategy),
         fallback_reason=statistics.fallback_reason,
+        acceptance_per_source=[
+            orchestrator_pb2.SourceAcceptance(
+                source=source_to_proto(one.source),
+                num_drafted=one.num_drafted,
+                num_checked=one.num_checked,
+                num_accepted=one.num_accepted,
+            )
+            for one in statistics.acceptance_per_source
+        ],
     )
 
 
@@ -241,4 +268,10 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
         draft_busy_seconds=statistics.draft_busy_seconds,
         verify_busy_seconds=statistics.verify_busy_seconds,
         fallback_reason=statistics.fallback_reason,
+        acceptance_per_source=tuple(
+            SourceAcceptance(
+                source_from_proto(one.source), one.num_drafted, one.num_checked, one.num_accepted
+            )
+            for one in statistics.acceptance_per_source
+        ),
     )

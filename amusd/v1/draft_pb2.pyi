@@ -193,7 +193,7 @@ Global___ProposeResponse: _TypeAlias = ProposeResponse  # noqa: Y015
 
 @_typing.final
 class Proposal(_message.Message):
-    """Consecutive drafted tokens."""
+    """Consecutive drafted tokens, all of one source."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -202,6 +202,7 @@ class Proposal(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DRAFT_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_STEPS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
@@ -211,7 +212,9 @@ class Proposal(_message.Message):
     was dropped included, in seconds.
     """
     num_steps: _builtins.int
-    """Number of model steps in draft_seconds."""
+    """Number of steps in draft_seconds, of the model or look-ups."""
+    source: _model_pb2.DraftSource.ValueType
+    """What wrote the tokens; with no token, what was asked last."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The drafted tokens. Empty: the drafter has nothing to propose here and waits for the
@@ -226,10 +229,11 @@ class Proposal(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         draft_seconds: _builtins.float = ...,
         num_steps: _builtins.int = ...,
+        source: _model_pb2.DraftSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +327,7 @@ class GetDraftInfoResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     num_sessions: _builtins.int
     """Sessions open now."""
     @_builtins.property
@@ -333,16 +338,21 @@ class GetDraftInfoResponse(_message.Message):
     def limits(self) -> _model_pb2.ServiceLimits:
         """What the service takes on at most."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.DraftSource.ValueType]:
+        """Where its proposals may come from: the model, a look-up, or both. Empty: an older service."""
+
     def __init__(
         self,
         *,
         model: _model_pb2.ModelInfo | None = ...,
         limits: _model_pb2.ServiceLimits | None = ...,
         num_sessions: _builtins.int = ...,
+        sources: _abc.Iterable[_model_pb2.DraftSource.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "num_sessions", b"num_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "num_sessions", b"num_sessions", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

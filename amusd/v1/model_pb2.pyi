@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _DraftSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DraftSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAFT_SOURCE_UNSPECIFIED: _DraftSource.ValueType  # 0
+    """With tokens: a draft service that does not say, counted as the model. A service sends none."""
+    DRAFT_SOURCE_MODEL: _DraftSource.ValueType  # 1
+    """The draft model."""
+    DRAFT_SOURCE_LOOKUP: _DraftSource.ValueType  # 2
+    """A look-up: the last tokens occurred earlier in the session, and this followed them there."""
+
+class DraftSource(_DraftSource, metaclass=_DraftSourceEnumTypeWrapper):
+    """What wrote a proposed token."""
+
+DRAFT_SOURCE_UNSPECIFIED: DraftSource.ValueType  # 0
+"""With tokens: a draft service that does not say, counted as the model. A service sends none."""
+DRAFT_SOURCE_MODEL: DraftSource.ValueType  # 1
+"""The draft model."""
+DRAFT_SOURCE_LOOKUP: DraftSource.ValueType  # 2
+"""A look-up: the last tokens occurred earlier in the session, and this followed them there."""
+Global___DraftSource: _TypeAlias = DraftSource  # noqa: Y015
 
 @_typing.final
 class Vocabulary(_message.Message):

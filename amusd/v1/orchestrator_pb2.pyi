@@ -350,6 +350,40 @@ class PositionAcceptance(_message.Message):
 Global___PositionAcceptance: _TypeAlias = PositionAcceptance  # noqa: Y015
 
 @_typing.final
+class SourceAcceptance(_message.Message):
+    """How the proposals of one source fared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NUM_DRAFTED_FIELD_NUMBER: _builtins.int
+    NUM_CHECKED_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
+    source: _model_pb2.DraftSource.ValueType
+    """What wrote them."""
+    num_drafted: _builtins.int
+    """Tokens of this source that were proposed."""
+    num_checked: _builtins.int
+    """How many of them were compared with the verify model's token, 0 to num_drafted."""
+    num_accepted: _builtins.int
+    """How many of those were right, 0 to num_checked."""
+    def __init__(
+        self,
+        *,
+        source: _model_pb2.DraftSource.ValueType = ...,
+        num_drafted: _builtins.int = ...,
+        num_checked: _builtins.int = ...,
+        num_accepted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_accepted", b"num_accepted", "num_checked", b"num_checked", "num_drafted", b"num_drafted", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceAcceptance: _TypeAlias = SourceAcceptance  # noqa: Y015
+
+@_typing.final
 class Statistics(_message.Message):
     """What one generation took."""
 
@@ -372,6 +406,7 @@ class Statistics(_message.Message):
     VERIFY_BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_PER_SOURCE_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_output_tokens: _builtins.int
@@ -412,6 +447,12 @@ class Statistics(_message.Message):
     def acceptance_per_position(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionAcceptance]:
         """By place within a pass, from the first proposal on."""
 
+    @_builtins.property
+    def acceptance_per_source(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceAcceptance]:
+        """By source, for each that proposed something. Over all sources num_drafted and num_accepted
+        add up to those above, and num_checked to num_accepted + num_rejected.
+        """
+
     def __init__(
         self,
         *,
@@ -432,10 +473,11 @@ class Statistics(_message.Message):
         verify_busy_seconds: _builtins.float = ...,
         strategy: Global___Strategy.ValueType = ...,
         fallback_reason: _builtins.str = ...,
+        acceptance_per_source: _abc.Iterable[Global___SourceAcceptance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """The two commands as a user runs them, with a tiny model: what they print, and their errors."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,24 @@ def test_acceptance_names_a_missing_draft(verify: str, prompts: Path) -> None:
     )
     assert result.returncode == 1
     assert "there is no model folder /no/such/draft" in result.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_the_next_run_goes_on_from(verify: str, tmp_path: Path) -> None:
+    output = tmp_path / "draft"
+    command = [sys.executable, "-m", "amusd", "distill", "--verify", verify, "--output"]
+    sizes = ["--num-layers", "1", "--tokens", "1000000", "--write-batch", "8", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, str(output), *sizes], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("written: "):
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    assert (output / "data" / "answers-000000.safetensors").exists()
+    assert distill(verify, output, "--answer-tokens", "128", "--write-batch", "8").returncode == 0

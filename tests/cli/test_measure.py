@@ -13,8 +13,10 @@ from amusd.cli.measure import (
     parse_strategies,
     reference_of,
 )
+from amusd.cli.tables import shares
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
-from amusd.core.statistics import PositionAcceptance, Statistics
+from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 
@@ -123,3 +125,27 @@ def test_plain_decoding_is_the_reference_wherever_it_stands() -> None:
     plain, fast = Measurement(Replay("autoregressive")), Measurement(Replay("amusd"))
     assert reference_of([fast, plain]) is plain
     assert reference_of([fast]) is fast
+
+
+def test_sources_are_summed_over_all_samples() -> None:
+    model, looked_up = DraftSource.MODEL, DraftSource.LOOKUP
+    one = statistics(num_passes=1, acceptance_per_source=(SourceAcceptance(model, 9, 4, 2),))
+    other = statistics(
+        num_passes=1,
+        acceptance_per_source=(
+            SourceAcceptance(model, 3, 1, 1),
+            SourceAcceptance(looked_up, 5, 5, 4),
+        ),
+    )
+    found = Measurement(Replay("amusd"), [Sample((1,), 1.0, it) for it in (one, other)])
+    assert found.report(found)["acceptance_per_source"] == {
+        "model": {"drafted": 12, "checked": 5, "accepted": 3},
+        "lookup": {"drafted": 5, "checked": 5, "accepted": 4},
+    }
+    assert shares(found.acceptance_per_source()) == "model 60%, lookup 80%"
+
+
+def test_shares_are_said_where_there_are_several() -> None:
+    compared = SourceAcceptance(DraftSource.MODEL, 9, 4, 2)
+    never_compared = SourceAcceptance(DraftSource.LOOKUP, 2)
+    assert shares((compared,)) == shares((compared, never_compared)) == shares(()) == ""

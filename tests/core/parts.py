@@ -4,6 +4,7 @@ from collections import deque
 
 from amusd.core.conductor import Conductor
 from amusd.core.draft_session import DraftLimits, DraftSession
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.core.finish import FinishReason
 from amusd.core.ledger import Ledger
@@ -29,11 +30,25 @@ class DraftSide:
         self._setup = setup
 
     def step(self) -> None:
+        source = self._source()
+        if source is None:
+            self.session.extend((), DraftSource.LOOKUP)
+        else:
+            self._draft(source)
+        self._send()
+
+    def _source(self) -> DraftSource | None:
+        """What writes next; None: nothing that may."""
+        if not self._setup.mixes_sources:
+            return DraftSource.MODEL
+        allowed = [source for source in DraftSource if source in self.session.sources]
+        return allowed[self.session.length % len(allowed)] if allowed else None
+
+    def _draft(self, source: DraftSource) -> None:
         drafted: list[int] = []
         while len(drafted) < self._setup.tokens_per_step and not self._is_silent(drafted):
             drafted.append(self._model.next_token([*self.session.tokens, *drafted]))
-        self.session.extend(tuple(drafted))
-        self._send()
+        self.session.extend(tuple(drafted), source)
 
     def advance(self, message: Advance) -> None:
         self.session.advance(message.epoch, message.position, message.tokens, message.lookahead)
@@ -51,7 +66,8 @@ class DraftSide:
 
     def _send(self) -> None:
         while (run := self.session.take_run()) is not None:
-            self.sent.append(Proposal(run.epoch, run.position, run.tokens))
+            proposal = Proposal(run.epoch, run.position, run.tokens, source=run.source)
+            self.sent.append(proposal)
 
 
 class VerifySide:

@@ -40,6 +40,7 @@ class Setup:
     nothing to propose. ``max_checked`` of 0 lets a pass check all that waits. ``num_collected``
     proposals are waited for before an idle verify model gets them. ``impatient``: the
     orchestrator may tire of waiting at any time; if it may not, a message ends every wait.
+    ``mixes_sources``: look-ups write as well, as far as they pay; as often right as the model.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -57,6 +58,7 @@ class Setup:
     num_repeats: int = 0
     dies_after: int | None = None
     impatient: bool = False
+    mixes_sources: bool = False
 
     @property
     def prompt(self) -> list[int]:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import PreconditionError
 from amusd.core.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
-from amusd.core.ledger import Ledger, LedgerCounts
+from amusd.core.ledger import Ledger, LedgerCounts, SourceFate
 from tests.core.refusal import refused, unchanged
 
 
@@ -284,6 +285,42 @@ def test_what_is_left_at_the_end_is_wasted(ledger: Ledger) -> None:
 
 
 def test_integrity_notices_a_lost_token(ledger: Ledger) -> None:
-    ledger.counts.drafted += 1
+    ledger.counts.wasted += 1
     with pytest.raises(AssertionError, match="tokens got lost"):
         ledger.check_integrity()
+
+
+# Sources
+
+
+def looked_up(*tokens: int, at: int = 2, epoch: int = 0) -> Proposal:
+    return Proposal(epoch, at, tokens, source=DraftSource.LOOKUP)
+
+
+def fates(ledger: Ledger) -> tuple[SourceFate, SourceFate]:
+    """What became of the tokens of the model, and of those that were looked up."""
+    ledger.check_integrity()
+    by_source = ledger.counts.by_source
+    return by_source[DraftSource.MODEL], by_source[DraftSource.LOOKUP]
+
+
+def test_a_verdict_settles_each_token_for_its_own_source(ledger: Ledger) -> None:
+    ledger.proposal(proposed(20))
+    ledger.proposal(looked_up(21, 22, 23, at=3))
+    ledger.verdict(verdict(32, accepted=2))
+    assert fates(ledger) == (SourceFate(1, 1, 0), SourceFate(3, 1, 1))
+
+
+def test_the_verify_models_own_next_token_may_be_of_another_source(ledger: Ledger) -> None:
+    ledger.proposal(looked_up(20))
+    ledger.proposal(proposed(21, at=3))
+    ledger.verdict(verdict(21, accepted=1))
+    assert fates(ledger) == (SourceFate(1, 1, 0), SourceFate(1, 1, 0))
+
+
+def test_late_and_stale_tokens_are_settled_for_their_source(ledger: Ledger) -> None:
+    ledger.verdict(verdict(20))
+    ledger.verdict(verdict(21, at=3))
+    ledger.proposal(looked_up(20, 31, 32))
+    ledger.proposal(looked_up(33, at=5))
+    assert fates(ledger) == (SourceFate(), SourceFate(4, 1, 1))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Proposal, Verdict
 from amusd.core.pace import Overlapping, Pace, TakingTurns, make_pace
 from amusd.core.pass_size import StepTimes
@@ -128,3 +129,17 @@ def test_a_draft_that_hangs_is_not_waited_for_again_until_it_shows_that_it_lives
     assert pace.start_size(2, 1.0) == 2
     pace.proposed(proposal(), 1.0)
     assert pace.start_size(0, 1.0) > 0
+
+
+# Look-ups
+
+
+def test_a_look_up_says_nothing_about_the_step_time_of_the_model() -> None:
+    times = StepTimes()
+    pace = Overlapping(8, times, 10.0)
+    looked_up = Proposal(0, 2, (1,), 1e-5, 1, DraftSource.LOOKUP)
+    for made in (looked_up, looked_up, proposal(draft_seconds=5.0), looked_up):
+        pace.proposed(made, 0.0)
+    assert times.draft_seconds == 0.0  # the model has read the prompt so far
+    pace.proposed(proposal(), 0.0)
+    assert times.draft_seconds == STEP_SECONDS

@@ -59,6 +59,7 @@ def mishaps(draw: st.DrawFn) -> Setup:
         num_repeats=draw(st.sampled_from([0, 10])),
         dies_after=draw(st.none() | st.integers(1, 120)),
         impatient=draw(st.booleans()),
+        mixes_sources=draw(st.booleans()),
     )
 
 
@@ -122,8 +123,38 @@ def test_every_drafted_token_is_accepted_rejected_or_wasted(
     run = Simulation(replace(setup, num_repeats=0)).run(schedule)
     counts = run.ledger.counts
     assert counts.drafted == counts.accepted + counts.rejected + counts.wasted
-    assert counts.drafted == run.orchestrator.watch.num_proposed
+    assert counts.drafted == run.orchestrator.watch.num_proposed_by.total()
     assert counts.rollbacks == run.ledger.epoch == counts.rejected
+
+
+@given(mishaps(), schedules())
+@laws
+def test_every_token_is_settled_for_the_source_that_wrote_it(
+    setup: Setup, schedule: Schedule
+) -> None:
+    setup = replace(setup, mixes_sources=True, num_repeats=0, dies_after=None)
+    run = Simulation(setup).run(schedule)
+    watch = run.orchestrator.watch
+    for source, fate in run.ledger.counts.by_source.items():
+        assert fate.drafted == watch.num_proposed_by[source]
+        assert (fate.accepted, fate.rejected) == (watch.num_right[source], watch.num_wrong[source])
+
+
+@given(setups(strategy=Strategy.AMUSD, mixes_sources=True, impatient=True), schedules())
+@laws
+def test_draft_and_ledger_count_the_same_tokens_for_a_source(
+    setup: Setup, schedule: Schedule
+) -> None:
+    run = Simulation(setup)
+    for _ in run.steps(schedule):
+        assert run.draft is not None
+        under_way = [(one.source, len(one.tokens)) for one in run.draft.sent]
+        for source, fate in run.ledger.counts.by_source.items():
+            counts = run.draft.session.tracker.counts[source]
+            num_under_way = sum(num for one, num in under_way if one is source)
+            assert counts.num_accepted <= fate.accepted + num_under_way
+            num_wrong = counts.num_checked - counts.num_accepted
+            assert num_wrong <= fate.rejected + num_under_way
 
 
 @given(setups(impatient=True, agreement=0.3), schedules())

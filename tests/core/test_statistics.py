@@ -2,9 +2,15 @@
 
 import pytest
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Proposal, Verdict
 from amusd.core.ledger import Ledger
-from amusd.core.statistics import PositionAcceptance, Statistics, StatisticsRecorder
+from amusd.core.statistics import (
+    PositionAcceptance,
+    SourceAcceptance,
+    Statistics,
+    StatisticsRecorder,
+)
 from amusd.core.strategy import Strategy
 from tests.core.scenario import Schedule, Setup
 from tests.core.simulation import Simulation
@@ -79,3 +85,21 @@ def test_the_summary_of_a_run_adds_up(strategy: Strategy) -> None:
     assert summary.tokens_per_pass == 60 / run.ledger.counts.passes
     assert 0.0 <= summary.acceptance_rate <= 1.0
     assert summary.num_prompt_tokens == 2
+
+
+def test_the_sources_of_a_run_add_up() -> None:
+    run = Simulation(Setup(agreement=0.9, mixes_sources=True, max_tokens=60)).run(Schedule(1))
+    summary = StatisticsRecorder(0.0).summary(run.ledger, 60, 1.0)
+    sources = summary.acceptance_per_source
+    assert [one.source for one in sources] == list(DraftSource)
+    assert sum(one.num_drafted for one in sources) == summary.num_drafted
+    assert sum(one.num_accepted for one in sources) == summary.num_accepted
+    compared = summary.num_accepted + summary.num_rejected
+    assert sum(one.num_checked for one in sources) == compared
+
+
+def test_a_source_that_proposed_nothing_is_left_out() -> None:
+    ledger = Ledger([10])
+    ledger.proposal(Proposal(0, 1, (20, 21), source=DraftSource.LOOKUP))
+    summary = StatisticsRecorder(0.0).summary(ledger, 0, 1.0)
+    assert summary.acceptance_per_source == (SourceAcceptance(DraftSource.LOOKUP, 2),)

@@ -13,7 +13,7 @@ from amusd.core.ledger import Ledger
 from amusd.core.model import ServiceLimits
 from amusd.core.strategy import Strategy, draft_plan
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from draft_service.drafters import Drafter, ModelDrafter, PromptLookupDrafter
+from draft_service.drafters import Drafter, HybridDrafter, ModelDrafter, PromptLookupDrafter
 from draft_service.worker import DraftOpening, DraftWorker
 from tests.core.parts import Orchestrator
 from tests.core.scenario import VOCABULARY, Setup, verify_models_own
@@ -25,13 +25,16 @@ LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=8)
 class Workers:
     """Both services, each with an engine for all sessions."""
 
-    def __init__(self, seed: int, agreement: float | None, batch: int, prefill: int) -> None:
-        """Start; an ``agreement`` of None drafts by prompt lookup."""
+    def __init__(
+        self, seed: int, agreement: float | None, batch: int, prefill: int, lookup: bool
+    ) -> None:
+        """Start; an ``agreement`` of None drafts by prompt lookup alone."""
         model = SyntheticModel(VOCABULARY, seed, batch=batch)
         self.drafter: Drafter = PromptLookupDrafter()
         if agreement is not None:
             draft_engine = SyntheticEngine(replace(model, agreement=agreement))
-            self.drafter = ModelDrafter(draft_engine, prefill)
+            drafter = ModelDrafter(draft_engine, prefill)
+            self.drafter = HybridDrafter(drafter) if lookup else drafter
         self.engine = SyntheticEngine(model)
         self.draft = DraftWorker(self.drafter, LIMITS)
         self.verify = VerifyWorker(self.engine, LIMITS, prefill)
@@ -90,6 +93,7 @@ class Conversation:
     lookahead=st.integers(1, 8),
     batch=st.integers(1, 4),
     prefill_tokens=st.integers(1, 4),
+    lookup=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=100, deadline=None)
@@ -99,9 +103,10 @@ def test_sessions_side_by_side_each_get_the_verify_models_own_tokens(
     lookahead: int,
     batch: int,
     prefill_tokens: int,
+    lookup: bool,
     seed: int,
 ) -> None:
-    workers = Workers(seed, agreement, batch, prefill_tokens)
+    workers = Workers(seed, agreement, batch, prefill_tokens, lookup)
     conversations = [
         Conversation(
             str(number), Setup(strategy, lookahead, num_prompt=number + 1, seed=seed), workers

@@ -1,7 +1,9 @@
 """Laws between draft and ledger, checked at every event that the ledger takes."""
 
+from collections import Counter
 from dataclasses import replace
 
+from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Advance, Decision, Proposal, Rollback
 from amusd.core.ledger import Ledger
 
@@ -10,21 +12,26 @@ class Watch:
     """Remembers what the draft wrote in the current epoch, and compares it with what is final."""
 
     def __init__(self, ledger: Ledger, lookahead: int) -> None:
-        self.num_proposed = 0
         self.num_stale = 0
         self.num_late_mismatches = 0
         self._ledger = ledger
         self._lookahead = lookahead
         self._drafted: dict[int, int] = {}
+        self._sources: dict[int, DraftSource] = {}
+        self.num_proposed_by: Counter[DraftSource] = Counter()
+        self.num_right: Counter[DraftSource] = Counter()
+        self.num_wrong: Counter[DraftSource] = Counter()
 
     def before_proposal(self, proposal: Proposal) -> None:
         """The draft stays within its look-ahead: it knows of no more final tokens than we do."""
         end = proposal.position + len(proposal.tokens)
         if proposal.tokens:
             assert end <= self._ledger.verified_position + self._lookahead, "ran too far ahead"
-        self.num_proposed += len(proposal.tokens)
+        self.num_proposed_by[proposal.source] += len(proposal.tokens)
         if proposal.epoch == self._ledger.epoch:
-            self._drafted.update(enumerate(proposal.tokens, proposal.position))
+            for position, token in enumerate(proposal.tokens, proposal.position):
+                self._drafted[position] = token
+                self._sources[position] = proposal.source
         else:
             self.num_stale += 1
 
@@ -38,12 +45,15 @@ class Watch:
         final = self._ledger.tokens
         seen = sorted(position for position in self._drafted if position < len(final))
         wrong = [position for position in seen if self._drafted[position] != final[position]]
+        right = [position for position in seen if not wrong or position < wrong[0]]
+        self.num_right.update(self._sources[position] for position in right)
         if not wrong:
             assert decision.rollback is None, "rolled back without a reason"
             for position in seen:
                 del self._drafted[position]
             return
         first = wrong[0]
+        self.num_wrong[self._sources[first]] += 1
         epoch = self._ledger.epoch
         # How far the draft may run ahead after it is not this law's business.
         rollback = decision.rollback and replace(decision.rollback, lookahead=0)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amusd.core.draft_session import DraftLimits
+from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import (
     AmusdError,
     DuplicateSessionError,
@@ -19,7 +20,13 @@ from amusd.core.errors import (
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.core.model import ServiceLimits
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from draft_service.drafters import DraftRequest, ModelDrafter, PromptLookupDrafter
+from draft_service.drafters import (
+    Drafted,
+    DraftRequest,
+    HybridDrafter,
+    ModelDrafter,
+    PromptLookupDrafter,
+)
 from draft_service.worker import DraftOpening, DraftWorker
 
 LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=8)
@@ -49,15 +56,17 @@ class FadingDrafter(ModelDrafter):
 
     num_tokens = 4
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...] | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
         [request] = requests
-        return [()] if len(request.tokens) >= self.num_tokens else super().draft(requests)
+        if len(request.tokens) >= self.num_tokens:
+            return [Drafted(DraftSource.MODEL, ())]
+        return super().draft(requests)
 
 
 class BreakingDrafter(ModelDrafter):
     """Fails at a text that ends with token 0."""
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...] | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
         if any(request.tokens[-1] == 0 for request in requests):
             raise LimitExceededError("no memory left")
         return super().draft(requests)
@@ -159,6 +168,58 @@ def test_prompt_lookup_without_a_match_says_so_at_every_advance() -> None:
     worker.advance("a", Advance(0, 3, (4,)))
     run(worker)
     assert [(it.position, it.tokens) for it in receiver.proposals] == [(3, ()), (4, ())]
+
+
+def make_hybrid_worker() -> DraftWorker:
+    return DraftWorker(HybridDrafter(ModelDrafter(make_engine(), 100)), LIMITS)
+
+
+@pytest.mark.parametrize("tokens_per_proposal", [1, 4])
+def test_a_proposal_has_one_source_and_says_which(tokens_per_proposal: int) -> None:
+    limits = DraftLimits(4, max_position=40, tokens_per_proposal=tokens_per_proposal)
+    worker = make_hybrid_worker()
+    receiver = opened(worker, replace(OPENING, limits=limits))
+    own = written([1, 2, 3], 4)
+    run(worker)
+    assert receiver.tokens == own
+    assert {proposal.source for proposal in receiver.proposals} == {DraftSource.MODEL}
+    receiver.proposals.clear()
+    worker.advance("a", Advance(0, 3, tuple(own)))
+    worker.rollback("a", Rollback(1, 8, corrected_token=1))
+    worker.advance("a", Advance(1, 8, (2, 3)))
+    run(worker)
+    looked_up = [one for one in receiver.proposals if one.source is DraftSource.LOOKUP]
+    assert [(one.position, one.tokens) for one in looked_up] == [(10, tuple(own))]
+
+
+def test_tokens_that_wait_to_be_proposed_are_followed_by_tokens_of_their_source() -> None:
+    worker = make_hybrid_worker()
+    # The model's first token depends on the last two, and completes a match with them; but it has
+    # begun the proposal.
+    first = written([0, 0, 0, 0, 0, 2, 3], 1)
+    prompt = [2, 3, *first, 9, 8, 2, 3]
+    opening = replace(OPENING, tokens=prompt, limits=DraftLimits(4, 40, tokens_per_proposal=4))
+    receiver = opened(worker, opening)
+    run(worker)
+    [proposal] = receiver.proposals
+    assert (proposal.source, proposal.tokens[:1]) == (DraftSource.MODEL, tuple(first))
+    assert receiver.tokens == written(prompt, 4)
+
+
+def test_a_look_up_that_is_never_right_is_switched_off_in_its_session() -> None:
+    worker = make_hybrid_worker()
+    limits = DraftLimits(4, max_position=60)
+    receiver = opened(worker, replace(named("a", 1, 2, 3, 9, 1, 2, 3), limits=limits))
+    sources, position = [], 7
+    for epoch in range(1, 11):
+        receiver.proposals.clear()
+        run(worker)
+        sources.append(receiver.proposals[0].source)
+        wrong = receiver.proposals[0].tokens[0]
+        worker.rollback("a", Rollback(epoch, position + 1, corrected_token=(wrong + 10) % 50))
+        worker.advance("a", Advance(epoch, position + 1, (1, 2, 3)))
+        position += 4
+    assert sources == [DraftSource.LOOKUP] * 8 + [DraftSource.MODEL] * 2
 
 
 def test_nothing_is_drafted_beyond_the_last_position() -> None:

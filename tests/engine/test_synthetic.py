@@ -42,8 +42,11 @@ def test_the_name_alone_is_the_default_model() -> None:
 
 
 def test_every_dial_can_be_set_by_name() -> None:
-    name = "synthetic:vocabulary=100,seed=3,agreement=0.75,pass_ms=20,row_ms=0.5,context=64,batch=4"
-    assert SyntheticModel.parse(name) == SyntheticModel(100, 3, 0.75, 20.0, 0.5, 64, 4)
+    name = (
+        "synthetic:vocabulary=100,seed=3,agreement=0.75,pass_ms=20,row_ms=0.5,context=64,batch=4,"
+        "period=9"
+    )
+    assert SyntheticModel.parse(name) == SyntheticModel(100, 3, 0.75, 20.0, 0.5, 64, 4, 9)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,7 @@ def test_every_dial_can_be_set_by_name() -> None:
         ("synthetic:batch=0", "batch 1 or more"),
         ("synthetic:pass_ms=-1", "pass_ms and row_ms need 0 or more"),
         ("synthetic:row_ms=-1", "pass_ms and row_ms need 0 or more"),
+        ("synthetic:period=-1", "period is -1: use 0 or more"),
     ],
 )
 def test_a_name_that_makes_no_sense_is_refused_with_advice(name: str, words: str) -> None:
@@ -69,6 +73,13 @@ def test_a_name_that_makes_no_sense_is_refused_with_advice(name: str, words: str
 
 
 # What it writes
+
+
+def test_with_a_period_its_text_repeats_itself_and_a_draft_agrees_as_often_as_is_dialled() -> None:
+    text = written(SyntheticModel(period=20), PROMPT, 80)
+    assert text == text[:20] * 4
+    drafted = written(SyntheticModel(period=20, agreement=0.5), PROMPT, 20)
+    assert 4 <= sum(one == other for one, other in zip(text, drafted, strict=False)) <= 16
 
 
 def test_the_same_context_gives_the_same_token() -> None:

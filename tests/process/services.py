@@ -1,5 +1,6 @@
 """Starts real commands as processes on loopback."""
 
+import os
 import selectors
 import subprocess
 import sys
@@ -81,13 +82,29 @@ class Trio:
 
 
 def start_trio(
-    starter: Starter, verify_model: str = VERIFY_MODEL, draft_model: str = DRAFT_MODEL
+    starter: Starter,
+    verify_model: str = VERIFY_MODEL,
+    draft_model: str = DRAFT_MODEL,
+    draft_flags: tuple[str, ...] = (),
 ) -> Trio:
     verify = starter("verify", "--model", verify_model, "--max-sessions", "64")
-    draft = starter("draft", "--model", draft_model, "--max-lookahead", "16")
+    draft = starter("draft", "--model", draft_model, "--max-lookahead", "16", *draft_flags)
     orchestrator = starter(
         "orchestrator", "--verify", verify.address, "--draft", draft.address,
         "--draft-timeout", "3", "--verify-timeout", "20",
     )  # fmt: skip
     orchestrator.wait_until_serving()
     return Trio(draft, verify, orchestrator)
+
+
+def amusd(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "amusd", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"COLUMNS": "120"},
+    )

@@ -1,7 +1,6 @@
 """The commands that people type, as processes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,24 +12,12 @@ import pytest
 
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio, amusd
 from tests.process.synthetic import expected_output
 
 pytestmark = pytest.mark.process
 
 PAIR = ("--draft", DRAFT_MODEL, "--verify", VERIFY_MODEL)
-
-
-def amusd(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "amusd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"COLUMNS": "120"},
-    )
 
 
 def test_generate_prints_the_text_and_what_it_took(trio: Trio) -> None:

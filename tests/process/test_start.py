@@ -164,3 +164,34 @@ def test_calls_before_the_model_is_loaded_are_unavailable(start: Starter) -> Non
 def test_a_draft_model_may_be_anything_that_drafts(start: Starter) -> None:
     start("draft", "--model", DRAFT_MODEL).wait_until_serving()
     start("draft", "--model", "prompt-lookup").wait_until_serving()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve", "draft", "--model", "prompt-lookup", "--port", "0", "--lookup"),
+        ("up", "--draft", "prompt-lookup", "--lookup"),
+        ("up", "--draft", "", "--lookup"),
+    ],
+)
+def test_a_look_up_beside_no_model_is_refused(command: tuple[str, ...]) -> None:
+    assert "needs a draft model" in fails(*command)
+
+
+def test_a_look_up_may_be_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMUSD_LOOKUP", "1")
+    line = fails("serve", "draft", "--model", "prompt-lookup", "--port", "0")
+    assert "without --lookup" in line
+
+
+def test_only_a_draft_service_looks_up() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "amusd", "serve", "verify", "--lookup"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 2
+    assert "--lookup" in done.stderr

@@ -1,0 +1,108 @@
+"""A look-up beside a model, through real services, on a text that repeats itself."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amusd.client import Client, Options
+from amusd.core.draft_sources import DraftSource
+from amusd.core.statistics import Statistics
+from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
+from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2
+from tests.process.services import (
+    DRAFT_MODEL,
+    VERIFY_MODEL,
+    Service,
+    Starter,
+    Trio,
+    amusd,
+    start_trio,
+)
+from tests.process.synthetic import expected_output
+
+pytestmark = pytest.mark.process
+
+PERIOD = 24
+VERIFY = f"{VERIFY_MODEL},period={PERIOD}"
+DRAFT = f"{DRAFT_MODEL},period={PERIOD}"
+
+
+@pytest.fixture
+def repeating(start: Starter) -> Trio:
+    return start_trio(start, VERIFY, DRAFT, draft_flags=("--lookup",))
+
+
+@pytest.fixture
+def client(repeating: Trio) -> Iterator[Client]:
+    with Client(repeating.orchestrator.address, timeout_seconds=60) as connected:
+        yield connected
+
+
+def sources_of(service: Service) -> list[int]:
+    with service.channel() as channel:
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        return list(stub.GetDraftInfo(draft_pb2.GetDraftInfoRequest(), timeout=10).sources)
+
+
+def check_sums(found: Statistics) -> None:
+    sources = found.acceptance_per_source
+    assert sum(one.num_drafted for one in sources) == found.num_drafted
+    assert sum(one.num_checked for one in sources) == found.num_accepted + found.num_rejected
+    assert sum(one.num_accepted for one in sources) == found.num_accepted
+
+
+def test_a_text_that_repeats_itself_is_looked_up_and_stays_the_same(client: Client) -> None:
+    prompt = (3, 1, 4, 1, 5)
+    plain = client.generate(Prompt(tokens=prompt), Options(Strategy.AUTOREGRESSIVE, 120)).wait()
+    assert plain.tokens == expected_output(VERIFY, prompt, 120)
+    assert plain.summary().acceptance_per_source == ()
+    for strategy in (Strategy.SPECULATIVE, Strategy.AMUSD):
+        generation = client.generate(Prompt(tokens=prompt), Options(strategy, 120)).wait()
+        assert generation.tokens == plain.tokens
+        found = generation.summary()
+        assert not found.fallback_reason
+        check_sums(found)
+        model, looked_up = found.acceptance_per_source
+        assert (model.source, looked_up.source) == (DraftSource.MODEL, DraftSource.LOOKUP)
+        assert model.num_checked > model.num_accepted > 0
+        # Behind the first period all that is looked up is right.
+        assert looked_up.num_accepted == looked_up.num_checked >= 120 - 3 * PERIOD
+        assert found.tokens_per_pass > 1.5
+
+
+def test_a_draft_service_says_where_its_proposals_come_from(start: Starter, trio: Trio) -> None:
+    both = start("draft", "--model", DRAFT, "--lookup")
+    alone = start("draft", "--model", "prompt-lookup")
+    for service in (both, alone):
+        service.wait_until_serving()
+    assert sources_of(both) == [model_pb2.DRAFT_SOURCE_MODEL, model_pb2.DRAFT_SOURCE_LOOKUP]
+    assert sources_of(alone) == [model_pb2.DRAFT_SOURCE_LOOKUP]
+    assert sources_of(trio.draft) == [model_pb2.DRAFT_SOURCE_MODEL]
+    assert "drafting by lookup and model" in both.log.read_text()
+
+
+def test_generate_shows_how_each_source_fares() -> None:
+    pair = ("--draft", DRAFT, "--verify", VERIFY, "--lookup")
+    done = amusd("generate", "hello", "--raw", "--max-tokens", "90", *pair)
+    assert done.returncode == 0, done.stderr
+    assert "% (model " in done.stderr
+    assert ", lookup 100%)" in done.stderr
+
+
+def test_bench_shows_how_each_source_fares(repeating: Trio, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "bench.json"
+    prompts.write_text('{"prompt": "one"}\n')
+    done = amusd(
+        "bench", "--prompts", str(prompts), "--max-tokens", "90", "--strategies",
+        "autoregressive,amusd", "--output", str(output),
+        "--address", repeating.orchestrator.address,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "accept by source" in done.stdout
+    plain, overlapped = json.loads(output.read_text())["runs"]
+    assert plain["acceptance_per_source"] == {}
+    looked_up = overlapped["acceptance_per_source"]["lookup"]
+    assert looked_up["drafted"] >= looked_up["checked"] == looked_up["accepted"] > 0
