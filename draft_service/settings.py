@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from amusd.core.model import check_lookup
 from amusd.settings import EngineServiceSettings
 
 
@@ -11,9 +10,4 @@ class DraftServiceSettings:
     """What a draft service runs, and whether it looks tokens up before it asks the model."""
 
     engine: EngineServiceSettings
-    lookup: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a look-up beside no model."""
-        if self.lookup:
-            check_lookup(self.engine.model)
+    lookup: bool

@@ -40,7 +40,7 @@ def bench(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
-    lookup: Lookup = False,
+    lookup: Lookup = None,
     timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
 ) -> None:
     """Measure strategies on many prompts; each prompt goes through all of them in turns."""

@@ -34,7 +34,7 @@ def compare(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
-    lookup: Lookup = False,
+    lookup: Lookup = None,
     timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
 ) -> None:
     """Decode PROMPT with every strategy: same output? how fast? Exit code 1 if it differs."""

@@ -33,7 +33,7 @@ def generate(
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
-    lookup: Lookup = False,
+    lookup: Lookup = None,
     timeout: Annotated[float, typer.Option(help="Seconds for the whole answer.")] = 600.0,
 ) -> None:
     """Stream the model's answer to PROMPT."""

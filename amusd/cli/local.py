@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from amusd.cli.logs import LogLevel
 from amusd.client import Client
 from amusd.core.errors import AmusdError, UnavailableError
-from amusd.core.model import check_lookup
+from amusd.core.model import wants_lookup
 
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -44,7 +44,7 @@ class LocalSettings:
 
     draft: str = "smollm2"
     verify: str = "smollm2"
-    lookup: bool = False
+    lookup: bool | None = None
     draft_device: str = "auto"
     verify_device: str = "auto"
     dtype: str = "auto"
@@ -54,8 +54,7 @@ class LocalSettings:
 
     def __post_init__(self) -> None:
         """Refuse a look-up beside no model."""
-        if self.lookup:
-            check_lookup(self.draft)
+        wants_lookup(self.draft, self.lookup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,8 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
     draft_address = ""
     if settings.draft:
         flags = ["--model", settings.draft, "--port", str(draft_port)]
-        flags.append("--lookup" if settings.lookup else "--no-lookup")
+        looks_up = wants_lookup(settings.draft, settings.lookup)
+        flags.append("--lookup" if looks_up else "--no-lookup")
         draft = _start_engine("draft", settings, draft_place, flags)
         services.running.insert(0, draft)
         draft_address = draft.address

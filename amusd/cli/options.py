@@ -36,12 +36,12 @@ VerifyModel = Annotated[
     ),
 ]
 Lookup = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--lookup/--no-lookup",
         envvar="AMUSD_LOOKUP",
         help="Our own draft service proposes what followed the last tokens before, where they "
-        "occurred; else the model's.",
+        "occurred; else the model's. [default: yes, beside a real model]",
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
@@ -58,7 +58,7 @@ Lookahead = Annotated[
 
 
 @contextlib.contextmanager
-def server(address: str, draft: str, verify: str, lookup: bool) -> Iterator[str]:
+def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterator[str]:
     """Yield the address of an orchestrator, our own for as long as the block runs if none."""
     if address:
         yield address

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from amusd.cli.logs import LogLevel, start_logging
+from amusd.core.model import wants_lookup
 from amusd.core.strategy import Strategy
 from amusd.engine.device import DeviceSettings, parse_cpus
 from amusd.rpc.server import Listen
@@ -78,11 +79,12 @@ PrefillTokens = Annotated[
     ),
 ]
 Lookup = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--lookup/--no-lookup",
         envvar="AMUSD_LOOKUP",
-        help="Propose what followed the last tokens before, where they occurred; else the model's.",
+        help="Propose what followed the last tokens before, where they occurred; else the model's. "
+        "[default: yes, beside a real model]",
     ),
 ]
 Level = Annotated[LogLevel, typer.Option("--log-level", envvar="AMUSD_LOG_LEVEL")]
@@ -109,7 +111,7 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         max_context: MaxContext = 0,
         max_lookahead: MaxLookahead = 64,
         prefill_tokens: PrefillTokens = 256,
-        lookup: Lookup = False,
+        lookup: Lookup = None,
         grace: Grace = 5.0,
         log_level: Level = LogLevel.INFO,
         end_with_stdin: WithStdin = False,
@@ -125,7 +127,8 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
             prefill_tokens=prefill_tokens,
         )
         if role == "draft":
-            asyncio.run(run_draft_service(DraftServiceSettings(settings, lookup), end_with_stdin))
+            looks_up = wants_lookup(model, lookup)
+            asyncio.run(run_draft_service(DraftServiceSettings(settings, looks_up), end_with_stdin))
         else:
             asyncio.run(run_verify_service(settings, end_with_stdin))
 

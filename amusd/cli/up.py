@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.2
 def up(
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
-    lookup: Lookup = False,
+    lookup: Lookup = None,
     draft_device: Annotated[
         str, typer.Option(help="Device of the draft: cpu, cuda:1, or auto.")
     ] = "auto",

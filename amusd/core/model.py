@@ -13,13 +13,26 @@ BYTES_TOKENIZER = "bytes"
 """Name of the tokenizer whose tokens 0 to 255 are the bytes of UTF-8."""
 
 
-def check_lookup(draft: str) -> None:
-    """Raise InvalidInputError if a look-up cannot stand beside the draft model ``draft``."""
-    if draft in ("", PROMPT_LOOKUP):
+SYNTHETIC = "synthetic"
+"""What names of models without weights begin with."""
+
+
+def wants_lookup(draft: str, asked: bool | None) -> bool:
+    """Return whether to look tokens up beside the draft model ``draft``.
+
+    ``asked`` None: beside every real model. Synthetic ones measure an agreement that is dialled in.
+
+    Raises:
+        InvalidInputError: it is asked for, but there is no model beside it.
+    """
+    has_model = draft not in ("", PROMPT_LOOKUP)
+    if asked and not has_model:
         raise InvalidInputError(
             f"a look-up (--lookup) needs a draft model beside it, not {draft or 'none'!r}: name "
             f"one, or use {PROMPT_LOOKUP} without --lookup to propose by look-up alone"
         )
+    is_real = has_model and not draft.startswith(SYNTHETIC)
+    return is_real if asked is None else asked
 
 
 @dataclass(frozen=True, slots=True)

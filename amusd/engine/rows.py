@@ -80,7 +80,7 @@ class RowsNorm(nn.Module):
     def __init__(self, weight: Tensor, eps: float, run: Kernels) -> None:
         """Normalise by ``weight`` [D]."""
         super().__init__()
-        self.register_buffer("weight", weight.detach(), persistent=False)
+        self.register_buffer("weight", weight.detach())
         self._eps = eps
         self._run = run
 

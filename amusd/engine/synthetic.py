@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amusd.core.errors import InvalidInputError, LimitExceededError
-from amusd.core.model import BYTES_TOKENIZER, ModelDescription
+from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Feed
 
-PREFIX = "synthetic"
+PREFIX = SYNTHETIC
 
 
 @dataclass(frozen=True, slots=True)

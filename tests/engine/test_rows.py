@@ -113,3 +113,12 @@ def test_a_norm_does_not_depend_on_what_shares_its_pass() -> None:
     assert type(replaced) is not type(norm)
     assert torch.allclose(replaced(values), expected, atol=1e-5)
     assert torch.equal(replaced(values[4:5]), replaced(values)[4:5])
+
+
+def test_the_weights_keep_their_names_and_values() -> None:
+    model = tiny.build("llama")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    use_rows_kernels(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
