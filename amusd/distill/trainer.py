@@ -175,6 +175,11 @@ class Trainer:
             raise InvalidInputError(
                 f"checkpoint {path} cannot be read ({error}): delete it to train again"
             ) from error
+        if recipe.fingerprint != self._recipe.fingerprint:
+            raise InvalidInputError(
+                f"checkpoint {path} belongs to another verify model ({recipe.verify}, not "
+                f"{self._recipe.verify}): choose another --output folder"
+            )
         if differing := recipe.difference(self._recipe):
             raise InvalidInputError(
                 f"checkpoint {path} was made with {differing} {getattr(recipe, differing)}, not "

@@ -101,6 +101,15 @@ def test_data_of_another_verify_model_is_refused(plan: Plan, tmp_path: Path) -> 
     assert files(plan.data) == before
 
 
+def test_a_checkpoint_of_another_verify_model_is_refused(plan: Plan, tmp_path: Path) -> None:
+    distill(plan, Watched())
+    other = tmp_path / "another-verify"
+    tiny.save(tiny.perturbed(tiny.build("llama"), 0.1), other)
+    elsewhere = replace(plan, verify="other", location=str(other), data=tmp_path / "data")
+    with pytest.raises(InvalidInputError, match="belongs to another verify model"):
+        distill(elsewhere, Watched())
+
+
 def test_a_full_disk_keeps_what_was_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, rows: list[Written]) -> None:
         if path.name == "answers-000002.safetensors":
