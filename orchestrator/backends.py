@@ -8,10 +8,9 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from amusd.core.errors import InvalidInputError, UnavailableError
-from amusd.core.model import ModelDescription, ServiceLimits
+from amusd.core.errors import UnavailableError
+from amusd.core.model import ModelDescription, ServiceLimits, check_pair
 from amusd.core.pass_size import StepTimes
-from amusd.core.vocabulary import explain_difference
 from amusd.rpc import codec, faults
 from amusd.rpc.channel import open_channel
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
@@ -85,12 +84,7 @@ class Backends:
             draft_pb2.GetDraftInfoRequest(), timeout=_INFO_TIMEOUT_SECONDS
         )
         model = codec.model_from_proto(answer.model)
-        difference = explain_difference(model.vocabulary, self.verify_model.vocabulary)
-        if difference is not None:
-            raise InvalidInputError(
-                f"draft {model.name!r} and verify {self.verify_model.name!r} cannot work "
-                f"together: {difference}; pair models that share their tokenizer"
-            )
+        check_pair(model, self.verify_model)
         self.draft_model = model
         self.limits = ServiceLimits(
             max_sessions=min(self.limits.max_sessions, answer.limits.max_sessions),

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from amusd.cli.options import errors
+from amusd.cli.options import check_output, errors
 from amusd.core.acceptance import Share
 from amusd.core.errors import UnavailableError
 from amusd.engine.device import DeviceSettings
@@ -46,6 +46,7 @@ def acceptance(
     Acceptance is teacher-forced on the verify model's answers; times are measured on this
     device. With several drafts the table says which is best for each way of decoding.
     """
+    check_output(output)
     texts = tuple(load_prompts(prompts, limit))
     # Transformers takes seconds to import: wrong arguments do not wait for it.
     from amusd.distill.measure import Bench, MeasurePlan  # noqa: PLC0415

@@ -11,13 +11,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from amusd.cli.local import Placement
 from amusd.cli.measure import Runner, Sample
 from amusd.core.errors import InvalidInputError
-from amusd.core.model import PROMPT_LOOKUP
+from amusd.core.model import PROMPT_LOOKUP, is_synthetic
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.reduced_head import load_causal_lm
 from amusd.pair import resolve_model
 from amusd.prompts import Prompt, encode
 
-_SYNTHETIC = "synthetic"
 _LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
 
 
@@ -55,7 +54,7 @@ def transformers_runners(draft: str, verify: str, placement: Placement) -> Itera
     Raises:
         InvalidInputError: the verify model is synthetic, which Transformers cannot run.
     """
-    if verify.startswith(_SYNTHETIC):
+    if is_synthetic(verify):
         raise InvalidInputError("Transformers cannot run a synthetic model: name a real one")
     device = DeviceSettings(placement.device, "auto", len(placement.cpus), placement.cpus)
     bind_engine_thread(device)
@@ -68,7 +67,7 @@ def transformers_runners(draft: str, verify: str, placement: Placement) -> Itera
     if draft == PROMPT_LOOKUP:
         options: dict[str, Any] = {"prompt_lookup_num_tokens": _LOOKUP_TOKENS}
         yield TransformersRunner("transformers-assisted", model, tokenizer, options)
-    elif draft and not draft.startswith(_SYNTHETIC):
+    elif draft and not is_synthetic(draft):
         assistant = _assistant(draft, dtype, placement.device)
         options = {"assistant_model": assistant}
         yield TransformersRunner("transformers-assisted", model, tokenizer, options)

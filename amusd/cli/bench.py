@@ -15,7 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import amusd
 from amusd.cli.local import LocalSettings, place
 from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
-from amusd.cli.options import Address, DraftModel, Lookup, MaxTokens, VerifyModel, errors, server
+from amusd.cli.options import (
+    Address,
+    DraftModel,
+    Lookup,
+    MaxTokens,
+    VerifyModel,
+    check_output,
+    errors,
+    server,
+)
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.core.errors import InvalidInputError
@@ -48,10 +57,7 @@ def bench(
         raise InvalidInputError(f"unknown baseline {baseline!r}: use {TRANSFORMERS}")
     if baseline and address:
         raise InvalidInputError("a baseline needs services of our own: leave --address out")
-    if output is not None and not output.parent.is_dir():
-        raise InvalidInputError(f"there is no folder {output.parent} to write {output.name} to")
-    if output is not None and output.is_dir():
-        raise InvalidInputError(f"{output} is a folder: name a file in it to write to")
+    check_output(output)
     loaded = load_prompts(prompts, limit)
     choices = parse_strategies(strategies)
     with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:

@@ -18,7 +18,8 @@ from rich.progress import (
 
 from amusd.core.errors import InvalidInputError
 from amusd.engine.device import DeviceSettings, prepare_torch
-from amusd.pair import SMOLLM2, PairError, resolve_model
+from amusd.engine.loading import locate_model
+from amusd.pair import SMOLLM2
 from amusd.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -87,14 +88,10 @@ def distill(
     from amusd.distill.run import Plan, keep_freed_memory  # noqa: PLC0415
     from amusd.distill.run import distill as run  # noqa: PLC0415
 
-    try:
-        location = resolve_model(verify, "verify")
-    except PairError as error:
-        raise InvalidInputError(str(error)) from error
     keep_freed_memory()
     plan = Plan(
         verify=verify,
-        location=location,
+        location=locate_model(verify, "verify"),
         output=output,
         data=data or output / "data",
         prompts=given,

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from amusd.cli.local import LocalSettings, local_services
+from amusd.core.errors import InvalidInputError
 
 errors = Console(stderr=True)
 
@@ -55,6 +57,14 @@ Lookahead = Annotated[
     int | None,
     typer.Option(min=1, help="Proposed tokens beyond the verified ones; the server's default."),
 ]
+
+
+def check_output(path: Path | None) -> None:
+    """Raise InvalidInputError if a report cannot be written to ``path``, before it is made."""
+    if path is not None and not path.parent.is_dir():
+        raise InvalidInputError(f"there is no folder {path.parent} to write {path.name} to")
+    if path is not None and path.is_dir():
+        raise InvalidInputError(f"{path} is a folder: name a file in it to write to")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amusd.core.errors import InvalidInputError
-from amusd.core.vocabulary import Vocabulary
+from amusd.core.vocabulary import Vocabulary, explain_difference
 
 PROMPT_LOOKUP = "prompt-lookup"
 """Name of the drafter that needs no model."""
@@ -14,7 +14,12 @@ BYTES_TOKENIZER = "bytes"
 
 
 SYNTHETIC = "synthetic"
-"""What names of models without weights begin with."""
+"""Name of a model without weights; a colon and its settings may follow."""
+
+
+def is_synthetic(model: str) -> bool:
+    """Whether a name is that of a model without weights."""
+    return model == SYNTHETIC or model.startswith(f"{SYNTHETIC}:")
 
 
 def wants_lookup(draft: str, asked: bool | None) -> bool:
@@ -31,7 +36,7 @@ def wants_lookup(draft: str, asked: bool | None) -> bool:
             f"a look-up (--lookup) needs a draft model beside it, not {draft or 'none'!r}: name "
             f"one, or use {PROMPT_LOOKUP} without --lookup to propose by look-up alone"
         )
-    is_real = has_model and not draft.startswith(SYNTHETIC)
+    is_real = has_model and not is_synthetic(draft)
     return is_real if asked is None else asked
 
 
@@ -60,6 +65,16 @@ class ModelDescription:
         """Return the model in one line for people."""
         size = f"{self.num_parameters / 1e6:.0f} M parameters, " if self.num_parameters else ""
         return f"{self.name} ({size}{self.dtype} on {self.device})"
+
+
+def check_pair(draft: ModelDescription, verify: ModelDescription) -> None:
+    """Raise InvalidInputError if the two models have different vocabularies."""
+    difference = explain_difference(draft.vocabulary, verify.vocabulary)
+    if difference is not None:
+        raise InvalidInputError(
+            f"draft {draft.name!r} and verify {verify.name!r} cannot work together: {difference}; "
+            "pair models that share their tokenizer"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.core.errors import InvalidInputError
-from amusd.distill.files import write_whole
+from amusd.distill.files import write_text_whole
 from amusd.distill.writer import TextWriter
 
 _WRITE_ROWS = 32
@@ -74,7 +74,7 @@ def save_answers(path: Path, answers: Sequence[Answer], origin: str) -> None:
     """
     lines = [json.dumps({"origin": origin}), *(json.dumps(asdict(answer)) for answer in answers)]
     text = "\n".join(lines) + "\n"
-    write_whole(path, lambda file: _write_text(file, text))
+    write_text_whole(path, text)
 
 
 def load_answers(path: Path, origin: str) -> list[Answer]:
@@ -144,7 +144,3 @@ def _logits(model: Model, answer: Answer) -> Tensor:
     output = model.model(input_ids=ids, use_cache=False, logits_to_keep=len(answer.tokens))
     logits: Tensor = output.logits[0]
     return logits
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -30,6 +30,15 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, as ``write_whole`` does."""
+
+    def write(unfinished: Path) -> None:
+        unfinished.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
 def _remove(path: Path) -> None:
     # The error that is being reported matters more than what cannot be cleaned up.
     with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ from amusd.core.acceptance import (
     share_of_hits,
 )
 from amusd.core.errors import InvalidInputError
+from amusd.core.model import check_pair
 from amusd.core.statistics import PositionAcceptance
 from amusd.distill.acceptance import (
     Answer,
@@ -28,10 +29,9 @@ from amusd.distill.acceptance import (
 from amusd.distill.cut import fingerprint, output_head, stop_ids
 from amusd.distill.writer import TextWriter
 from amusd.engine.device import DeviceSettings
-from amusd.engine.loading import Role, load_model
+from amusd.engine.loading import Role, load_model, locate_model
 from amusd.engine.timing import median_pass_seconds
 from amusd.engine.transformers_engine import TransformersEngine
-from amusd.pair import resolve_model
 from amusd.prompts import Prompt, encode
 
 _REPEAT = 7  # passes of each size that are timed
@@ -79,7 +79,7 @@ class Bench:
         """
         self._plan = plan
         self._verify = _load(plan.verify, "verify", plan.device)
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(plan.verify, "verify"))
+        tokenizer = AutoTokenizer.from_pretrained(locate_model(plan.verify, "verify"))
         self._writer = TextWriter(self._verify.model, stop_ids(self._verify.model, tokenizer))
         prompts = [encode(prompt, tokenizer) for prompt in plan.prompts]
         self._greedy = self._greedy_answers(prompts)
@@ -100,12 +100,7 @@ class Bench:
             InvalidInputError: it cannot be loaded, or has another vocabulary.
         """
         engine = _load(draft, "draft", self._plan.device)
-        ours, theirs = self._verify.description.vocabulary, engine.description.vocabulary
-        if ours.fingerprint != theirs.fingerprint:
-            raise InvalidInputError(
-                f"the vocabulary of {draft} is not that of {self._plan.verify}: pair models that "
-                "share their tokenizer"
-            )
+        check_pair(engine.description, self._verify.description)
         model = Model(engine.model, engine.head_ids)
         hits = [greedy_hits(model, answer) for answer in self._greedy]
         sampled, overlap = self._sample(model)

@@ -1,13 +1,15 @@
 """Writes a trained draft as a model folder with its card: reduced head, or exported whole."""
 
+import copy
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from amusd.core.errors import InvalidInputError
 from amusd.distill.cut import output_head, trainable
@@ -40,10 +42,10 @@ def write_folder(
     Raises:
         UnavailableError: the disk does not take it.
     """
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in _weights(draft)}
+    tensors = _on_cpu(draft.state_dict())
     if head_ids is not None:
         tensors[HEAD_IDS_NAME] = head_ids.cpu()
-    _write(folder, draft, tensors, tokenizer, result)
+    _write(folder, draft, draft.config, tensors, tokenizer, result)
 
 
 def export_folder(
@@ -57,50 +59,35 @@ def export_folder(
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / WEIGHTS_NAME).exists():
         raise InvalidInputError(f"{folder} has other files: export to a new or empty folder")
-    body = trainable(draft)
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in body.items()}
-    for name, weight in parent.state_dict().items():
-        if name not in tensors and name in draft.state_dict():
-            tensors[name] = weight.float().cpu().contiguous()
-    tied = bool(getattr(parent.config, "tie_word_embeddings", False))
-    if tied:
-        tensors = {name: tensor for name, tensor in tensors.items() if not _is_head(name, draft)}
-    kept = getattr(draft.config, HEAD_SIZE_KEY, None), draft.config.tie_word_embeddings
-    try:
-        if kept[0] is not None:
-            delattr(draft.config, HEAD_SIZE_KEY)
-        draft.config.tie_word_embeddings = tied
-        _write(folder, draft, tensors, tokenizer, result)
-    finally:
-        if kept[0] is not None:
-            setattr(draft.config, HEAD_SIZE_KEY, kept[0])
-        draft.config.tie_word_embeddings = kept[1]
+    body, theirs = trainable(draft), parent.state_dict()
+    whole = {name: theirs[name].float() for name in draft.state_dict() if name not in body}
+    config = copy.deepcopy(draft.config)
+    config.__dict__.pop(HEAD_SIZE_KEY, None)
+    config.tie_word_embeddings = bool(getattr(parent.config, "tie_word_embeddings", False))
+    _write(folder, draft, config, _on_cpu(whole | body), tokenizer, result)
 
 
-def _weights(draft: PreTrainedModel) -> list[tuple[str, Tensor]]:
-    state = draft.state_dict()
-    if getattr(draft.config, "tie_word_embeddings", False):
-        return [(name, weight) for name, weight in state.items() if not _is_head(name, draft)]
-    return list(state.items())
-
-
-def _is_head(name: str, draft: PreTrainedModel) -> bool:
-    head = output_head(draft)
-    return any(name == f"{found}.weight" for found, m in draft.named_modules() if m is head)
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _write(
     folder: Path,
     draft: PreTrainedModel,
+    config: PreTrainedConfig,
     tensors: dict[str, Tensor],
     tokenizer: Any,
     result: Result,
 ) -> None:
     """Write all files beside the old ones first, then move them in, the weights last."""
+    if config.tie_word_embeddings:  # the head is the embedding, which is there
+        head = output_head(draft)
+        heads = {f"{name}.weight" for name, module in draft.named_modules() if module is head}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
 
     def write(target: Path) -> None:
         target.mkdir()
-        draft.config.save_pretrained(target)
+        config.save_pretrained(target)
         if draft.generation_config is not None:
             draft.generation_config.save_pretrained(target)
         tokenizer.save_pretrained(target)

@@ -3,7 +3,7 @@
 import ctypes
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,9 +98,8 @@ def distill(plan: Plan, watcher: Watcher) -> Result:
         seed=plan.seed,
     )
     data = DataFolder(plan.data, manifest)
-    _write_data(plan, data, verify, tokenizer, watcher)
-    shards = _enough(data, plan.num_tokens)
-    head_ids = _frequent_tokens(shards, manifest.vocab_size, plan.draft_vocab)
+    text = _write_text(plan, data, verify, tokenizer, watcher)
+    head_ids = text.frequent_tokens(plan.draft_vocab)
     # Cut from weights as they are stored, not from their 16-bit copies.
     parent, _ = load_causal_lm(plan.location, torch.float32, "cpu")
     del verify
@@ -119,32 +118,62 @@ def distill(plan: Plan, watcher: Watcher) -> Result:
         max_sequence=plan.prompt_tokens + plan.answer_tokens,
         seed=plan.seed,
     )
-    result = _train(plan, recipe, data, draft, head_ids, watcher)
+    result = _train(plan, recipe, data, text, draft, head_ids, watcher)
     write_folder(plan.output, draft, head_ids, tokenizer, result)
     if plan.export is not None:
         export_folder(plan.export, draft, parent, tokenizer, result)
     return result
 
 
-def _write_data(
+@dataclass(slots=True)
+class _Text:
+    """The shards to train on, and what is known of them from reading them once."""
+
+    counts: Tensor  # [V], how often each token occurs in prompts and answers
+    shards: list[Path] = field(default_factory=list)
+    num_rows: int = 0
+    num_tokens: int = 0  # of answers
+
+    def add(self, path: Path, rows: Sequence[Written]) -> None:
+        """Take note of a shard."""
+        self.shards.append(path)
+        self.num_rows += len(rows)
+        self.num_tokens += sum(len(row.tokens) for row in rows)
+        tokens = torch.tensor([token for row in rows for token in row.prompt + row.tokens])
+        self.counts += torch.bincount(tokens, minlength=len(self.counts))
+
+    def frequent_tokens(self, num_tokens: int) -> Tensor | None:
+        """Return the most frequent tokens, most frequent first, of equal ones the lower id.
+
+        None: as many as there are, or 0.
+        """
+        if not 0 < num_tokens < len(self.counts):
+            return None
+        return self.counts.argsort(descending=True, stable=True)[:num_tokens].contiguous()
+
+
+def _write_text(
     plan: Plan, data: DataFolder, verify: PreTrainedModel, tokenizer: Any, watcher: Watcher
-) -> None:
+) -> _Text:
     """Write shards until there are enough tokens; a shard that is there is kept."""
     writer = TextWriter(verify, cut.stop_ids(verify, tokenizer), plan.top_k)
     source = PromptSource(tokenizer, plan.prompts, plan.made_up_share, plan.prompt_tokens)
     if not data.held_out.exists():
         save_shard(data.held_out, _held_out(plan, source, writer))
-    num_tokens, number = 0, 0
-    while num_tokens < plan.num_tokens:
+    text = _Text(torch.zeros(data.manifest.vocab_size, dtype=torch.int64))
+    while text.num_tokens < plan.num_tokens:
+        number = len(text.shards)
         path = data.shard(number)
         if path.exists():
             rows = load_shard(path)
         else:
             rows = _answer(plan, source, writer, number)
             save_shard(path, rows)
-        num_tokens += sum(len(row.tokens) for row in rows)
-        watcher.wrote(num_tokens, plan.num_tokens)
-        number += 1
+        text.add(path, rows)
+        watcher.wrote(text.num_tokens, plan.num_tokens)
+    if not text.shards:
+        raise InvalidInputError("there is no text to train on: ask for more --tokens")
+    return text
 
 
 def _held_out(plan: Plan, source: PromptSource, writer: TextWriter) -> list[Written]:
@@ -160,21 +189,11 @@ def _answer(plan: Plan, source: PromptSource, writer: TextWriter, number: int) -
     return writer.write(prompts, temperatures, plan.answer_tokens, plan.seed * 7_919 + number)
 
 
-def _frequent_tokens(shards: Sequence[Path], vocab_size: int, num_tokens: int) -> Tensor | None:
-    """Return the ids of the most frequent tokens, most frequent first; ties: lower id first."""
-    if not 0 < num_tokens < vocab_size:
-        return None
-    counts = torch.zeros(vocab_size, dtype=torch.int64)
-    for path in shards:
-        for row in load_shard(path):
-            counts += torch.bincount(torch.tensor(row.prompt + row.tokens), minlength=vocab_size)
-    return counts.argsort(descending=True, stable=True)[:num_tokens].contiguous()
-
-
 def _train(
     plan: Plan,
     recipe: Recipe,
     data: DataFolder,
+    text: _Text,
     draft: PreTrainedModel,
     head_ids: Tensor | None,
     watcher: Watcher,
@@ -186,15 +205,11 @@ def _train(
         row_of_token[head_ids] = torch.arange(len(head_ids))
     targets = Targets(row_of_token, recipe.target_temperature, recipe.max_sequence)
     device = torch.device(plan.device)
-    shards = _enough(data, plan.num_tokens)
-    rows = [row for path in shards for row in load_shard(path)]
-    num_rows, num_tokens = len(rows), sum(len(row.tokens) for row in rows)
-    del rows
-    total = num_tokens * recipe.epochs
+    total = text.num_tokens * recipe.epochs
 
     def epochs(epoch: int, skip: int) -> Iterator[Batch]:
         seed = f"{recipe.seed}-{epoch}"
-        for batch in epoch_batches(shards, targets, recipe.batch_rows, seed, skip):
+        for batch in epoch_batches(text.shards, targets, recipe.batch_rows, seed, skip):
             yield batch.to(device)
 
     def held_out() -> float:
@@ -210,26 +225,13 @@ def _train(
     return Result(
         recipe=recipe,
         num_parameters=sum(weight.numel() for weight in draft.parameters()),
-        num_rows=num_rows,
-        num_tokens=num_tokens,
+        num_rows=text.num_rows,
+        num_tokens=text.num_tokens,
         num_seen=progress.tokens,
         num_steps=progress.steps,
         held_out=held_out(),
         licence=plan.licence,
     )
-
-
-def _enough(data: DataFolder, num_tokens: int) -> list[Path]:
-    """Return the first shards that have ``num_tokens`` together, whatever else is there."""
-    chosen: list[Path] = []
-    for path in data.shards():
-        if num_tokens <= 0:
-            break
-        chosen.append(path)
-        num_tokens -= sum(len(row.tokens) for row in load_shard(path))
-    if not chosen:
-        raise InvalidInputError("there is no text to train on: ask for more --tokens")
-    return chosen
 
 
 def _reporter(

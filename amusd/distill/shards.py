@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from amusd.core.errors import InvalidInputError
-from amusd.distill.files import write_whole
+from amusd.distill.files import write_text_whole, write_whole
 from amusd.distill.writer import Written
 
 _MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ class DataFolder:
             _check_equal(path, manifest)
         else:
             text = json.dumps(asdict(manifest), indent=2) + "\n"
-            write_whole(path, lambda file: _write_text(file, text))
+            write_text_whole(path, text)
 
     @property
     def held_out(self) -> Path:
@@ -59,10 +59,6 @@ class DataFolder:
     def shard(self, number: int) -> Path:
         """Return the path of a shard."""
         return self.folder / f"answers-{number:06}.safetensors"
-
-    def shards(self) -> list[Path]:
-        """Return the shards to train on, in order."""
-        return sorted(self.folder.glob("answers-*.safetensors"))
 
 
 def save_shard(path: Path, rows: Sequence[Written]) -> None:
@@ -130,7 +126,3 @@ def _check_equal(path: Path, manifest: DataManifest) -> None:
             f"{path.parent} was begun with {name} {getattr(found, name)}, not "
             f"{getattr(manifest, name)}: give the same, or choose another --data folder"
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -33,7 +33,6 @@ class Progress:
     epoch: int = 0
     batches: int = 0  # of this epoch
     steps: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +102,12 @@ class Trainer:
         the end, and when something stops it.
         """
         nn.Module.train(self.draft)
-        written = began = time.monotonic()
-        before = self.progress.seconds
+        written = time.monotonic()
         recent: list[tuple[float, float]] = []
         try:
             for epoch in range(self.progress.epoch, self._recipe.epochs):
                 for batch in epochs(epoch, self.progress.batches):
                     recent.append(self._step(batch))
-                    self.progress.seconds = before + time.monotonic() - began
                     if len(recent) == _REPORT_STEPS:
                         report(_mean(self.progress, recent))
                         recent = []
@@ -157,14 +154,14 @@ class Trainer:
         metadata = {"recipe": self._recipe.to_json(), "progress": json.dumps(asdict(self.progress))}
         write_whole(path, lambda file: save_file(tensors, file, metadata))
 
-    def resume(self, path: Path) -> bool:
+    def resume(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one.
 
         Raises:
             InvalidInputError: it was made with another recipe, or is damaged.
         """
         if not path.exists():
-            return False
+            return
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
@@ -192,7 +189,6 @@ class Trainer:
         for number, optimiser in enumerate(self._optimisers):
             _restore(optimiser, f"optimiser.{number}.", tensors)
         self.progress = progress
-        return True
 
 
 def _restore(optimiser: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:

@@ -3,10 +3,10 @@
 from typing import Literal
 
 from amusd.core.errors import InvalidInputError
-from amusd.core.model import PROMPT_LOOKUP
+from amusd.core.model import PROMPT_LOOKUP, is_synthetic
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.interface import Engine
-from amusd.engine.synthetic import PREFIX, SyntheticEngine, SyntheticModel
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.pair import PairError, resolve_model
 
 Role = Literal["draft", "verify"]
@@ -21,15 +21,23 @@ def load_model(name: str, role: Role, device: DeviceSettings) -> Engine:
     if name == PROMPT_LOOKUP:
         raise InvalidInputError(f"{PROMPT_LOOKUP} only drafts: name a model that verifies")
     bind_engine_thread(device)
-    if name == PREFIX or name.startswith(f"{PREFIX}:"):
+    if is_synthetic(name):
         return SyntheticEngine(SyntheticModel.parse(name), name)
     prepare_torch(device)
     # Transformers takes seconds to import: only engines that need it wait for it.
     from amusd.engine.transformers_engine import ModelSource, load_engine  # noqa: PLC0415
 
+    source = ModelSource(name, locate_model(name, role), device.device, device.dtype)
+    return load_engine(source, known_tokens_only=role == "draft")
+
+
+def locate_model(name: str, role: Role) -> str:
+    """Return the folder of an embedded model, made ready if need be; else the name itself.
+
+    Raises:
+        InvalidInputError: the embedded pair cannot be made.
+    """
     try:
-        location = resolve_model(name, role)
+        return resolve_model(name, role)
     except PairError as error:
         raise InvalidInputError(str(error)) from error
-    source = ModelSource(name, location, device.device, device.dtype)
-    return load_engine(source, known_tokens_only=role == "draft")

@@ -18,8 +18,6 @@ from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Feed
 
-PREFIX = SYNTHETIC
-
 
 @dataclass(frozen=True, slots=True)
 class SyntheticModel:
@@ -47,7 +45,7 @@ class SyntheticModel:
         """
         values: dict[str, int | float] = {}
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        for part in filter(None, name.removeprefix(PREFIX).removeprefix(":").split(",")):
+        for part in filter(None, name.removeprefix(SYNTHETIC).removeprefix(":").split(",")):
             key, _, text = part.partition("=")
             if key not in kinds:
                 raise InvalidInputError(
@@ -84,7 +82,7 @@ class SyntheticModel:
 class SyntheticEngine:
     """Passes of a synthetic model; holds tokens where others hold keys and values."""
 
-    def __init__(self, model: SyntheticModel, name: str = PREFIX) -> None:
+    def __init__(self, model: SyntheticModel, name: str = SYNTHETIC) -> None:
         """Serve ``model`` under ``name``."""
         self._model = model
         self._slots: dict[int, list[int]] = {}

@@ -115,3 +115,12 @@ def test_ctrl_c_leaves_what_the_next_run_goes_on_from(verify: str, tmp_path: Pat
     assert "Traceback" not in said
     assert (output / "data" / "answers-000000.safetensors").exists()
     assert distill(verify, output, "--answer-tokens", "128", "--write-batch", "8").returncode == 0
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    verify: str, prompts: Path
+) -> None:
+    models = ("--draft", verify, "--verify", verify, "--prompts", prompts)
+    result = amusd("acceptance", *models, "--output", "/no/such/folder/report.json")
+    assert result.returncode == 1
+    assert "there is no folder /no/such/folder" in result.stderr

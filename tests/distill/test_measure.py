@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from amusd.core.errors import InvalidInputError
+from amusd.core.model import SYNTHETIC
 from amusd.distill.acceptance import (
     Answer,
     Model,
@@ -19,7 +20,6 @@ from amusd.engine.device import DeviceSettings
 from amusd.engine.loading import load_model
 from amusd.engine.plain import decode_autoregressive
 from amusd.engine.reduced_head import load_causal_lm
-from amusd.engine.synthetic import PREFIX
 from amusd.prompts import Prompt, encode
 from tests import tiny
 
@@ -128,7 +128,7 @@ def test_a_bad_line_of_answers_is_named(tmp_path: Path) -> None:
 
 def test_a_synthetic_model_has_nothing_to_measure(verify_folder: Path) -> None:
     with pytest.raises(InvalidInputError, match="no weights to measure"):
-        Bench(plan(verify_folder)).measure(PREFIX)
+        Bench(plan(verify_folder)).measure(SYNTHETIC)
 
 
 def test_another_vocabulary_is_refused(verify_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, Trio
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, Trio, amusd
 
 pytestmark = pytest.mark.process
 
@@ -25,14 +25,7 @@ def health(service: Service, name: str = "") -> int:
 
 def fails(*arguments: str) -> str:
     """Run a command that has to fail, and return its one line of help."""
-    done = subprocess.run(
-        [sys.executable, "-m", "amusd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = amusd(*arguments)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
