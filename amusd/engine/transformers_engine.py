@@ -1,8 +1,9 @@
 """Any causal language model that Transformers loads, one slot cache a session.
 
-Sessions run one after the other here; a shared batch fits behind the same interface.
+Sessions share a pass where the model's attention is the plain causal one; others take turns.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.core.model import ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Feed
+from amusd.engine.packed import ATTENTION, PackedCache
 from amusd.engine.reduced_head import load_causal_lm
 from amusd.engine.rows import use_rows_kernels
 from amusd.engine.slot_cache import SlotCache
@@ -48,14 +50,13 @@ class ModelSource:
 class TransformersEngine:
     """Greedy passes of a Transformers model over slots of its own."""
 
-    max_batch = 1
-
     def __init__(
         self,
         model: PreTrainedModel,
         description: ModelDescription,
         head_ids: torch.Tensor | None = None,
         num_outputs: int | None = None,
+        max_batch: int = 1,
     ) -> None:
         """Serve ``model``; ``load_engine`` is the way to get one.
 
@@ -64,6 +65,7 @@ class TransformersEngine:
             description: what to say about it.
             head_ids: token id of each row of a reduced head, ``[head_rows]``.
             num_outputs: only the first so many rows of the head may come out.
+            max_batch: most slots of a pass; above 1 the attention has to be ``packed.ATTENTION``.
         """
         self._model = model
         self._device = model.device
@@ -73,6 +75,7 @@ class TransformersEngine:
         self._slots: dict[int, SlotCache] = {}
         self._next_slot = 0
         self.description = description
+        self.max_batch = max_batch
 
     @property
     def model(self) -> PreTrainedModel:
@@ -106,8 +109,10 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
-        """Run each feed through the model; return its greedy tokens."""
-        return [self._run_one(feed) for feed in feeds]
+        """Run the feeds through the model; return the greedy tokens of each."""
+        if self.max_batch > 1:
+            return self._run_packed(feeds)
+        return [self._tokens(self._logits(feed))[: feed.num_outputs] for feed in feeds]
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond ``length`` tokens."""
@@ -117,13 +122,43 @@ class TransformersEngine:
         """Free the slot's keys and values."""
         del self._slots[slot]
 
-    def _run_one(self, feed: Feed) -> list[int]:
-        logits = self._logits(feed)
-        if feed.num_outputs == 0:
-            return []
+    def _run_packed(self, feeds: Sequence[Feed]) -> list[list[int]]:
+        """Run all feeds in one pass."""
+        sizes = [len(feed.tokens) for feed in feeds]
+        slots = [self._slots[feed.slot] for feed in feeds]
+        starts = [slot.length for slot in slots]
+        ends = list(itertools.accumulate(sizes))
+        # Without an output there is still one row, for some models refuse to make none.
+        wanted = [
+            row
+            for end, feed in zip(ends, feeds, strict=True)
+            for row in range(end - feed.num_outputs, end)
+        ] or [ends[-1] - 1]
+        positions = [
+            position
+            for start, size in zip(starts, sizes, strict=True)
+            for position in range(start, start + size)
+        ]
+        cache = PackedCache(slots, sizes)
+        output = self._model(
+            input_ids=self._ids([token for feed in feeds for token in feed.tokens]),
+            position_ids=self._ids(positions),
+            past_key_values=cache,
+            packed=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(wanted, device=self._device),
+        )
+        tokens = iter(self._tokens(output.logits[0]))
+        return [list(itertools.islice(tokens, feed.num_outputs)) for feed in feeds]
+
+    def _ids(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(numbers)], device=self._device)
+
+    def _tokens(self, logits: torch.Tensor) -> list[int]:
+        """Return the greedy token of each row of logits, ``[rows, head]``."""
         if self._num_outputs is not None:
             logits = logits[:, : self._num_outputs]
-        tokens = logits.argmax(dim=-1)  # [num_outputs]
+        tokens = logits.argmax(dim=-1)  # [rows]
         if self._head_ids is not None:
             tokens = self._head_ids[tokens]
         return [int(token) for token in tokens.tolist()]
@@ -165,6 +200,65 @@ class TransformersEngine:
                 f"{self.description.name} cannot be served: it answers differently after its "
                 "cache is rolled back (recurrent state?); choose a model with full attention"
             )
+
+    @torch.inference_mode()
+    def share_passes(self, max_batch: int) -> bool:
+        """Run up to ``max_batch`` slots in one pass from now on, if the model can; say whether.
+
+        Models with plain causal attention can. A probe decides: two slots of different lengths,
+        one of them rolled back, answer together what each answers alone.
+        """
+        before = self._model.config._attn_implementation
+        if max_batch == 1 or before != "sdpa" or _sees_a_window(self._model):
+            return False
+        known = self.description.output_size
+        texts = [[i * 7 % known for i in range(1, n + 1)] for n in (5, 9)]
+        alone = [self._probe_alone(tokens) for tokens in texts]
+        try:
+            self._model.set_attn_implementation(ATTENTION)
+            self.max_batch = max_batch
+            together = self._probe_together(texts)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            together = []
+        if together == alone:
+            return True
+        self._model.set_attn_implementation(before)
+        self.max_batch = 1
+        return False
+
+    def _probe_alone(self, tokens: list[int]) -> list[int]:
+        slot = self.open(len(tokens))
+        try:
+            return self.run([Feed(slot, tokens, num_outputs=1)])[0]
+        finally:
+            self.close(slot)
+
+    def _probe_together(self, texts: list[list[int]]) -> list[list[int]]:
+        slots = [self.open(len(tokens)) for tokens in texts]
+        try:
+            begun = [
+                Feed(slot, text[:4], num_outputs=0) for slot, text in zip(slots, texts, strict=True)
+            ]
+            self.run(begun)
+            self.truncate(slots[1], 2)
+            return self.run(
+                [
+                    Feed(slot, text[self.length(slot) :], num_outputs=1)
+                    for slot, text in zip(slots, texts, strict=True)
+                ]
+            )
+        finally:
+            for slot in slots:
+                self.close(slot)
+
+
+def _sees_a_window(model: PreTrainedModel) -> bool:
+    """Whether some layer attends to less than all tokens before."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None
 
 
 def load_engine(source: ModelSource, known_tokens_only: bool = False) -> TransformersEngine:

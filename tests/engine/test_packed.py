@@ -1,0 +1,90 @@
+"""Passes that several sessions share: what each gets is what it gets alone."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from amusd.engine.interface import Feed
+from amusd.engine.plain import decode_autoregressive
+from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine
+from tests import tiny
+
+FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save(tiny.build(request.param), tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def alone(folder: str) -> TransformersEngine:
+    return load_engine(ModelSource("tiny", folder))
+
+
+@pytest.fixture
+def shared(folder: str) -> TransformersEngine:
+    engine = load_engine(ModelSource("tiny", folder))
+    assert engine.share_passes(16)
+    assert engine.max_batch == 16
+    return engine
+
+
+def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_alone(
+    alone: TransformersEngine, shared: TransformersEngine
+) -> None:
+    rng = random.Random(1)
+    prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 40))] for _ in range(16)]
+    lengths = [rng.randint(5, 40) for _ in prompts]
+    expected = [
+        decode_autoregressive(alone, prompt, length)
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    waiting = list(range(16))
+    slots: dict[int, int] = {}
+    texts: dict[int, list[int]] = {}
+    while waiting or slots:
+        while waiting and (len(slots) < 3 or rng.random() < 0.5):
+            name = waiting.pop()
+            slots[name] = shared.open(120)
+            texts[name] = list(prompts[name])
+        feeds = {}
+        for name in rng.sample(sorted(slots), rng.randint(1, len(slots))):
+            unread = texts[name][shared.length(slots[name]) :]
+            wrong = [rng.randrange(256) for _ in range(rng.randint(0, 4))]
+            feeds[name] = Feed(slots[name], unread + wrong, len(wrong) + 1)
+        found = shared.run(list(feeds.values()))
+        for name, tokens in zip(feeds, found, strict=True):
+            texts[name].append(tokens[0])  # what was guessed behind it is rolled back
+            shared.truncate(slots[name], len(texts[name]) - 1)
+            if len(texts[name]) == len(prompts[name]) + lengths[name]:
+                assert texts[name][len(prompts[name]) :] == expected[name]
+                shared.close(slots.pop(name))
+    assert shared.num_open == 0
+
+
+def test_a_prompt_in_pieces_beside_others_is_read_as_a_whole(
+    alone: TransformersEngine, shared: TransformersEngine
+) -> None:
+    prompt = [i * 11 % 256 for i in range(1, 41)]
+    [expected] = decode_autoregressive(alone, prompt, 1)
+    slot, other = shared.open(60), shared.open(60)
+    assert shared.run([Feed(slot, prompt[:17], 0)]) == [[]]
+    assert [
+        len(one) for one in shared.run([Feed(other, [1], 1), Feed(slot, prompt[17:20], 0)])
+    ] == [1, 0]
+    _, found = shared.run([Feed(other, [2], 1), Feed(slot, prompt[20:], 1)])
+    assert found == [expected]
+
+
+def test_a_model_with_a_sliding_window_takes_turns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
+    model = MistralForCausalLM(config)
+    engine = load_engine(ModelSource("tiny", tiny.save(model, tmp_path)))
+    assert not engine.share_passes(16)
+    assert engine.max_batch == 1
+    assert len(decode_autoregressive(engine, [1, 2, 3], 4)) == 4
