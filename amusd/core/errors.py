@@ -6,6 +6,7 @@
     ├── UnknownSessionError   no session of that name is open
     ├── DuplicateSessionError a session of that name is open already
     ├── LimitExceededError    the request is fine but over a limit
+    │   └── CacheFullError    no memory is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
     └── UnavailableError      a service is loading, draining, gone or out of reach
 
@@ -35,6 +36,10 @@ class DuplicateSessionError(AmusdError):
 
 class LimitExceededError(AmusdError):
     """A limit would be exceeded; the same request may pass later or with other limits."""
+
+
+class CacheFullError(LimitExceededError):
+    """No memory for keys and values is left beside the open sessions; there will be again."""
 
 
 class NotServedError(AmusdError):

@@ -67,6 +67,26 @@ class ModelDescription:
         return f"{self.name} ({size}{self.dtype} on {self.device})"
 
 
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """Memory for keys and values, in tokens: what fits, and what is in use.
+
+    ``num_reserved`` are those of open sessions, ``num_retained`` those kept for reuse. Of the
+    prompts' tokens so far ``num_read`` went through the model and ``num_reused`` did not.
+    """
+
+    max_tokens: int
+    num_reserved: int = 0
+    num_retained: int = 0
+    num_read: int = 0
+    num_reused: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompts' tokens that did not have to be computed, 0 to 1."""
+        return self.num_reused / max(1, self.num_reused + self.num_read)
+
+
 def check_pair(draft: ModelDescription, verify: ModelDescription) -> None:
     """Raise InvalidInputError if the two models have different vocabularies."""
     difference = explain_difference(draft.vocabulary, verify.vocabulary)

@@ -2,9 +2,53 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
-from amusd.core.model import ModelDescription
+from amusd.core.errors import InvalidInputError
+from amusd.core.model import CacheUsage, ModelDescription
+
+
+class Numerics(StrEnum):
+    """How far a token's result may depend on what else goes through the model beside it."""
+
+    FAST = "fast"
+    """Passes of different shapes may round differently, which can turn a near tie."""
+    EXACT = "exact"
+    """The same bits whatever the strategy, the cut of the prompt, and the other sessions."""
+
+
+class WeightFormat(StrEnum):
+    """How an engine keeps weights in memory."""
+
+    COMPACT = "compact"
+    """As small as possible without loss, where the engine can; the numbers stay the same."""
+    PLAIN = "plain"
+    """In the number format that the model computes in."""
+    INT8 = "int8"
+    """8 bits a weight with a scale for every 32: faster, and another model's output."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine runs its model, beside the device.
+
+    ``max_batch`` sessions share a pass at most; ``cache_mib`` mebibytes hold keys and values, 0:
+    half of the device's free memory; ``reuse_prefixes`` computes a common beginning once.
+    """
+
+    max_batch: int = 32
+    cache_mib: int = 0
+    reuse_prefixes: bool = True
+    numerics: Numerics = Numerics.FAST
+    weights: WeightFormat = WeightFormat.COMPACT
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could run with."""
+        if self.max_batch < 1:
+            raise InvalidInputError(f"max_batch is {self.max_batch}: use 1 or more")
+        if self.cache_mib < 0:
+            raise InvalidInputError(f"cache_mib is {self.cache_mib}: use 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +61,8 @@ class Feed:
     slot: int
     tokens: Sequence[int]
     num_outputs: int
+    is_prompt: bool = False
+    """Whether the tokens belong to a prompt that is being read, for the cache's hit rate."""
 
 
 class Engine(Protocol):
@@ -38,15 +84,26 @@ class Engine(Protocol):
     def num_open(self) -> int:
         """Number of open slots."""
 
+    @property
+    def usage(self) -> CacheUsage:
+        """How much memory for keys and values is in use."""
+
     def open(self, capacity: int) -> int:
         """Return a new empty slot for at most ``capacity`` tokens.
 
         Raises:
-            LimitExceededError: the capacity is above the context length, or no memory is left.
+            CacheFullError: no memory is left for it now.
+            LimitExceededError: the capacity is above the context length, or above all memory.
         """
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Take over what another slot holds of the beginning of ``tokens``, but the last one.
+
+        What ``slot`` holds has to be the beginning of ``tokens``. Returns how many it holds more.
+        """
 
     def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
         """Run one pass and return the greedy tokens of each feed, ``num_outputs`` each."""

@@ -5,14 +5,16 @@ from typing import Literal
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import PROMPT_LOOKUP, is_synthetic
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
-from amusd.engine.interface import Engine
+from amusd.engine.interface import Engine, EngineOptions
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.pair import PairError, resolve_model
 
 Role = Literal["draft", "verify"]
 
 
-def load_model(name: str, role: Role, device: DeviceSettings) -> Engine:
+def load_model(
+    name: str, role: Role, device: DeviceSettings, options: EngineOptions = EngineOptions()
+) -> Engine:
     """Load a model onto a device, ready to decode on the calling thread.
 
     Raises:
@@ -22,13 +24,13 @@ def load_model(name: str, role: Role, device: DeviceSettings) -> Engine:
         raise InvalidInputError(f"{PROMPT_LOOKUP} only drafts: name a model that verifies")
     bind_engine_thread(device)
     if is_synthetic(name):
-        return SyntheticEngine(SyntheticModel.parse(name), name)
+        return SyntheticEngine(SyntheticModel.parse(name), name, options)
     prepare_torch(device)
     # Transformers takes seconds to import: only engines that need it wait for it.
     from amusd.engine.transformers_engine import ModelSource, load_engine  # noqa: PLC0415
 
     source = ModelSource(name, locate_model(name, role), device.device, device.dtype)
-    return load_engine(source, known_tokens_only=role == "draft")
+    return load_engine(source, role == "draft", options)
 
 
 def locate_model(name: str, role: Role) -> str:

@@ -2,15 +2,14 @@
 
 ``DynamicCache`` of Transformers copies all keys and values for each new token. Here a pass
 writes its rows behind the valid ones and attention gets views, so nothing is copied; a rollback
-only lowers the length. Buffers grow by doubling up to the slot's capacity.
+only lowers the length. Buffers are made for the slot's whole capacity; on CPU the system gives
+them memory as they fill.
 """
 
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-_FIRST_ROWS = 256
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -28,9 +27,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate the first rows in the shape and type of the first states."""
-        self.keys = self._allocate(key_states, _FIRST_ROWS)
-        self.values = self._allocate(value_states, _FIRST_ROWS)
+        """Allocate all rows in the shape and type of the first states."""
+        self.keys = self._allocate(key_states)
+        self.values = self._allocate(value_states)
         self.is_initialized = True
 
     def update(
@@ -40,9 +39,17 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys = self._with_rows(self.keys, key_states, start)
-        self.values = self._with_rows(self.values, value_states, start)
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def copy_rows(self, donor: "SlotLayer", length: int) -> None:
+        """Take the first ``length`` rows of another layer."""
+        if not self.is_initialized:
+            self.lazy_initialization(donor.keys, donor.values)
+        self.keys[:, :, :length] = donor.keys[:, :, :length]
+        self.values[:, :, :length] = donor.values[:, :, :length]
+        self.length = length
 
     def get_seq_length(self) -> int:
         """Return the number of valid rows."""
@@ -56,22 +63,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Return the most tokens the layer takes."""
         return self._capacity
 
-    def _with_rows(
-        self, buffer: torch.Tensor | None, states: torch.Tensor, start: int
-    ) -> torch.Tensor:
-        """Write ``states`` from row ``start`` on, into a larger buffer if they do not fit."""
-        end = start + states.shape[2]
-        if buffer is None or end > buffer.shape[2]:
-            grown = self._allocate(states, max(end, 2 * start))
-            if buffer is not None:
-                grown[:, :, :start] = buffer[:, :, :start]
-            buffer = grown
-        buffer[:, :, start:end] = states
-        return buffer
-
-    def _allocate(self, like: torch.Tensor, rows: int) -> torch.Tensor:
+    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
         batch, num_heads, _, head_dim = like.shape
-        shape = (batch, num_heads, min(rows, self._capacity), head_dim)
+        shape = (batch, num_heads, self._capacity, head_dim)
         return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
@@ -93,3 +87,8 @@ class SlotCache(Cache):
         """Keep the first ``length`` tokens; costs no copy."""
         for layer in self._slot_layers:
             layer.length = min(layer.length, length)
+
+    def copy_rows(self, donor: "SlotCache", length: int) -> None:
+        """Take the first ``length`` tokens of another cache."""
+        for layer, other in zip(self._slot_layers, donor._slot_layers, strict=True):
+            layer.copy_rows(other, length)

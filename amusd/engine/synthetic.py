@@ -13,10 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amusd.core.errors import InvalidInputError, LimitExceededError
-from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, ModelDescription
+from amusd.core.errors import InvalidInputError
+from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
-from amusd.engine.interface import Feed
+from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.slot_memory import SlotMemory
+
+_NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class SyntheticModel:
 
     ``pass_ms`` is the time of a pass over one token, ``row_ms`` that of each further token;
     ``batch`` is the most sessions that share a pass; a ``period`` of 0 repeats nothing.
+    ``memory`` is the room for keys and values of all sessions, in tokens; 0: without limit.
     """
 
     vocabulary: int = 256
@@ -35,6 +39,7 @@ class SyntheticModel:
     context: int = 8192
     batch: int = 1
     period: int = 0
+    memory: int = 0
 
     @classmethod
     def parse(cls, name: str) -> "SyntheticModel":
@@ -62,8 +67,8 @@ class SyntheticModel:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
         if model.pass_ms < 0 or model.row_ms < 0:
             raise InvalidInputError("pass_ms and row_ms need 0 or more")
-        if model.period < 0:
-            raise InvalidInputError(f"period is {model.period}: use 0 or more")
+        if model.period < 0 or model.memory < 0:
+            raise InvalidInputError("period and memory need 0 or more")
         return model
 
     def next_token(self, tokens: Sequence[int]) -> int:
@@ -82,12 +87,20 @@ class SyntheticModel:
 class SyntheticEngine:
     """Passes of a synthetic model; holds tokens where others hold keys and values."""
 
-    def __init__(self, model: SyntheticModel, name: str = SYNTHETIC) -> None:
-        """Serve ``model`` under ``name``."""
+    def __init__(
+        self,
+        model: SyntheticModel,
+        name: str = SYNTHETIC,
+        options: EngineOptions = EngineOptions(),
+    ) -> None:
+        """Serve ``model`` under ``name``; of the options only the reuse of prefixes counts."""
         self._model = model
-        self._slots: dict[int, list[int]] = {}
-        self._capacities: dict[int, int] = {}
-        self._next_slot = 0
+        self._slots: SlotMemory[list[int]] = SlotMemory(
+            model.memory or _NO_LIMIT,
+            model.context,
+            make=lambda capacity: [],
+            copy=_copy if options.reuse_prefixes else None,
+        )
         self.max_batch = model.batch
         self.description = ModelDescription(
             name=name,
@@ -105,20 +118,22 @@ class SyntheticEngine:
         """Number of open slots."""
         return len(self._slots)
 
+    @property
+    def usage(self) -> CacheUsage:
+        """How much memory is in use, as if tokens were keys and values."""
+        return self._slots.usage
+
     def open(self, capacity: int) -> int:
         """Return a new empty slot for at most ``capacity`` tokens."""
-        if capacity > self._model.context:
-            raise LimitExceededError(
-                f"{capacity} tokens do not fit the model's context of {self._model.context}"
-            )
-        self._next_slot += 1
-        self._slots[self._next_slot] = []
-        self._capacities[self._next_slot] = capacity
-        return self._next_slot
+        return self._slots.open(capacity)
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
-        return len(self._slots[slot])
+        return self._slots.length(slot)
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Take over what another slot holds of the beginning of ``tokens``, but the last one."""
+        return self._slots.reuse(slot, tokens)
 
     def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
         """Answer each feed, and take the time that a pass over all of them takes."""
@@ -134,16 +149,15 @@ class SyntheticEngine:
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond ``length`` tokens."""
         del self._slots[slot][length:]
+        self._slots.truncate(slot, length)
 
     def close(self, slot: int) -> None:
         """Free the slot."""
-        del self._slots[slot]
-        del self._capacities[slot]
+        self._slots.close(slot)
 
     def _run_one(self, feed: Feed) -> list[int]:
+        self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
         held = self._slots[feed.slot]
-        if len(held) + len(feed.tokens) > self._capacities[feed.slot]:
-            raise LimitExceededError(f"slot {feed.slot} is full")
         outputs = []
         first_output = len(feed.tokens) - feed.num_outputs
         for index, token in enumerate(feed.tokens):
@@ -151,3 +165,7 @@ class SyntheticEngine:
             if index >= first_output:
                 outputs.append(self._model.next_token(held))
         return outputs
+
+
+def _copy(donor: list[int], target: list[int], length: int) -> None:
+    target[:] = donor[:length]

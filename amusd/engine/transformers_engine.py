@@ -12,14 +12,16 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from amusd.core.errors import InvalidInputError, LimitExceededError
-from amusd.core.model import ModelDescription
+from amusd.core.errors import InvalidInputError
+from amusd.core.model import CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
-from amusd.engine.interface import Feed
+from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.memory import free_bytes
 from amusd.engine.packed import ATTENTION, PackedCache
 from amusd.engine.reduced_head import load_causal_lm
 from amusd.engine.rows import use_rows_kernels
 from amusd.engine.slot_cache import SlotCache
+from amusd.engine.slot_memory import SlotMemory
 
 _PROBE_TOKENS = 6
 _NO_LIMIT = 1 << 20
@@ -56,7 +58,7 @@ class TransformersEngine:
         description: ModelDescription,
         head_ids: torch.Tensor | None = None,
         num_outputs: int | None = None,
-        max_batch: int = 1,
+        options: EngineOptions = EngineOptions(),
     ) -> None:
         """Serve ``model``; ``load_engine`` is the way to get one.
 
@@ -65,17 +67,22 @@ class TransformersEngine:
             description: what to say about it.
             head_ids: token id of each row of a reduced head, ``[head_rows]``.
             num_outputs: only the first so many rows of the head may come out.
-            max_batch: most slots of a pass; above 1 the attention has to be ``packed.ATTENTION``.
+            options: how to run it; passes are shared only after ``share_passes``.
         """
         self._model = model
         self._device = model.device
         self._head_ids = None if head_ids is None else head_ids.to(self._device)
         self._num_outputs = num_outputs
-        self._num_layers = int(model.config.get_text_config().num_hidden_layers)
-        self._slots: dict[int, SlotCache] = {}
-        self._next_slot = 0
         self.description = description
-        self.max_batch = max_batch
+        self.max_batch = 1
+        num_layers = int(model.config.get_text_config().num_hidden_layers)
+        cache_bytes = options.cache_mib << 20 or free_bytes(description.device) // 2
+        self._slots = SlotMemory(
+            max(1, cache_bytes // _bytes_per_token(model)),
+            description.context_length,
+            make=lambda capacity: SlotCache(num_layers, capacity),
+            copy=_copy_rows if options.reuse_prefixes else None,
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -92,24 +99,28 @@ class TransformersEngine:
         """Number of open slots."""
         return len(self._slots)
 
+    @property
+    def usage(self) -> CacheUsage:
+        """How much memory for keys and values is in use."""
+        return self._slots.usage
+
     def open(self, capacity: int) -> int:
         """Return a new empty slot for at most ``capacity`` tokens."""
-        if capacity > self.description.context_length:
-            raise LimitExceededError(
-                f"{capacity} tokens do not fit the model's context of "
-                f"{self.description.context_length}"
-            )
-        self._next_slot += 1
-        self._slots[self._next_slot] = SlotCache(self._num_layers, capacity)
-        return self._next_slot
+        return self._slots.open(capacity)
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
-        return self._slots[slot].length
+        return self._slots.length(slot)
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Take over what another slot holds of the beginning of ``tokens``, but the last one."""
+        return self._slots.reuse(slot, tokens)
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
         """Run the feeds through the model; return the greedy tokens of each."""
+        for feed in feeds:
+            self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
         if self.max_batch > 1:
             return self._run_packed(feeds)
         return [self._tokens(self._logits(feed))[: feed.num_outputs] for feed in feeds]
@@ -117,10 +128,11 @@ class TransformersEngine:
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond ``length`` tokens."""
         self._slots[slot].truncate(length)
+        self._slots.truncate(slot, length)
 
     def close(self, slot: int) -> None:
         """Free the slot's keys and values."""
-        del self._slots[slot]
+        self._slots.close(slot)
 
     def _run_packed(self, feeds: Sequence[Feed]) -> list[list[int]]:
         """Run all feeds in one pass."""
@@ -184,7 +196,7 @@ class TransformersEngine:
         slot = self.open(_PROBE_TOKENS)
         try:
             before = self._logits(Feed(slot, tokens, _PROBE_TOKENS))
-            self.truncate(slot, _PROBE_TOKENS // 2)
+            self._slots[slot].truncate(_PROBE_TOKENS // 2)
             rest = tokens[_PROBE_TOKENS // 2 :]
             after = self._logits(Feed(slot, rest, len(rest)))
             same = torch.allclose(before[-len(rest) :], after, rtol=0.05, atol=0.05)
@@ -252,6 +264,20 @@ class TransformersEngine:
                 self.close(slot)
 
 
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """Return what keys and values of one token take in all layers."""
+    config = model.config.get_text_config()
+    num_heads = int(config.num_attention_heads)
+    num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    return int(config.num_hidden_layers) * 2 * num_kv_heads * head_dim * model.dtype.itemsize
+
+
+def _copy_rows(donor: SlotCache, target: SlotCache, length: int) -> None:
+    with torch.inference_mode():
+        target.copy_rows(donor, length)
+
+
 def _sees_a_window(model: PreTrainedModel) -> bool:
     """Whether some layer attends to less than all tokens before."""
     config = model.config.get_text_config()
@@ -261,13 +287,18 @@ def _sees_a_window(model: PreTrainedModel) -> bool:
     return getattr(config, "sliding_window", None) is not None
 
 
-def load_engine(source: ModelSource, known_tokens_only: bool = False) -> TransformersEngine:
+def load_engine(
+    source: ModelSource,
+    known_tokens_only: bool = False,
+    options: EngineOptions = EngineOptions(),
+) -> TransformersEngine:
     """Load a model and its tokenizer's fingerprint, and check that it can be rolled back.
 
     Args:
         source: what to load.
         known_tokens_only: never answer with an id beyond the tokenizer's (a padded head), as
             a draft must not, for the verify model may not know it.
+        options: how to run it.
 
     Raises:
         InvalidInputError: the model is not there, cannot be loaded, or cannot be rolled back.
@@ -309,6 +340,7 @@ def load_engine(source: ModelSource, known_tokens_only: bool = False) -> Transfo
         tokenizer=source.name,
     )
     num_outputs = len(tokenizer) if known_tokens_only and head_ids is None else None
-    engine = TransformersEngine(model, description, head_ids, num_outputs)
+    engine = TransformersEngine(model, description, head_ids, num_outputs, options)
     engine.check_rollback()
+    engine.share_passes(options.max_batch)
     return engine

@@ -17,6 +17,7 @@ _STATUS_OF = {
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnknownSessionError: grpc.StatusCode.NOT_FOUND,
     errors.DuplicateSessionError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.CacheFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LimitExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotServedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,

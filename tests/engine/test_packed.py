@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import EngineOptions, Feed
 from amusd.engine.plain import decode_autoregressive
 from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine
 from tests import tiny
@@ -22,13 +22,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def alone(folder: str) -> TransformersEngine:
-    return load_engine(ModelSource("tiny", folder))
+    return load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=1))
 
 
 @pytest.fixture
 def shared(folder: str) -> TransformersEngine:
-    engine = load_engine(ModelSource("tiny", folder))
-    assert engine.share_passes(16)
+    engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=16))
     assert engine.max_batch == 16
     return engine
 
@@ -85,6 +84,5 @@ def test_a_model_with_a_sliding_window_takes_turns(tmp_path: Path) -> None:
     config = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
     model = MistralForCausalLM(config)
     engine = load_engine(ModelSource("tiny", tiny.save(model, tmp_path)))
-    assert not engine.share_passes(16)
     assert engine.max_batch == 1
     assert len(decode_autoregressive(engine, [1, 2, 3], 4)) == 4

@@ -64,7 +64,7 @@ def test_every_dial_can_be_set_by_name() -> None:
         ("synthetic:batch=0", "batch 1 or more"),
         ("synthetic:pass_ms=-1", "pass_ms and row_ms need 0 or more"),
         ("synthetic:row_ms=-1", "pass_ms and row_ms need 0 or more"),
-        ("synthetic:period=-1", "period is -1: use 0 or more"),
+        ("synthetic:period=-1", "period and memory need 0 or more"),
     ],
 )
 def test_a_name_that_makes_no_sense_is_refused_with_advice(name: str, words: str) -> None:
