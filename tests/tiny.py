@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 256
@@ -33,6 +35,8 @@ def build(family: str) -> PreTrainedModel:
             return LlamaForCausalLM(LlamaConfig(**COMMON, **NO_SPECIAL))
         case "qwen2":
             return Qwen2ForCausalLM(Qwen2Config(**COMMON, **NO_SPECIAL))
+        case "qwen3":
+            return Qwen3ForCausalLM(Qwen3Config(**COMMON, **NO_SPECIAL, head_dim=32))
         case "mistral":
             config = MistralConfig(**COMMON, **NO_SPECIAL, sliding_window=None)
             return MistralForCausalLM(config)

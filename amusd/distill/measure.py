@@ -5,7 +5,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
 
 from amusd.core.acceptance import (
     Prediction,
@@ -15,7 +17,7 @@ from amusd.core.acceptance import (
     share_of_hits,
 )
 from amusd.core.errors import InvalidInputError
-from amusd.core.model import check_pair
+from amusd.core.model import PROMPT_LOOKUP, check_pair, is_synthetic
 from amusd.core.statistics import PositionAcceptance
 from amusd.distill.acceptance import (
     Answer,
@@ -29,9 +31,10 @@ from amusd.distill.acceptance import (
 from amusd.distill.cut import fingerprint, output_head, stop_ids
 from amusd.distill.writer import TextWriter
 from amusd.engine.device import DeviceSettings
+from amusd.engine.interface import Engine
 from amusd.engine.loading import Role, load_model, locate_model
+from amusd.engine.reduced_head import load_causal_lm
 from amusd.engine.timing import median_pass_seconds
-from amusd.engine.transformers_engine import TransformersEngine
 from amusd.prompts import Prompt, encode
 
 _REPEAT = 7  # passes of each size that are timed
@@ -87,7 +90,7 @@ class Bench:
         if plan.temperature:
             self._sampled = write_answers(self._writer, prompts, plan.max_tokens, plan.temperature)
         sizes = range(1, plan.lookahead + 2)
-        self._seconds = median_pass_seconds(self._verify, sizes, _REPEAT)
+        self._seconds = median_pass_seconds(self._verify.engine, sizes, _REPEAT)
 
     def pass_seconds(self, num_proposed: int) -> float:
         """Return what a verify pass over so many proposals takes."""
@@ -99,18 +102,18 @@ class Bench:
         Raises:
             InvalidInputError: it cannot be loaded, or has another vocabulary.
         """
-        engine = _load(draft, "draft", self._plan.device)
-        check_pair(engine.description, self._verify.description)
-        model = Model(engine.model, engine.head_ids)
+        loaded = _load(draft, "draft", self._plan.device)
+        check_pair(loaded.engine.description, self._verify.engine.description)
+        model = Model(loaded.model, loaded.head_ids)
         hits = [greedy_hits(model, answer) for answer in self._greedy]
         sampled, overlap = self._sample(model)
         places = acceptance_by_place(hits, self._plan.lookahead)
-        draft_seconds = median_pass_seconds(engine, [1], 5 * _REPEAT)[1]
+        draft_seconds = median_pass_seconds(loaded.engine, [1], 5 * _REPEAT)[1]
         predictor = Predictor(places, draft_seconds, self.pass_seconds)
         return DraftReport(
             draft=draft,
-            num_layers=int(engine.model.config.get_text_config().num_hidden_layers),
-            num_read=_num_read(engine),
+            num_layers=int(loaded.model.config.get_text_config().num_hidden_layers),
+            num_read=_num_read(loaded.model),
             draft_seconds=draft_seconds,
             greedy=share_of_hits(hits),
             sampled=sampled,
@@ -148,15 +151,24 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(name: str, role: Role, device: DeviceSettings) -> TransformersEngine:
-    engine = load_model(name, role, device)
-    if not isinstance(engine, TransformersEngine):
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model to ask for distributions, and the engine that a service would run it with."""
+
+    engine: Engine
+    model: PreTrainedModel
+    head_ids: Tensor | None
+
+
+def _load(name: str, role: Role, device: DeviceSettings) -> _Loaded:
+    if name == PROMPT_LOOKUP or is_synthetic(name):
         raise InvalidInputError(f"{name} has no weights to measure: name a real model")
-    return engine
+    engine = load_model(name, role, device)
+    dtype = getattr(torch, engine.description.dtype)
+    return _Loaded(engine, *load_causal_lm(locate_model(name, role), dtype, device.device))
 
 
-def _num_read(engine: TransformersEngine) -> int:
-    model = engine.model
+def _num_read(model: PreTrainedModel) -> int:
     body = {id(weight): weight.numel() for weight in model.parameters()}
     table = model.get_input_embeddings().weight
     body.pop(id(table), None)  # one row of it is read

@@ -1,11 +1,12 @@
 """From the name of a model to its engine: synthetic, embedded, a folder, or a hub id."""
 
+from dataclasses import replace
 from typing import Literal
 
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import PROMPT_LOOKUP, is_synthetic
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
-from amusd.engine.interface import Engine, EngineOptions
+from amusd.engine.interface import DEFAULT_OPTIONS, Engine, EngineOptions
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.pair import PairError, resolve_model
 
@@ -13,7 +14,7 @@ Role = Literal["draft", "verify"]
 
 
 def load_model(
-    name: str, role: Role, device: DeviceSettings, options: EngineOptions = EngineOptions()
+    name: str, role: Role, device: DeviceSettings, options: EngineOptions = DEFAULT_OPTIONS
 ) -> Engine:
     """Load a model onto a device, ready to decode on the calling thread.
 
@@ -27,10 +28,15 @@ def load_model(
         return SyntheticEngine(SyntheticModel.parse(name), name, options)
     prepare_torch(device)
     # Transformers takes seconds to import: only engines that need it wait for it.
+    from amusd.engine.native.loading import native_engine  # noqa: PLC0415
     from amusd.engine.transformers_engine import ModelSource, load_engine  # noqa: PLC0415
 
     source = ModelSource(name, locate_model(name, role), device.device, device.dtype)
-    return load_engine(source, role == "draft", options)
+    engine = load_engine(source, role == "draft", replace(options, max_batch=1))
+    native = native_engine(
+        engine.model, engine.description, options, engine.head_ids, engine._num_outputs
+    )
+    return native or engine
 
 
 def locate_model(name: str, role: Role) -> str:

@@ -15,11 +15,10 @@ from transformers.utils import logging as transformers_logging
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
-from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed
 from amusd.engine.memory import free_bytes
 from amusd.engine.packed import ATTENTION, PackedCache
 from amusd.engine.reduced_head import load_causal_lm
-from amusd.engine.rows import use_rows_kernels
 from amusd.engine.slot_cache import SlotCache
 from amusd.engine.slot_memory import SlotMemory
 
@@ -58,7 +57,7 @@ class TransformersEngine:
         description: ModelDescription,
         head_ids: torch.Tensor | None = None,
         num_outputs: int | None = None,
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
         """Serve ``model``; ``load_engine`` is the way to get one.
 
@@ -290,7 +289,7 @@ def _sees_a_window(model: PreTrainedModel) -> bool:
 def load_engine(
     source: ModelSource,
     known_tokens_only: bool = False,
-    options: EngineOptions = EngineOptions(),
+    options: EngineOptions = DEFAULT_OPTIONS,
 ) -> TransformersEngine:
     """Load a model and its tokenizer's fingerprint, and check that it can be rolled back.
 
@@ -323,7 +322,6 @@ def load_engine(
             f"{reason[0] if reason else type(error).__name__}; give a folder with config.json, "
             "safetensors and a tokenizer, or a hub id that can be reached"
         ) from error
-    use_rows_kernels(model)
     vocabulary = Vocabulary.of(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     config = model.config.get_text_config()
     eos = model.generation_config.eos_token_id if model.generation_config else None

@@ -1,0 +1,198 @@
+/* A pass of a Llama-like model over tokens of several sessions, and the team that runs it. */
+
+#include "native.h"
+
+#ifdef AMUSD_HAS_NATIVE
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#define SPINS 4096 /* looks at a barrier before the core is left to others */
+
+struct Team {
+    int size;
+    atomic_int arrived, round; /* of the barrier */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int64_t task; /* number of the pass that runs; -1 ends the threads */
+    const Model *model;
+    const Pass *pass;
+    pthread_t threads[];
+};
+
+typedef struct {
+    Team *team;
+    int index;
+} Seat;
+
+void wait_for_all(const Member *member)
+{
+    Team *team = member->team;
+    if (member->size == 1)
+        return;
+    int round = atomic_load(&team->round);
+    if (atomic_fetch_add(&team->arrived, 1) == team->size - 1) {
+        atomic_store(&team->arrived, 0);
+        atomic_fetch_add(&team->round, 1);
+        return;
+    }
+    for (int spins = 0; atomic_load(&team->round) == round; spins++)
+        if (spins > SPINS)
+            sched_yield();
+        else
+            __builtin_ia32_pause();
+}
+
+static void norm_rows(const float *x, const float *weight, float *y, size_t rows, size_t width,
+                      float eps, const Member *member)
+{
+    size_t stride = padded(width), end = part_start(rows, member, 1);
+    for (size_t row = part_start(rows, member, 0); row < end; row++)
+        rms_norm(x + row * stride, weight, y + row * stride, width, eps);
+}
+
+static void attention(const Model *model, const Pass *pass, size_t index, const Member *member)
+{
+    size_t rows = (size_t)pass->num_tokens, num_kv_heads = (size_t)model->num_kv_heads;
+    size_t dim = (size_t)model->head_dim, num_heads = (size_t)model->num_heads;
+    size_t from = padded((num_heads + 2 * num_kv_heads) * dim), to = padded(num_heads * dim);
+    float *scratch = pass->scratch + (size_t)member->index * (size_t)pass->scratch_size;
+    size_t end = part_start(rows, member, 1);
+    for (size_t row = part_start(rows, member, 0); row < end; row++)
+        store_token(model, &model->layers[index], &pass->tokens[row], index,
+                    pass->qkv + row * from);
+    wait_for_all(member);
+    end = part_start(rows * num_kv_heads, member, 1);
+    for (size_t at = part_start(rows * num_kv_heads, member, 0); at < end; at++) {
+        size_t row = at / num_kv_heads;
+        attend(model, &pass->tokens[row], index, pass->qkv + row * from,
+               pass->attended + row * to, at % num_kv_heads, scratch);
+    }
+}
+
+static void run_layer(const Model *model, const Pass *pass, size_t index, const Member *member)
+{
+    const Layer *layer = &model->layers[index];
+    size_t rows = (size_t)pass->num_tokens, hidden = (size_t)model->hidden;
+    size_t wide = padded(2 * (size_t)model->intermediate);
+    size_t narrow = padded((size_t)model->intermediate);
+    float *scratch = pass->scratch + (size_t)member->index * (size_t)pass->scratch_size;
+    norm_rows(pass->hidden, layer->input_norm, pass->normed, rows, hidden, model->eps, member);
+    wait_for_all(member);
+    linear(&layer->qkv, pass->normed, rows, pass->qkv, 0, scratch, member);
+    wait_for_all(member);
+    attention(model, pass, index, member);
+    wait_for_all(member);
+    linear(&layer->out, pass->attended, rows, pass->hidden, 1, scratch, member);
+    wait_for_all(member);
+    norm_rows(pass->hidden, layer->post_norm, pass->normed, rows, hidden, model->eps, member);
+    wait_for_all(member);
+    linear(&layer->gate_up, pass->normed, rows, pass->gate_up, 0, scratch, member);
+    wait_for_all(member);
+    size_t end = part_start(rows, member, 1);
+    for (size_t row = part_start(rows, member, 0); row < end; row++)
+        gate(pass->gate_up + row * wide, pass->mixed + row * narrow, (size_t)model->intermediate);
+    wait_for_all(member);
+    linear(&layer->down, pass->mixed, rows, pass->hidden, 1, scratch, member);
+    wait_for_all(member);
+}
+
+/* The answers after the wanted tokens: their largest logits among this member's panels. */
+static void run_head(const Model *model, const Pass *pass, const Member *member)
+{
+    size_t rows = (size_t)pass->num_wanted, hidden = (size_t)model->hidden;
+    size_t stride = padded(hidden), end = part_start(rows, member, 1);
+    float *scratch = pass->scratch + (size_t)member->index * (size_t)pass->scratch_size;
+    for (size_t row = part_start(rows, member, 0); row < end; row++)
+        rms_norm(pass->hidden + (size_t)pass->wanted[row] * stride, model->norm,
+                 pass->normed + row * stride, hidden, model->eps);
+    wait_for_all(member);
+    size_t mine = (size_t)member->index * rows;
+    linear_argmax(&model->head, pass->normed, rows, (size_t)model->num_outputs,
+                  pass->best + mine, pass->ids + mine, pass->logits, scratch, member);
+}
+
+static void run_member(const Model *model, const Pass *pass, const Member *member)
+{
+    for (size_t index = 0; index < (size_t)model->num_layers; index++)
+        run_layer(model, pass, index, member);
+    run_head(model, pass, member);
+    wait_for_all(member);
+}
+
+static void *serve(void *argument)
+{
+    Seat seat = *(Seat *)argument;
+    Team *team = seat.team;
+    free(argument);
+    int64_t done = 0;
+    for (;;) {
+        pthread_mutex_lock(&team->lock);
+        while (team->task == done)
+            pthread_cond_wait(&team->changed, &team->lock);
+        done = team->task;
+        pthread_mutex_unlock(&team->lock);
+        if (done < 0)
+            return NULL;
+        Member member = {team, seat.index, team->size};
+        run_member(team->model, team->pass, &member);
+    }
+}
+
+void amusd_team_close(Team *team)
+{
+    pthread_mutex_lock(&team->lock);
+    team->task = -1;
+    pthread_cond_broadcast(&team->changed);
+    pthread_mutex_unlock(&team->lock);
+    for (int i = 1; i < team->size; i++)
+        pthread_join(team->threads[i], NULL);
+    free(team);
+}
+
+/* A team of `size` threads, the caller's among them; NULL: no memory or no threads. */
+Team *amusd_team_open(int size)
+{
+    Team *team = calloc(1, sizeof(Team) + (size_t)size * sizeof(pthread_t));
+    if (!team)
+        return NULL;
+    pthread_mutex_init(&team->lock, NULL);
+    pthread_cond_init(&team->changed, NULL);
+    team->size = 1;
+    for (int i = 1; i < size; i++, team->size++) {
+        Seat *seat = malloc(sizeof(Seat));
+        if (seat)
+            *seat = (Seat){team, i};
+        if (!seat || pthread_create(&team->threads[i], NULL, serve, seat)) {
+            free(seat);
+            amusd_team_close(team);
+            return NULL;
+        }
+    }
+    return team;
+}
+
+/* Run a pass; the answers of thread t stand in row t of pass->best and pass->ids. */
+void amusd_forward(Team *team, const Model *model, const Pass *pass)
+{
+    if (team->size > 1) {
+        pthread_mutex_lock(&team->lock);
+        team->model = model;
+        team->pass = pass;
+        team->task++;
+        pthread_cond_broadcast(&team->changed);
+        pthread_mutex_unlock(&team->lock);
+    }
+    Member member = {team, 0, team->size};
+    run_member(model, pass, &member);
+}
+
+int amusd_native_supported(void) { return __builtin_cpu_supports("avx512f") != 0; }
+
+#else
+
+int amusd_native_supported(void) { return 0; }
+
+#endif

@@ -1,0 +1,238 @@
+/* Matrix products of few rows with large weights, in float32: what a decoding step spends its
+   time on.
+
+   A pass over a few tokens should cost what reading the weights once costs. So weights are read
+   in one stream, and each panel of them meets all rows of activations. Weights that a smaller
+   format holds without loss are widened in registers: a third or half of the bytes, the same
+   numbers.
+
+   Every output is summed along the inputs in order, whatever the number of rows or its place
+   among them, so a token's result does not depend, to the bit, on what shares its pass. */
+
+#include "native.h"
+
+#ifdef AMUSD_HAS_NATIVE
+#include "simd.h"
+
+#define VECTORS (PANEL / LANES)
+#define AHEAD 2048 /* bytes that the stream of weights is fetched ahead */
+#define BLOCK_BYTES (2 * 2 * PANEL + BLOCK * PANEL)
+
+/* Bytes of `inputs` weights of each output of a panel. */
+static size_t panel_bytes(const Matrix *w)
+{
+    switch (w->format) {
+    case PLAIN: return (size_t)w->inputs * PANEL * 4;
+    case INT8: return (size_t)w->inputs / BLOCK * BLOCK_BYTES;
+    default: return (size_t)w->inputs * PANEL * 2;
+    }
+}
+
+INLINE void fetch(const char *at, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(at + AHEAD + i, _MM_HINT_T0);
+}
+
+/* Three vectors of weights, widened. */
+INLINE void load_weights(int format, const char *at, __m512 *w)
+{
+    for (int v = 0; v < VECTORS; v++) {
+        if (format == PLAIN) {
+            w[v] = _mm512_loadu_ps((const float *)at + v * LANES);
+        } else {
+            __m256i half = _mm256_loadu_si256((const __m256i *)(at + v * LANES * 2));
+            w[v] = format == FLOAT16
+                       ? _mm512_cvtph_ps(half)
+                       : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+        }
+    }
+}
+
+INLINE __m512 load_half(const char *at)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+}
+
+INLINE __m512 load_codes(const char *at)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
+
+INLINE void multiply(int rows, const __m512 *w, const float *x, size_t stride,
+                     __m512 sums[MOST_ROWS][VECTORS])
+{
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++) {
+        __m512 value = _mm512_set1_ps(x[(size_t)m * stride]);
+        for (int v = 0; v < VECTORS; v++)
+            sums[m][v] = _mm512_fmadd_ps(w[v], value, sums[m][v]);
+    }
+}
+
+/* sums[m] = the panel at `at` times row m of x. */
+INLINE void panel_product(int format, int rows, const char *at, const float *x, size_t stride,
+                          size_t inputs, __m512 sums[MOST_ROWS][VECTORS])
+{
+    __m512 w[VECTORS];
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+        for (int v = 0; v < VECTORS; v++)
+            sums[m][v] = _mm512_setzero_ps();
+    if (format != INT8) {
+        size_t bytes = format == PLAIN ? 4 * PANEL : 2 * PANEL;
+        for (size_t i = 0; i < inputs; i++, at += bytes) {
+            fetch(at, bytes);
+            load_weights(format, at, w);
+            multiply(rows, w, x + i, stride, sums);
+        }
+        return;
+    }
+    for (size_t block = 0; block < inputs; block += BLOCK) {
+        __m512 scales[VECTORS], offsets[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            scales[v] = load_half(at + v * LANES * 2);
+            offsets[v] = load_half(at + (PANEL + v * LANES) * 2);
+        }
+        fetch(at, 2 * 2 * PANEL);
+        at += 2 * 2 * PANEL;
+        for (size_t i = block; i < block + BLOCK; i += 4) {
+            fetch(at, 4 * PANEL);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++, at += PANEL) {
+                for (int v = 0; v < VECTORS; v++)
+                    w[v] = _mm512_fmadd_ps(load_codes(at + v * LANES), scales[v], offsets[v]);
+                multiply(rows, w, x + i + j, stride, sums);
+            }
+        }
+    }
+}
+
+typedef void (*Kernel)(const char *at, const float *x, size_t stride, size_t inputs,
+                       const float *bias, int adds, float *y, size_t y_stride);
+
+#define DEFINE_KERNEL(FORMAT, ROWS)                                                              \
+    static void kernel_##FORMAT##_##ROWS(const char *at, const float *x, size_t stride,          \
+                                         size_t inputs, const float *bias, int adds, float *y,   \
+                                         size_t y_stride)                                        \
+    {                                                                                            \
+        __m512 sums[MOST_ROWS][VECTORS];                                                         \
+        panel_product(FORMAT, ROWS, at, x, stride, inputs, sums);                                \
+        _Pragma("GCC unroll 8") for (int m = 0; m < ROWS; m++) for (int v = 0; v < VECTORS; v++) \
+        {                                                                                        \
+            float *place = y + (size_t)m * y_stride + v * LANES;                                 \
+            __m512 sum = sums[m][v];                                                             \
+            if (bias)                                                                            \
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(bias + v * LANES));                     \
+            if (adds)                                                                            \
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(place));                                \
+            _mm512_storeu_ps(place, sum);                                                        \
+        }                                                                                        \
+    }
+
+#define DEFINE_KERNELS(FORMAT)                                                                   \
+    DEFINE_KERNEL(FORMAT, 1)                                                                     \
+    DEFINE_KERNEL(FORMAT, 2)                                                                     \
+    DEFINE_KERNEL(FORMAT, 3)                                                                     \
+    DEFINE_KERNEL(FORMAT, 4)                                                                     \
+    DEFINE_KERNEL(FORMAT, 5)                                                                     \
+    DEFINE_KERNEL(FORMAT, 6)                                                                     \
+    DEFINE_KERNEL(FORMAT, 7)                                                                     \
+    DEFINE_KERNEL(FORMAT, 8)
+
+DEFINE_KERNELS(PLAIN)
+DEFINE_KERNELS(BFLOAT16)
+DEFINE_KERNELS(FLOAT16)
+DEFINE_KERNELS(INT8)
+
+#define KERNELS_OF(FORMAT)                                                                       \
+    {                                                                                            \
+        NULL, kernel_##FORMAT##_1, kernel_##FORMAT##_2, kernel_##FORMAT##_3,                     \
+            kernel_##FORMAT##_4, kernel_##FORMAT##_5, kernel_##FORMAT##_6, kernel_##FORMAT##_7,  \
+            kernel_##FORMAT##_8                                                                  \
+    }
+
+static const Kernel KERNELS[4][MOST_ROWS + 1] = {KERNELS_OF(PLAIN), KERNELS_OF(BFLOAT16),
+                                                 KERNELS_OF(FLOAT16), KERNELS_OF(INT8)};
+
+/* Write a panel as float32 [inputs][48]. */
+static void widen(const Matrix *w, const char *at, float *plain)
+{
+    size_t inputs = (size_t)w->inputs;
+    if (w->format == INT8) {
+        for (size_t i = 0; i < inputs; i += BLOCK, at += BLOCK_BYTES)
+            for (size_t j = 0; j < BLOCK; j++, plain += PANEL)
+                for (int v = 0; v < VECTORS; v++) {
+                    __m512 codes = load_codes(at + 4 * PANEL + j * PANEL + v * LANES);
+                    __m512 scale = load_half(at + v * LANES * 2);
+                    __m512 offset = load_half(at + (PANEL + v * LANES) * 2);
+                    _mm512_storeu_ps(plain + v * LANES, _mm512_fmadd_ps(codes, scale, offset));
+                }
+        return;
+    }
+    for (size_t i = 0; i < inputs; i++, at += 2 * PANEL, plain += PANEL) {
+        __m512 weights[VECTORS];
+        if (w->format == BFLOAT16)
+            load_weights(BFLOAT16, at, weights);
+        else
+            load_weights(FLOAT16, at, weights);
+        for (int v = 0; v < VECTORS; v++)
+            _mm512_storeu_ps(plain + v * LANES, weights[v]);
+    }
+}
+
+/* One panel times all rows of x. */
+static void panel_rows(const Matrix *w, size_t panel, const float *x, size_t rows, float *y,
+                       size_t y_stride, int adds, float *scratch)
+{
+    const char *at = (const char *)w->data + panel * panel_bytes(w);
+    const Kernel *kernels = KERNELS[w->format];
+    const float *bias = w->bias ? w->bias + panel * PANEL : NULL;
+    size_t stride = padded((size_t)w->inputs);
+    size_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    if (blocks > 2 && w->format != PLAIN) { /* widened once, not for each block of rows */
+        widen(w, at, scratch);
+        at = (const char *)scratch;
+        kernels = KERNELS[PLAIN];
+    }
+    for (size_t block = 0; block < blocks; block++) {
+        size_t first = rows * block / blocks, end = rows * (block + 1) / blocks;
+        kernels[end - first](at, x + first * stride, stride, (size_t)w->inputs, bias, adds,
+                             y + first * y_stride, y_stride);
+    }
+}
+
+void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, float *scratch,
+            const Member *member)
+{
+    size_t width = padded((size_t)w->outputs), panels = width / PANEL;
+    size_t end = part_start(panels, member, 1);
+    for (size_t panel = part_start(panels, member, 0); panel < end; panel++)
+        panel_rows(w, panel, x, rows, y + panel * PANEL, width, adds, scratch);
+}
+
+void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *best,
+                   int64_t *ids, float *logits, float *scratch, const Member *member)
+{
+    size_t panels = padded((size_t)w->outputs) / PANEL, end = part_start(panels, member, 1);
+    float *found = scratch + padded((size_t)w->inputs) * PANEL; /* [rows][48] */
+    for (size_t row = 0; row < rows; row++)
+        best[row] = -__builtin_inff(), ids[row] = 0;
+    for (size_t panel = part_start(panels, member, 0); panel < end; panel++) {
+        size_t start = panel * PANEL;
+        if (start >= num_outputs)
+            break;
+        size_t width = num_outputs - start < PANEL ? num_outputs - start : PANEL;
+        panel_rows(w, panel, x, rows, found, PANEL, 0, scratch);
+        for (size_t row = 0; row < rows; row++) {
+            const float *values = found + row * PANEL;
+            for (size_t i = 0; i < width; i++)
+                if (values[i] > best[row])
+                    best[row] = values[i], ids[row] = (int64_t)(start + i);
+            if (logits)
+                __builtin_memcpy(logits + row * num_outputs + start, values, width * 4);
+        }
+    }
+}
+
+#endif

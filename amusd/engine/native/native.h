@@ -1,0 +1,101 @@
+/* What the parts of the native engine share: sizes, weights and the team of threads. */
+
+#ifndef AMUSD_NATIVE_H
+#define AMUSD_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AMUSD_HAS_NATIVE 1
+#endif
+
+#define LANES 16  /* floats of a vector */
+#define PANEL 48  /* outputs of a panel of weights: three vectors */
+#define BLOCK 32  /* inputs that share a scale in INT8 */
+#define MOST_ROWS 8 /* rows of activations that meet a panel at once */
+
+/* Formats of weights. Each stands for float32 numbers; INT8 is code * scale + offset. */
+enum { PLAIN = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
+
+/* Weights [outputs][inputs], in panels of 48 outputs: [panels][inputs][48], zeros behind the last
+   output. In INT8 a block of 32 inputs is {f16 scale[48], f16 offset[48], u8 code[32][48]}. */
+typedef struct {
+    const void *data;
+    const float *bias; /* [panels * 48], or NULL */
+    int64_t format, outputs, inputs;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, out, gate_up, down;
+    const float *input_norm, *post_norm; /* [hidden] */
+    const float *query_norm, *key_norm;  /* [head_dim], or NULL */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const float *norm;      /* [hidden] */
+    const float *cos, *sin; /* [context][head_dim / 2] */
+    Matrix head;
+    int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, num_outputs;
+    float eps, scale; /* of the norms; of the scores */
+} Model;
+
+/* One token of a pass. Keys of a slot are [layers][kv_heads][capacity / 16][head_dim][16], its
+   values [layers][kv_heads][capacity][head_dim]; the capacity is a multiple of 16. */
+typedef struct {
+    float *keys, *values;
+    int64_t capacity, position;
+} Token;
+
+/* A pass; each buffer has rows of its width, rounded up to a multiple of 48. */
+typedef struct {
+    const Token *tokens;
+    float *hidden;   /* [num_tokens][hidden], embeddings at first */
+    float *normed;   /* [num_tokens][hidden] */
+    float *qkv;      /* [num_tokens][(num_heads + 2 num_kv_heads) head_dim] */
+    float *attended; /* [num_tokens][num_heads head_dim] */
+    float *gate_up;  /* [num_tokens][2 intermediate] */
+    float *mixed;    /* [num_tokens][intermediate] */
+    float *scratch;  /* [num_threads][scratch_size] */
+    float *best;     /* [num_threads][num_wanted]: the largest logit of each thread's panels */
+    int64_t *ids;    /* [num_threads][num_wanted]: where it stands */
+    float *logits;   /* [num_wanted][num_outputs], or NULL */
+    const int64_t *wanted; /* [num_wanted]: tokens after which an answer is due */
+    int64_t num_tokens, num_wanted, scratch_size;
+} Pass;
+
+/* Threads that run the same function, each on its part, and wait for one another. */
+typedef struct Team Team;
+
+typedef struct {
+    Team *team;
+    int index, size;
+} Member;
+
+void wait_for_all(const Member *member);
+
+static inline size_t padded(size_t width) { return (width + PANEL - 1) / PANEL * PANEL; }
+
+/* Part `index` of `size` of the numbers below `count`. */
+static inline size_t part_start(size_t count, const Member *member, int offset)
+{
+    return count * (size_t)(member->index + offset) / (size_t)member->size;
+}
+
+/* y = x w^T + bias for the panels of this member, or y += with `adds`. */
+void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, float *scratch,
+            const Member *member);
+
+/* The largest of x w^T of each row, over the panels of this member. */
+void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *best,
+                   int64_t *ids, float *logits, float *scratch, const Member *member);
+
+void rms_norm(const float *x, const float *weight, float *y, size_t width, float eps);
+void gate(const float *gate_up, float *y, size_t width);
+void attend(const Model *model, const Token *token, size_t layer, const float *qkv, float *y,
+            size_t kv_head, float *scratch);
+void store_token(const Model *model, const Layer *layer, const Token *token, size_t index,
+                 float *qkv);
+
+#endif
