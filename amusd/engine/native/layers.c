@@ -168,4 +168,5 @@ void attend(const Model *model, const Token *token, size_t layer, const float *q
     }
 }
 
+SIMD_END
 #endif

@@ -235,4 +235,5 @@ void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outp
     }
 }
 
+SIMD_END
 #endif

@@ -81,4 +81,5 @@ int amusd_pack_int8(const float *weights, size_t outputs, size_t inputs, int exa
     return same;
 }
 
+SIMD_END
 #endif

@@ -7,8 +7,10 @@
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
+#define SIMD_END _Pragma("clang attribute pop") /* at the end of each file */
 #else
 #pragma GCC target("avx512f")
+#define SIMD_END
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
