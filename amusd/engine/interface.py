@@ -51,6 +51,9 @@ class EngineOptions:
             raise InvalidInputError(f"cache_mib is {self.cache_mib}: use 0 or more")
 
 
+DEFAULT_OPTIONS = EngineOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
     """New tokens of one slot for the next pass, after the ``length`` tokens it holds.

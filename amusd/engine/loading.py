@@ -5,7 +5,7 @@ from typing import Literal
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import PROMPT_LOOKUP, is_synthetic
 from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
-from amusd.engine.interface import Engine, EngineOptions
+from amusd.engine.interface import DEFAULT_OPTIONS, Engine, EngineOptions
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.pair import PairError, resolve_model
 
@@ -13,7 +13,7 @@ Role = Literal["draft", "verify"]
 
 
 def load_model(
-    name: str, role: Role, device: DeviceSettings, options: EngineOptions = EngineOptions()
+    name: str, role: Role, device: DeviceSettings, options: EngineOptions = DEFAULT_OPTIONS
 ) -> Engine:
     """Load a model onto a device, ready to decode on the calling thread.
 

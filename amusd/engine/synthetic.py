@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
-from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed
 from amusd.engine.slot_memory import SlotMemory
 
 _NO_LIMIT = 1 << 40
@@ -91,7 +91,7 @@ class SyntheticEngine:
         self,
         model: SyntheticModel,
         name: str = SYNTHETIC,
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
         """Serve ``model`` under ``name``; of the options only the reuse of prefixes counts."""
         self._model = model
