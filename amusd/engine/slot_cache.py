@@ -9,7 +9,7 @@ them memory as they fill.
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -39,16 +39,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        keys, values = self._buffers()
+        keys[:, :, start : self.length] = key_states
+        values[:, :, start : self.length] = value_states
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
     def copy_rows(self, donor: "SlotLayer", length: int) -> None:
-        """Take the first ``length`` rows of another layer."""
+        """Take the first ``length`` rows of another layer, if it has any.
+
+        Layers that use another one's keys and values never get rows of their own.
+        """
+        if not donor.is_initialized:
+            return
+        donor_keys, donor_values = donor._buffers()
         if not self.is_initialized:
-            self.lazy_initialization(donor.keys, donor.values)
-        self.keys[:, :, :length] = donor.keys[:, :, :length]
-        self.values[:, :, :length] = donor.values[:, :, :length]
+            self.lazy_initialization(donor_keys, donor_values)
+        keys, values = self._buffers()
+        keys[:, :, :length] = donor_keys[:, :, :length]
+        values[:, :, :length] = donor_values[:, :, :length]
         self.length = length
 
     def get_seq_length(self) -> int:
@@ -62,6 +70,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         """Return the most tokens the layer takes."""
         return self._capacity
+
+    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     def _allocate(self, like: torch.Tensor) -> torch.Tensor:
         batch, num_heads, _, head_dim = like.shape
@@ -80,8 +93,8 @@ class SlotCache(Cache):
 
     @property
     def length(self) -> int:
-        """Number of valid tokens."""
-        return self._slot_layers[0].length
+        """Number of valid tokens; layers that never hold any do not count."""
+        return max(layer.length for layer in self._slot_layers)
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens; costs no copy."""
@@ -92,3 +105,12 @@ class SlotCache(Cache):
         """Take the first ``length`` tokens of another cache."""
         for layer, other in zip(self._slot_layers, donor._slot_layers, strict=True):
             layer.copy_rows(other, length)
+
+
+class GrowingCache(DynamicCache):
+    """The cache of Transformers itself, for models that take no other: each pass copies it all."""
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+        if length < self.get_seq_length():
+            self.crop(length - self.get_seq_length())

@@ -42,6 +42,8 @@ class SlotMemory(Generic[Buffer]):
         context_length: int,
         make: Callable[[int], Buffer],
         copy: Callable[[Buffer, Buffer, int], None] | None = None,
+        drop: Callable[[Buffer], None] = lambda _: None,
+        unit: int = 1,
     ) -> None:
         """Keep slots in at most ``max_tokens`` tokens of memory.
 
@@ -51,11 +53,15 @@ class SlotMemory(Generic[Buffer]):
             make: makes a buffer for so many tokens.
             copy: copies the first so many tokens of the first buffer to the second; None: nothing
                 is ever reused.
+            drop: takes back a buffer that is not needed any more.
+            unit: a slot takes a multiple of so many tokens of the memory.
         """
         self._max_tokens = max_tokens
         self._context_length = context_length
         self._make = make
         self._copy = copy
+        self._drop = drop
+        self._unit = unit
         self._slots: dict[int, _Slot[Buffer]] = {}
         self._retained: OrderedDict[int, _Slot[Buffer]] = OrderedDict()
         self._next_slot = 0
@@ -73,8 +79,8 @@ class SlotMemory(Generic[Buffer]):
         """What is in use, in tokens."""
         return CacheUsage(
             max_tokens=self._max_tokens,
-            num_reserved=_size(self._slots),
-            num_retained=_size(self._retained),
+            num_reserved=self._size(self._slots),
+            num_retained=self._size(self._retained),
             num_read=self._num_read,
             num_reused=self._num_reused,
         )
@@ -92,14 +98,15 @@ class SlotMemory(Generic[Buffer]):
         ):
             if capacity > limit:
                 raise LimitExceededError(f"{capacity} tokens do not fit {name} of {limit} tokens")
-        in_use = _size(self._slots)
-        if in_use + capacity > self._max_tokens:
+        in_use = self._size(self._slots)
+        taken = self._taken(capacity)
+        if in_use + taken > self._max_tokens:
             raise CacheFullError(
-                f"{in_use} of {self._max_tokens} tokens of memory are in use, {capacity} more do "
+                f"{in_use} of {self._max_tokens} tokens of memory are in use, {taken} more do "
                 "not fit: try again later, or raise --cache-mib"
             )
-        while in_use + _size(self._retained) + capacity > self._max_tokens:
-            self._retained.popitem(last=False)
+        while in_use + self._size(self._retained) + taken > self._max_tokens:
+            self._drop_oldest()
         self._next_slot += 1
         self._slots[self._next_slot] = _Slot(self._make(capacity), capacity)
         return self._next_slot
@@ -155,14 +162,26 @@ class SlotMemory(Generic[Buffer]):
         """Free the slot; what it held may be reused as long as nothing else needs the room."""
         closed = self._slots.pop(slot)
         most = self._max_tokens // _RETAINED_SHARE
-        if self._copy is None or len(closed.tokens) < MIN_REUSED or closed.capacity > most:
+        too_large = self._taken(closed.capacity) > most
+        if self._copy is None or len(closed.tokens) < MIN_REUSED or too_large:
+            self._drop(closed.buffer)
             return
         for name, other in list(self._retained.items()):
             if closed.tokens[: len(other.tokens)] == other.tokens:
-                del self._retained[name]
+                self._drop(self._retained.pop(name).buffer)
         self._retained[slot] = closed
-        while len(self._retained) > _MAX_RETAINED or _size(self._retained) > most:
-            self._retained.popitem(last=False)
+        while len(self._retained) > _MAX_RETAINED or self._size(self._retained) > most:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        self._drop(self._retained.popitem(last=False)[1].buffer)
+
+    def _size(self, slots: dict[int, _Slot[Buffer]]) -> int:
+        return sum(self._taken(slot.capacity) for slot in slots.values())
+
+    def _taken(self, capacity: int) -> int:
+        """Return what a slot for ``capacity`` tokens takes of the memory."""
+        return -(-capacity // self._unit) * self._unit
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -172,7 +191,3 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
         most = min(most, MIN_REUSED)
     lengths = range(1, most + 1)
     return bisect.bisect_left(lengths, True, key=lambda n: first[:n] != second[:n])
-
-
-def _size(slots: dict[int, _Slot[Buffer]]) -> int:
-    return sum(slot.capacity for slot in slots.values())

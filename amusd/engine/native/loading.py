@@ -1,16 +1,15 @@
-"""Decides whether the native engine serves a model, and checks that it does so rightly."""
+"""Decides whether native passes run a model, and checks that they do so rightly."""
 
 import logging
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from amusd.core.errors import InvalidInputError
-from amusd.core.model import ModelDescription
-from amusd.engine.interface import EngineOptions, Feed, WeightFormat
-from amusd.engine.native.engine import NativeEngine
+from amusd.engine.interface import EngineOptions, WeightFormat
+from amusd.engine.model_source import LoadedModel
 from amusd.engine.native.model import NativeModel, reason_against
+from amusd.engine.native.passes import NativePasses
+from amusd.engine.passes import Piece
 
 log = logging.getLogger(__name__)
 
@@ -18,52 +17,35 @@ _PROBE = (5, 3, 7, 3, 1, 2, 9)
 _TOLERANCE = 1e-3  # of the largest logit; the order of float32 sums makes about 1e-5
 
 
-def native_engine(
-    model: PreTrainedModel,
-    description: ModelDescription,
-    options: EngineOptions,
-    head_ids: Tensor | None = None,
-    num_outputs: int | None = None,
-) -> NativeEngine | None:
-    """Return a native engine with the weights of ``model``, or None if another has to serve it.
-
-    Args:
-        model: a model of Transformers, not needed any more afterwards.
-        description: what to say about it.
-        options: how to run it.
-        head_ids: token id of each row of a reduced head, ``[head_rows]``.
-        num_outputs: only the first so many rows of the head may come out.
+def native_passes(loaded: LoadedModel, options: EngineOptions) -> NativePasses | None:
+    """Return native passes with the weights of ``loaded``, or None if others have to run it.
 
     Raises:
-        InvalidInputError: int8 weights are asked for, and only this engine has them.
+        InvalidInputError: int8 weights are asked for, and only native passes have them.
     """
-    reason = reason_against(model)
+    name = loaded.description.name
+    reason = reason_against(loaded.model)
     if reason is None:
-        native = NativeModel(model, options.weights, head_ids, num_outputs)
-        engine = NativeEngine(native, description, options, torch.get_num_threads())
-        if options.weights is WeightFormat.INT8 or _agrees(engine, model):
-            log.info("the native engine serves %s: %s", description.name, native.summary)
-            return engine
+        model = NativeModel(loaded.model, options.weights, loaded.head_ids, loaded.num_outputs)
+        passes = NativePasses(model, loaded.description.context_length, torch.get_num_threads())
+        if options.weights is WeightFormat.INT8 or _agrees(passes, loaded):
+            log.info("%s runs natively: %s", name, passes.summary)
+            return passes
         reason = "its answers differ from those of Transformers"
-        log.warning("the native engine cannot serve %s: %s", description.name, reason)
+        log.warning("%s cannot run natively: %s", name, reason)
     if options.weights is WeightFormat.INT8:
         raise InvalidInputError(
-            f"--weights int8 needs the native engine, which cannot serve {description.name}: "
+            f"8-bit weights (--weights int8) need native passes, which cannot run {name}: "
             f"{reason}; use --weights compact"
         )
     return None
 
 
 @torch.inference_mode()
-def _agrees(engine: NativeEngine, model: PreTrainedModel) -> bool:
+def _agrees(passes: NativePasses, loaded: LoadedModel) -> bool:
     """Whether the native logits are those of Transformers, but for rounding."""
-    tokens = [token % engine.description.output_size for token in _PROBE]
-    expected = model(input_ids=torch.tensor([tokens])).logits[0]
-    slot = engine.open(len(tokens))
-    try:
-        found = engine.logits([Feed(slot, tokens, len(tokens))])
-    finally:
-        engine.close(slot)
-    expected = expected[:, : found.shape[1]]
-    difference = (found - expected).abs().max()
+    tokens = [token % loaded.description.output_size for token in _PROBE]
+    expected = loaded.model(input_ids=torch.tensor([tokens])).logits[0]
+    found = passes.logits([Piece(passes.make(len(tokens)), 0, tokens, len(tokens))])
+    difference = (found - expected[:, : found.shape[1]]).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max())

@@ -8,10 +8,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.engine.interface import Feed
+from amusd.engine.model_source import LoadedModel
 from amusd.engine.plain import decode_autoregressive, decode_speculative
 from amusd.engine.slot_cache import SlotCache, SlotLayer
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine
+from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine, serve
 from tests.tiny import VOCABULARY, build, perturbed, save
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -112,7 +113,7 @@ def test_a_cache_grows_with_its_tokens_and_keeps_them() -> None:
 
 def test_speculative_decoding_in_a_loop_writes_the_same_as_plain_decoding(folder: str) -> None:
     verify = load_engine(ModelSource("verify", folder))
-    draft = TransformersEngine(perturbed(build("llama"), 0.05), verify.description)
+    draft = serve(LoadedModel(perturbed(build("llama"), 0.05), verify.description))
     expected = decode_autoregressive(verify, PROMPT, 40)
     for lookahead in (1, 3, 7):
         assert decode_speculative(draft, verify, PROMPT, 40, lookahead) == expected
