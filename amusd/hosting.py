@@ -72,12 +72,17 @@ def _futures(*futures: "asyncio.Future[Any]") -> list["asyncio.Future[Any]"]:
 
 @contextlib.asynccontextmanager
 async def opened_session(
-    thread: EngineThread[Work], open_it: Callable[[Work], None], close_it: Callable[[Work], None]
+    thread: EngineThread[Work],
+    open_it: Callable[[Work], None],
+    close_it: Callable[[Work], None],
+    give_up: Callable[[Work], None],
+    max_wait_seconds: float,
 ) -> AsyncIterator[None]:
     """Open a session on the engine thread, and close it at the end if it was opened at all.
 
-    The close is not waited for, so that a cancelled call ends at once; it runs after all that
-    was submitted before it.
+    After ``max_wait_seconds`` it is told to give up, in case it still waits for memory. The close
+    is not waited for, so that a cancelled call ends at once; it runs after all that was submitted
+    before it.
     """
     opened = thread.submit(open_it)
 
@@ -85,10 +90,17 @@ async def opened_session(
         if not opened.cancelled() and opened.exception() is None:
             close_it(worker)
 
-    try:
-        await asyncio.wrap_future(opened)
-        yield
-    finally:
+    def submit(command: Callable[[Work], None]) -> None:
         # If the thread is ending, the cache goes with it.
         with contextlib.suppress(UnavailableError):
-            thread.submit(close)
+            thread.submit(command)
+
+    timer: asyncio.TimerHandle | None = None
+    try:
+        await asyncio.wrap_future(opened)
+        timer = asyncio.get_running_loop().call_later(max_wait_seconds, submit, give_up)
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        submit(close)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import ModelDescription, ServiceLimits
 from amusd.engine.device import DeviceSettings
+from amusd.engine.interface import EngineOptions
 from amusd.rpc.server import Listen
 
 
@@ -12,7 +13,8 @@ from amusd.rpc.server import Listen
 class EngineServiceSettings:
     """What a service runs, where, and within what limits (in tokens, and in sessions).
 
-    ``max_context`` 0 means as much as the model takes.
+    ``max_context`` 0 means as much as the model takes. ``max_waiting`` sessions wait for memory at
+    once, each for ``max_wait_seconds`` at most. A pass reads ``prefill_tokens`` of prompts.
     """
 
     model: str
@@ -22,14 +24,18 @@ class EngineServiceSettings:
     max_context: int = 0
     max_lookahead: int = 64
     prefill_tokens: int = 256
+    max_waiting: int = 16
+    max_wait_seconds: float = 30.0
+    options: EngineOptions = EngineOptions()
 
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could run."""
         for name in ("max_sessions", "max_lookahead", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        if self.max_context < 0:
-            raise InvalidInputError(f"max_context is {self.max_context}: use 0 or more")
+        for name in ("max_context", "max_waiting", "max_wait_seconds"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: use 0 or more")
 
     def limits(self, model: ModelDescription) -> ServiceLimits:
         """Return the limits of a service that runs ``model``.
@@ -42,4 +48,4 @@ class EngineServiceSettings:
                 f"max_context is {self.max_context}: {model.name} takes {model.context_length}"
             )
         context = self.max_context or model.context_length
-        return ServiceLimits(self.max_sessions, context, self.max_lookahead)
+        return ServiceLimits(self.max_sessions, context, self.max_lookahead, self.max_waiting)

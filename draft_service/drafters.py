@@ -1,13 +1,15 @@
 """Drafters: what writes the proposals. All work on the engine thread, on lists of token ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from amusd.core.draft_sources import ALL_SOURCES, DraftSource
-from amusd.core.model import PROMPT_LOOKUP, ModelDescription
+from amusd.core.errors import AmusdError
+from amusd.core.model import PROMPT_LOOKUP, CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Engine, Feed
+from amusd.engine.reading import PromptReader, run_pass
 from draft_service.match_index import MatchIndex
 
 _MAX_MATCH = 4
@@ -17,21 +19,38 @@ _MAX_MATCH = 4
 class DraftRequest:
     """The tokens of one session, and how many may be drafted after them.
 
-    ``sources`` are those that may draft; a drafter with a single source need not ask.
+    ``sources`` are those that may draft; a drafter with a single source need not ask. The first
+    ``num_prompt`` tokens are the session's prompt.
     """
 
     slot: int
     tokens: list[int]
     room: int
     sources: frozenset[DraftSource] = ALL_SOURCES
+    num_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """The next tokens of one session, all of one source; none: there is nothing to propose."""
+    """The next tokens of one session, all of one source; none: there is nothing to propose.
+
+    The model read ``num_read`` tokens for them.
+    """
 
     source: DraftSource
     tokens: tuple[int, ...]
+    num_read: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The model read ``num_read`` tokens of a session's prompt, and has more to read."""
+
+    num_read: int = field(default=0, compare=False)
+
+
+Outcome = Drafted | Reading | AmusdError | None
+"""What became of a request; an error: its step failed; None: it had no turn, ask again first."""
 
 
 class Drafter(Protocol):
@@ -46,16 +65,20 @@ class Drafter(Protocol):
         """Where its tokens may come from."""
 
     @property
-    def max_batch(self) -> int:
-        """Most requests of one call."""
+    def usage(self) -> CacheUsage:
+        """How much memory for keys and values is in use."""
 
     def open(self, capacity: int) -> int:
-        """Return a new slot for at most ``capacity`` tokens."""
+        """Return a new slot for at most ``capacity`` tokens.
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
-        """Return the next tokens of each request.
+        Raises:
+            CacheFullError: no memory is left for it now.
+        """
 
-        None: not yet, ask again (a long prompt is read in pieces).
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
+        """Take one step over as many requests as it can, from the first; say what became of each.
+
+        A long prompt is read in pieces, so many tokens a step over all requests.
         """
 
     def truncate(self, slot: int, length: int) -> None:
@@ -70,10 +93,11 @@ class ModelDrafter:
 
     sources = frozenset((DraftSource.MODEL,))
 
-    def __init__(self, engine: Engine, prefill_tokens: int) -> None:
-        """Draft with ``engine``, reading at most ``prefill_tokens`` of a prompt a step."""
+    def __init__(self, engine: Engine, prefill_tokens: int, reuse_prefixes: bool = True) -> None:
+        """Draft with ``engine``, reading at most ``prefill_tokens`` of prompts a step."""
         self._engine = engine
         self._prefill_tokens = prefill_tokens
+        self._reader = PromptReader(engine, prefill_tokens, reuse_prefixes)
 
     @property
     def description(self) -> ModelDescription:
@@ -81,9 +105,9 @@ class ModelDrafter:
         return self._engine.description
 
     @property
-    def max_batch(self) -> int:
-        """Most requests of one step."""
-        return self._engine.max_batch
+    def usage(self) -> CacheUsage:
+        """How much memory of the engine is in use."""
+        return self._engine.usage
 
     def open(self, capacity: int) -> int:
         """Return a new slot of the engine."""
@@ -93,14 +117,20 @@ class ModelDrafter:
         """Whether there is more to read than one step does."""
         return len(request.tokens) - self._engine.length(request.slot) > self._prefill_tokens
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
-        """Run one step over all requests."""
-        feeds = [self._feed(request) for request in requests]
-        outputs = self._engine.run(feeds)
-        return [
-            Drafted(DraftSource.MODEL, tuple(tokens)) if feed.num_outputs else None
-            for feed, tokens in zip(feeds, outputs, strict=True)
-        ]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
+        """Run one step over as many requests as the engine takes."""
+        outcomes: list[Outcome] = [None] * len(requests)
+        feeds: dict[int, Feed] = {}
+        self._reader.begin_pass()
+        for index, request in enumerate(requests):
+            if len(feeds) == self._engine.max_batch:
+                break
+            feed = self._feed(request)
+            if feed is not None:
+                feeds[index] = feed
+        for index, outcome in zip(feeds, self._run(list(feeds.values())), strict=True):
+            outcomes[index] = outcome
+        return outcomes
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond ``length`` tokens."""
@@ -111,11 +141,25 @@ class ModelDrafter:
         """Free the slot."""
         self._engine.close(slot)
 
-    def _feed(self, request: DraftRequest) -> Feed:
-        held = self._engine.length(request.slot)
-        tokens = request.tokens[held : held + self._prefill_tokens]
-        is_last = held + len(tokens) == len(request.tokens)
-        return Feed(request.slot, tokens, num_outputs=1 if is_last else 0)
+    def _feed(self, request: DraftRequest) -> Feed | None:
+        piece = self._reader.next_piece(request.slot, request.tokens, request.num_prompt)
+        if not piece.tokens:
+            return None
+        return Feed(request.slot, piece.tokens, 1 if piece.is_last else 0, piece.is_prompt)
+
+    def _run(self, feeds: list[Feed]) -> list[Outcome]:
+        if not feeds:
+            return []
+        try:
+            outputs = run_pass(self._engine, feeds)
+        except AmusdError as error:
+            return [error] * len(feeds)
+        return [
+            Drafted(DraftSource.MODEL, tuple(tokens), len(feed.tokens))
+            if feed.num_outputs
+            else Reading(len(feed.tokens))
+            for feed, tokens in zip(feeds, outputs, strict=True)
+        ]
 
 
 class PromptLookupDrafter:
@@ -126,7 +170,7 @@ class PromptLookupDrafter:
     """
 
     sources = frozenset((DraftSource.LOOKUP,))
-    max_batch = 64
+    usage = CacheUsage(max_tokens=0)
 
     def __init__(
         self, max_match: int = _MAX_MATCH, min_match: int = 2, context_length: int = 1 << 20
@@ -152,7 +196,7 @@ class PromptLookupDrafter:
         self._indices[self._next_slot] = MatchIndex(self._min_match, self._max_match)
         return self._next_slot
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
         """Look up each request; at most ``room`` tokens each."""
         found = [
             self._indices[request.slot].continuation(request.tokens, request.room)
@@ -193,9 +237,9 @@ class HybridDrafter:
         return self._model.description
 
     @property
-    def max_batch(self) -> int:
-        """Most requests of one step."""
-        return self._model.max_batch
+    def usage(self) -> CacheUsage:
+        """How much memory of the model's engine is in use."""
+        return self._model.usage
 
     def open(self, capacity: int) -> int:
         """Return a new slot for both."""
@@ -203,13 +247,13 @@ class HybridDrafter:
         self._indices[slot] = MatchIndex(self._min_match, self._max_match)
         return slot
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
         """Look up each request, and run one step of the model over those that need it."""
         found = [self._without_model(request) for request in requests]
         asking = [
             request for request, answer in zip(requests, found, strict=True) if answer is None
         ]
-        steps = iter(self._model.draft(asking) if asking else ())
+        steps = iter(self._model.draft(asking))
         return [next(steps) if answer is None else answer for answer in found]
 
     def truncate(self, slot: int, length: int) -> None:

@@ -17,7 +17,8 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
     engine = settings.engine
     if engine.model == PROMPT_LOOKUP:
         return PromptLookupDrafter()
-    model = ModelDrafter(load_model(engine.model, "draft", engine.device), engine.prefill_tokens)
+    loaded = load_model(engine.model, "draft", engine.device, engine.options)
+    model = ModelDrafter(loaded, engine.prefill_tokens, engine.options.reuse_prefixes)
     return HybridDrafter(model) if settings.lookup else model
 
 
@@ -32,7 +33,8 @@ async def run_draft_service(settings: DraftServiceSettings, end_with_stdin: bool
     service = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
     shell = ServiceShell(settings.engine.listen, service)
     thread = EngineThread("draft-engine", lambda: make_worker(settings))
-    draft_pb2_grpc.add_DraftServiceServicer_to_server(DraftServicer(thread), shell.server)
+    servicer = DraftServicer(thread, settings.engine.max_wait_seconds)
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, shell.server)
     await run_engine_service(shell, thread, _describe, end_with_stdin)
 
 

@@ -20,9 +20,13 @@ from draft_service.worker import DraftOpening, DraftWorker
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     """Opens sessions on the engine thread and carries messages to and from it."""
 
-    def __init__(self, engine: EngineThread[DraftWorker]) -> None:
-        """Serve the worker of ``engine``, once it is ready."""
+    def __init__(self, engine: EngineThread[DraftWorker], max_wait_seconds: float) -> None:
+        """Serve the worker of ``engine``, once it is ready.
+
+        A session waits for memory for at most ``max_wait_seconds``.
+        """
         self._engine = engine
+        self._max_wait_seconds = max_wait_seconds
 
     @faults.reported
     async def Propose(  # type: ignore[override]
@@ -42,6 +46,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             self._engine,
             lambda worker: worker.open(opening, outbox.put),
             lambda worker: worker.close(opening.session_id),
+            lambda worker: worker.give_up(opening.session_id),
+            self._max_wait_seconds,
         ):
             await until_first_ends(
                 self._receive(request_iterator, opening.session_id), outbox.drain(write)
@@ -117,5 +123,7 @@ def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:
         model=codec.model_to_proto(drafter.description),
         limits=codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
+        num_waiting=worker.num_waiting,
+        cache=codec.usage_to_proto(drafter.usage),
         sources=[codec.source_to_proto(one) for one in DraftSource if one in drafter.sources],
     )

@@ -1,10 +1,10 @@
 """Drafting loop: all sessions of a draft service. It belongs to the engine thread.
 
-A session gets one step at a time, the sessions take turns, and between two steps the thread
-takes advances and rollbacks, so none of them waits for longer than a step.
+Sessions join and leave between steps, and several share one; those who had no place in it come
+first in the next. Between two steps the thread takes advances and rollbacks, so none of them waits
+for longer than a step.
 """
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from amusd.core.draft_session import DraftLimits, DraftSession
 from amusd.core.errors import (
     AmusdError,
-    DuplicateSessionError,
     InvalidInputError,
     LimitExceededError,
     UnknownSessionError,
 )
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.core.model import ServiceLimits
-from draft_service.drafters import Drafter, DraftRequest
+from amusd.engine.sessions import Sessions, fail, shares, slot_of
+from draft_service.drafters import Drafted, Drafter, DraftRequest, Outcome
 
 Emit = Callable[[Proposal | AmusdError], None]
 
@@ -37,32 +37,46 @@ class DraftOpening:
 
 @dataclass(slots=True)
 class _Task:
-    """An open session, its slot, and the time spent since its last proposal."""
+    """A session, its slot, and the time spent since its last proposal."""
 
     session: DraftSession
-    slot: int
+    num_prompt: int
     emit: Emit
+    slot: int | None = None
     draft_seconds: float = 0.0
+    device_seconds: float = 0.0
     num_steps: int = 0
     failed: bool = False
 
+    def tell(self, error: AmusdError) -> None:
+        """Send the error that ends the session."""
+        self.emit(error)
+
 
 class DraftWorker:
-    """Drafts for all open sessions in turn."""
+    """Drafts for all open sessions, several in one step."""
 
     def __init__(self, drafter: Drafter, limits: ServiceLimits) -> None:
         """Draft with ``drafter`` within ``limits``."""
         self.drafter = drafter
         self.limits = limits
-        self._tasks: dict[str, _Task] = {}
+        self._sessions: Sessions[_Task] = Sessions(drafter, limits)
 
     @property
     def num_sessions(self) -> int:
         """Number of open sessions."""
-        return len(self._tasks)
+        return self._sessions.num_open
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of sessions that wait for memory."""
+        return self._sessions.num_waiting
 
     def open(self, opening: DraftOpening, emit: Emit) -> None:
-        """Open a session whose proposals, or the error that ends it, go to ``emit``."""
+        """Open a session whose proposals, or the error that ends it, go to ``emit``.
+
+        Without memory it waits in line, and says of every position that it has nothing to propose.
+        """
         self._check(opening)
         limits = opening.limits
         capacity = min(limits.max_position, self.limits.max_context)
@@ -71,25 +85,26 @@ class DraftWorker:
             DraftLimits(limits.lookahead, capacity, limits.tokens_per_proposal),
             opening.epoch,
         )
-        slot = self.drafter.open(capacity)
-        self._tasks[opening.session_id] = _Task(session, slot, emit)
+        task = _Task(session, len(opening.tokens), emit)
+        self._sessions.add(opening.session_id, task, capacity)
+        _send(task)
 
     def advance(self, session_id: str, advance: Advance) -> None:
-        """Tell an open session which tokens are final; an error ends the session."""
-        task = self._tasks[session_id]
+        """Tell a session which tokens are final; an error ends the session."""
+        task = self._sessions[session_id]
         if task.failed:
             return
         try:
             self.drafter.description.check_tokens(advance.tokens)
             task.session.advance(advance.epoch, advance.position, advance.tokens, advance.lookahead)
         except AmusdError as error:
-            _fail(task, error)
+            fail(task, error)
             return
         _send(task)
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:
         """Bring a session back; return how many drafted tokens were dropped."""
-        task = self._tasks.get(session_id)
+        task = self._sessions.get(session_id)
         if task is None:
             raise UnknownSessionError(
                 f"no session {session_id!r} is open here: it has ended, or lives on a replica"
@@ -101,64 +116,61 @@ class DraftWorker:
             rollback.corrected_token,
             rollback.lookahead,
         )
-        self.drafter.truncate(task.slot, rollback.verified_position - 1)
+        if task.slot is not None:
+            self.drafter.truncate(task.slot, rollback.verified_position - 1)
         _send(task)
         return num_dropped
 
+    def give_up(self, session_id: str) -> None:
+        """End a session with an error if it still waits for memory."""
+        _resume(self._sessions.give_up(session_id))
+
     def close(self, session_id: str) -> None:
-        """End an open session and free its slot."""
-        self.drafter.close(self._tasks.pop(session_id).slot)
+        """End a session and free its slot, for those who wait."""
+        _resume(self._sessions.remove(session_id))
 
     def step(self) -> bool:
         """Draft one step for the sessions whose turn it is; return whether there was one."""
-        due = (
-            (name, task)
-            for name, task in self._tasks.items()
-            if task.session.room and not task.failed
-        )
-        batch = list(itertools.islice(due, self.drafter.max_batch))
-        if not batch:
+        due = list(self._sessions.due(lambda task: task.session.room))
+        if not due:
             return False
-        for name, task in batch:  # to the end of the queue
-            del self._tasks[name]
-            self._tasks[name] = task
-        self._draft([task for _, task in batch])
-        return True
-
-    def _draft(self, batch: list[_Task]) -> None:
         requests = [
-            DraftRequest(task.slot, task.session.tokens, task.session.room, task.session.sources)
-            for task in batch
+            DraftRequest(
+                slot_of(task),
+                task.session.tokens,
+                task.session.room,
+                task.session.sources,
+                task.num_prompt,
+            )
+            for task in due
         ]
         started = time.perf_counter()
-        try:
-            outcomes = self.drafter.draft(requests)
-        except AmusdError as error:
-            for task in batch:
-                _fail(task, error)
-            return
-        # A shared step is shared time.
-        seconds = (time.perf_counter() - started) / len(batch)
-        for task, drafted in zip(batch, outcomes, strict=True):
+        outcomes = self.drafter.draft(requests)
+        seconds = time.perf_counter() - started
+        turns = [
+            (task, outcome)
+            for task, outcome in zip(due, outcomes, strict=True)
+            if outcome is not None
+        ]
+        self._sessions.took_turn(task for task, _ in turns)
+        parts = shares(seconds, [_num_read(outcome) for _, outcome in turns])
+        for (task, outcome), part in zip(turns, parts, strict=True):
             task.draft_seconds += seconds
+            task.device_seconds += part
             task.num_steps += 1
-            if drafted is not None:
-                task.session.extend(drafted.tokens, drafted.source)
-                _send(task)
+            _settle(task, outcome)
+        return True
 
     def _check(self, opening: DraftOpening) -> None:
+        self._sessions.check_new(opening.session_id)
         model = self.drafter.description
-        if opening.session_id in self._tasks:
-            raise DuplicateSessionError(
-                f"session {opening.session_id!r} is open already: choose another id"
-            )
         ours, theirs = model.vocabulary.fingerprint, opening.vocabulary_fingerprint
         if ours and theirs and ours != theirs:
             raise InvalidInputError(
                 f"the vocabulary of {model.name} is not the verify model's: pair models that "
                 "share their tokenizer"
             )
-        self.drafter.description.check_tokens(opening.tokens)
+        model.check_tokens(opening.tokens)
         if opening.limits.max_position <= len(opening.tokens):
             raise InvalidInputError(
                 f"max_position {opening.limits.max_position} leaves no room after "
@@ -174,15 +186,30 @@ class DraftWorker:
                 f"lookahead is {opening.limits.lookahead}: ask for "
                 f"{self.limits.max_lookahead} or less"
             )
-        if len(self._tasks) >= self.limits.max_sessions:
-            raise LimitExceededError(
-                f"{self.limits.max_sessions} sessions are open: try again later, or raise "
-                "--max-sessions"
-            )
+
+
+def _num_read(outcome: Outcome) -> int:
+    return 0 if outcome is None or isinstance(outcome, AmusdError) else outcome.num_read
+
+
+def _settle(task: _Task, outcome: Outcome) -> None:
+    if isinstance(outcome, AmusdError):
+        fail(task, outcome)
+    elif isinstance(outcome, Drafted):
+        task.session.extend(outcome.tokens, outcome.source)
+        _send(task)
+
+
+def _resume(tasks: list[_Task]) -> None:
+    """Let sessions draft that have waited for memory."""
+    for task in tasks:
+        task.session.resume()
 
 
 def _send(task: _Task) -> None:
     """Propose what is ready, with the time spent since the last proposal."""
+    if task.slot is None:
+        task.session.extend(())  # so that nobody waits for a session that itself waits for memory
     while (run := task.session.take_run()) is not None:
         task.emit(
             Proposal(
@@ -192,13 +219,8 @@ def _send(task: _Task) -> None:
                 task.draft_seconds,
                 task.num_steps,
                 run.source,
+                task.device_seconds,
             )
         )
-        task.draft_seconds = 0.0
+        task.draft_seconds = task.device_seconds = 0.0
         task.num_steps = 0
-
-
-def _fail(task: _Task, error: AmusdError) -> None:
-    """End a session with an error; its stream closes it then, so that its id stays taken."""
-    task.failed = True
-    task.emit(error)

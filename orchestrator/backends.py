@@ -90,6 +90,7 @@ class Backends:
             max_sessions=min(self.limits.max_sessions, answer.limits.max_sessions),
             max_context=self.limits.max_context,
             max_lookahead=min(self.limits.max_lookahead, answer.limits.max_lookahead),
+            max_waiting=self.limits.max_waiting,
         )
 
 

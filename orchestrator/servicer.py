@@ -71,6 +71,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             min(settings.max_sessions, backends.limits.max_sessions),
             backends.limits.max_context,
             backends.limits.max_lookahead,
+            backends.limits.max_waiting,
         )
         return orchestrator_pb2.GetServerInfoResponse(
             version=amusd.__version__,

@@ -12,8 +12,13 @@ from verify_service.worker import VerifyWorker
 
 def make_worker(settings: EngineServiceSettings) -> VerifyWorker:
     """Return the worker of a verify service; for its engine thread."""
-    engine = load_model(settings.model, "verify", settings.device)
-    return VerifyWorker(engine, settings.limits(engine.description), settings.prefill_tokens)
+    engine = load_model(settings.model, "verify", settings.device, settings.options)
+    return VerifyWorker(
+        engine,
+        settings.limits(engine.description),
+        settings.prefill_tokens,
+        settings.options.reuse_prefixes,
+    )
 
 
 async def run_verify_service(settings: EngineServiceSettings, end_with_stdin: bool = False) -> None:
@@ -21,7 +26,8 @@ async def run_verify_service(settings: EngineServiceSettings, end_with_stdin: bo
     service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
     shell = ServiceShell(settings.listen, service)
     thread = EngineThread("verify-engine", lambda: make_worker(settings))
-    verify_pb2_grpc.add_VerifyServiceServicer_to_server(VerifyServicer(thread), shell.server)
+    servicer = VerifyServicer(thread, settings.max_wait_seconds)
+    verify_pb2_grpc.add_VerifyServiceServicer_to_server(servicer, shell.server)
     await run_engine_service(
         shell, thread, lambda worker: worker.engine.description.summary(), end_with_stdin
     )

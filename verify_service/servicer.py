@@ -18,9 +18,13 @@ from verify_service.worker import VerifyOpening, VerifyWorker
 class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     """Opens sessions on the engine thread and carries messages to and from it."""
 
-    def __init__(self, engine: EngineThread[VerifyWorker]) -> None:
-        """Serve the worker of ``engine``, once it is ready."""
+    def __init__(self, engine: EngineThread[VerifyWorker], max_wait_seconds: float) -> None:
+        """Serve the worker of ``engine``, once it is ready.
+
+        A session waits for memory for at most ``max_wait_seconds``.
+        """
         self._engine = engine
+        self._max_wait_seconds = max_wait_seconds
 
     @faults.reported
     async def Verify(  # type: ignore[override]
@@ -40,6 +44,8 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
             self._engine,
             lambda worker: worker.open(opening, outbox.put),
             lambda worker: worker.close(opening.session_id),
+            lambda worker: worker.give_up(opening.session_id),
+            self._max_wait_seconds,
         ):
             await until_first_ends(
                 self._receive(request_iterator, opening.session_id), outbox.drain(write)
@@ -94,4 +100,6 @@ def _info(worker: VerifyWorker) -> verify_pb2.GetVerifyInfoResponse:
         model=codec.model_to_proto(worker.engine.description),
         limits=codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
+        num_waiting=worker.num_waiting,
+        cache=codec.usage_to_proto(worker.engine.usage),
     )

@@ -1,24 +1,21 @@
 """Verify loop: all sessions of a verify service. It belongs to the engine thread.
 
-Every pass takes the sessions whose turn it is, and for each of them whatever has been proposed
-since its last pass. Long prompts are read in pieces, so that other sessions get their turns.
+Sessions join and leave between passes. A pass takes as many of those whose turn it is as the
+engine does, and for each of them whatever has been proposed since its last pass. Prompts are read
+in pieces beside them, so that nobody waits for a long one.
 """
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from amusd.core.errors import (
-    AmusdError,
-    DuplicateSessionError,
-    InvalidInputError,
-    LimitExceededError,
-)
+from amusd.core.errors import AmusdError, InvalidInputError, LimitExceededError
 from amusd.core.events import Forward, Verdict
 from amusd.core.model import ServiceLimits
 from amusd.core.verify_session import VerifySession
 from amusd.engine.interface import Engine, Feed
+from amusd.engine.reading import PromptReader, run_pass
+from amusd.engine.sessions import Sessions, fail, shares, slot_of
 
 Emit = Callable[[Verdict | AmusdError], None]
 
@@ -36,43 +33,64 @@ class VerifyOpening:
 
 @dataclass(slots=True)
 class _Task:
-    """An open session, its slot, and the time its prompt has taken so far."""
+    """A session, its slot, and what has been spent on it and saved since its last verdict."""
 
     session: VerifySession
-    slot: int
+    num_prompt: int
     emit: Emit
     max_checked: int
-    prefill_seconds: float = 0.0
+    slot: int | None = None
+    pass_seconds: float = 0.0
+    device_seconds: float = 0.0
+    num_reused: int = 0
     failed: bool = False
+
+    def tell(self, error: AmusdError) -> None:
+        """Send the error that ends the session."""
+        self.emit(error)
 
 
 class VerifyWorker:
-    """Verifies for all open sessions in turn."""
+    """Verifies for all open sessions, several in one pass."""
 
-    def __init__(self, engine: Engine, limits: ServiceLimits, prefill_tokens: int) -> None:
-        """Verify with ``engine`` within ``limits``, ``prefill_tokens`` of a prompt a pass."""
+    def __init__(
+        self,
+        engine: Engine,
+        limits: ServiceLimits,
+        prefill_tokens: int,
+        reuse_prefixes: bool = True,
+    ) -> None:
+        """Verify with ``engine`` within ``limits``, ``prefill_tokens`` of prompts a pass."""
         self.engine = engine
         self.limits = limits
-        self._prefill_tokens = prefill_tokens
-        self._tasks: dict[str, _Task] = {}
+        self._reader = PromptReader(engine, prefill_tokens, reuse_prefixes)
+        self._sessions: Sessions[_Task] = Sessions(engine, limits)
 
     @property
     def num_sessions(self) -> int:
         """Number of open sessions."""
-        return len(self._tasks)
+        return self._sessions.num_open
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of sessions that wait for memory."""
+        return self._sessions.num_waiting
 
     def open(self, opening: VerifyOpening, emit: Emit) -> None:
-        """Open a session whose verdicts, or the error that ends it, go to ``emit``."""
+        """Open a session whose verdicts, or the error that ends it, go to ``emit``.
+
+        Without memory it waits in line; it takes proposals all the same.
+        """
         self._check(opening)
         session = VerifySession(
             opening.tokens, opening.max_position, self.limits.max_lookahead, opening.epoch
         )
-        slot = self.engine.open(opening.max_position)
-        self._tasks[opening.session_id] = _Task(session, slot, emit, self.limits.max_lookahead)
+        task = _Task(session, len(opening.tokens), emit, self.limits.max_lookahead)
+        self._sessions.add(opening.session_id, task, opening.max_position)
 
     def offer(self, session_id: str, proposals: Forward) -> None:
-        """Give an open session tokens to check; an error ends the session."""
-        task = self._tasks[session_id]
+        """Give a session tokens to check; an error ends the session."""
+        task = self._sessions[session_id]
         if task.failed:
             return
         try:
@@ -81,66 +99,77 @@ class VerifyWorker:
             most = self.limits.max_lookahead
             task.max_checked = min(proposals.max_checked or most, most)
         except AmusdError as error:
-            _fail(task, error)
+            fail(task, error)
+
+    def give_up(self, session_id: str) -> None:
+        """End a session with an error if it still waits for memory."""
+        self._sessions.give_up(session_id)
 
     def close(self, session_id: str) -> None:
-        """End an open session and free its slot."""
-        self.engine.close(self._tasks.pop(session_id).slot)
+        """End a session and free its slot, for those who wait."""
+        self._sessions.remove(session_id)
 
     def step(self) -> bool:
         """Run one pass for the sessions whose turn it is; return whether there was one."""
-        due = (
-            (name, task)
-            for name, task in self._tasks.items()
-            if task.session.is_due and not task.failed
-        )
-        batch = list(itertools.islice(due, self.engine.max_batch))
+        started = time.perf_counter()
+        batch: list[tuple[_Task, Feed]] = []
+        self._reader.begin_pass()
+        for task in self._sessions.due(lambda task: task.session.is_due):
+            feed = self._feed(task)
+            if feed is not None:
+                batch.append((task, feed))
+            if len(batch) == self.engine.max_batch:
+                break
         if not batch:
             return False
-        for name, task in batch:  # to the end of the queue
-            del self._tasks[name]
-            self._tasks[name] = task
-        self._run([task for _, task in batch])
+        self._sessions.took_turn(task for task, _ in batch)
+        self._run(batch, started)
         return True
 
-    def _run(self, batch: list[_Task]) -> None:
-        feeds = [self._feed(task) for task in batch]
-        started = time.perf_counter()
+    def _run(self, batch: list[tuple[_Task, Feed]], started: float) -> None:
+        feeds = [feed for _, feed in batch]
         try:
-            outputs = self.engine.run(feeds)
+            outputs = run_pass(self.engine, feeds)
         except AmusdError as error:
-            for task in batch:
-                _fail(task, error)
+            for task, _ in batch:
+                fail(task, error)
             return
-        # A shared pass is shared time.
-        seconds = (time.perf_counter() - started) / len(batch)
-        for task, feed, predictions in zip(batch, feeds, outputs, strict=True):
+        seconds = time.perf_counter() - started
+        parts = shares(seconds, [len(feed.tokens) for feed in feeds])
+        for (task, feed), predictions, part in zip(batch, outputs, parts, strict=True):
+            task.pass_seconds += seconds
+            task.device_seconds += part
             if feed.num_outputs:
-                self._settle(task, predictions, seconds)
-            else:
-                task.prefill_seconds += seconds
+                self._settle(task, predictions)
 
-    def _feed(self, task: _Task) -> Feed:
-        """Return the next piece of the prompt, or the last final token and what to check."""
-        session = task.session
-        unread = session.tokens_from(self.engine.length(task.slot))
-        if len(unread) > self._prefill_tokens:
-            return Feed(task.slot, unread[: self._prefill_tokens], num_outputs=0)
-        checking = session.begin_pass(task.max_checked)
-        return Feed(task.slot, [*unread, *checking], num_outputs=len(checking) + 1)
+    def _feed(self, task: _Task) -> Feed | None:
+        """Return a piece of the prompt, or what is final and unread and what to check after it.
 
-    def _settle(self, task: _Task, predictions: list[int], seconds: float) -> None:
-        verdict = task.session.end_pass(predictions, task.prefill_seconds + seconds)
-        task.prefill_seconds = 0.0
+        None: the prompt has to wait for another pass.
+        """
+        slot = slot_of(task)
+        piece = self._reader.next_piece(slot, task.session.tokens, task.num_prompt)
+        task.num_reused += piece.num_reused
+        if not piece.tokens:
+            return None
+        if not piece.is_last:
+            return Feed(slot, piece.tokens, num_outputs=0, is_prompt=piece.is_prompt)
+        checking = task.session.begin_pass(task.max_checked)
+        tokens = [*piece.tokens, *checking]
+        return Feed(slot, tokens, num_outputs=len(checking) + 1, is_prompt=piece.is_prompt)
+
+    def _settle(self, task: _Task, predictions: list[int]) -> None:
+        verdict = task.session.end_pass(
+            predictions, task.pass_seconds, task.device_seconds, task.num_reused
+        )
+        task.pass_seconds = task.device_seconds = 0.0
+        task.num_reused = 0
         # The verify model's own next token has not been through the model yet.
-        self.engine.truncate(task.slot, task.session.verified_position - 1)
+        self.engine.truncate(slot_of(task), task.session.verified_position - 1)
         task.emit(verdict)
 
     def _check(self, opening: VerifyOpening) -> None:
-        if opening.session_id in self._tasks:
-            raise DuplicateSessionError(
-                f"session {opening.session_id!r} is open already: choose another id"
-            )
+        self._sessions.check_new(opening.session_id)
         model = self.engine.description
         theirs = opening.vocabulary_fingerprint
         if theirs and theirs != model.vocabulary.fingerprint:
@@ -148,20 +177,9 @@ class VerifyWorker:
                 f"the session's vocabulary is not that of {model.name}: the verify model has "
                 "changed, restart the orchestrator"
             )
-        self.engine.description.check_tokens(opening.tokens)
+        model.check_tokens(opening.tokens)
         if opening.max_position > self.limits.max_context:
             raise LimitExceededError(
                 f"max_position is {opening.max_position}: the verify service takes up to "
                 f"{self.limits.max_context} tokens"
             )
-        if len(self._tasks) >= self.limits.max_sessions:
-            raise LimitExceededError(
-                f"{self.limits.max_sessions} sessions are open: try again later, or raise "
-                "--max-sessions"
-            )
-
-
-def _fail(task: _Task, error: AmusdError) -> None:
-    """End a session with an error; its stream closes it then, so that its id stays taken."""
-    task.failed = True
-    task.emit(error)

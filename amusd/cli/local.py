@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from amusd.cli.engine_options import flags_of
 from amusd.cli.logs import LogLevel
 from amusd.client import Client
 from amusd.core.errors import AmusdError, UnavailableError
 from amusd.core.model import wants_lookup
+from amusd.engine.interface import EngineOptions
 
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -40,7 +42,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """What to start. Ports of 0 take free ones; an empty draft starts no draft service."""
+    """What to start. Ports of 0 take free ones; an empty draft starts no draft service.
+
+    Options of None leave the choice to each service: its environment, else its defaults.
+    """
 
     draft: str = "smollm2"
     verify: str = "smollm2"
@@ -49,6 +54,8 @@ class LocalSettings:
     verify_device: str = "auto"
     dtype: str = "auto"
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
+    draft_options: EngineOptions | None = None
+    verify_options: EngineOptions | None = None
     log_level: LogLevel = LogLevel.WARNING
     start_seconds: float = 600.0
 
@@ -140,11 +147,13 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
     draft_place, verify_place = place(settings)
     port, draft_port, verify_port = settings.ports
     flags = ["--model", settings.verify, "--port", str(verify_port)]
+    flags += flags_of("verify", settings.verify_options)
     verify = _start_engine("verify", settings, verify_place, flags)
     services.running.append(verify)
     draft_address = ""
     if settings.draft:
         flags = ["--model", settings.draft, "--port", str(draft_port)]
+        flags += flags_of("draft", settings.draft_options)
         looks_up = wants_lookup(settings.draft, settings.lookup)
         flags.append("--lookup" if looks_up else "--no-lookup")
         draft = _start_engine("draft", settings, draft_place, flags)

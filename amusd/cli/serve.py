@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from amusd.cli.engine_options import CacheMib, MaxBatch, NumericsChoice, ReusePrefixes, Weights
 from amusd.cli.logs import LogLevel, start_logging
 from amusd.core.model import wants_lookup
 from amusd.core.strategy import Strategy
 from amusd.engine.device import DeviceSettings, parse_cpus
+from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.rpc.server import Listen
 from amusd.settings import EngineServiceSettings
 from draft_service.service import run_draft_service
@@ -75,7 +77,23 @@ MaxLookahead = Annotated[
 PrefillTokens = Annotated[
     int,
     typer.Option(
-        envvar="AMUSD_PREFILL_TOKENS", min=1, help="Tokens of a prompt that one pass reads."
+        envvar="AMUSD_PREFILL_TOKENS",
+        min=1,
+        help="Most tokens of prompts that one pass reads, over all sessions.",
+    ),
+]
+MaxWaiting = Annotated[
+    int,
+    typer.Option(
+        envvar="AMUSD_MAX_WAITING",
+        min=0,
+        help="Most sessions that wait for memory; 0: without memory they are refused at once.",
+    ),
+]
+MaxWait = Annotated[
+    float,
+    typer.Option(
+        envvar="AMUSD_MAX_WAIT", min=0.0, help="Seconds that a session waits for memory at most."
     ),
 ]
 Lookup = Annotated[
@@ -97,7 +115,10 @@ WithStdin = Annotated[
 
 
 def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Callable[..., None]:
-    """Return the command of a service that runs a model; only a draft looks tokens up."""
+    """Return the command of a service that runs a model.
+
+    Only a draft looks tokens up, and only a verify model's numerics matter.
+    """
 
     def command(
         model: Model = "smollm2",
@@ -111,6 +132,13 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         max_context: MaxContext = 0,
         max_lookahead: MaxLookahead = 64,
         prefill_tokens: PrefillTokens = 256,
+        max_batch: MaxBatch = 32,
+        cache_mib: CacheMib = 0,
+        reuse_prefixes: ReusePrefixes = True,
+        numerics: NumericsChoice = Numerics.FAST,
+        weights: Weights = WeightFormat.COMPACT,
+        max_waiting: MaxWaiting = 16,
+        max_wait: MaxWait = 30.0,
         lookup: Lookup = None,
         grace: Grace = 5.0,
         log_level: Level = LogLevel.INFO,
@@ -125,6 +153,9 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
             max_context=max_context,
             max_lookahead=max_lookahead,
             prefill_tokens=prefill_tokens,
+            max_waiting=max_waiting,
+            max_wait_seconds=max_wait,
+            options=EngineOptions(max_batch, cache_mib, reuse_prefixes, numerics, weights),
         )
         if role == "draft":
             looks_up = wants_lookup(model, lookup)
@@ -132,7 +163,7 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         else:
             asyncio.run(run_verify_service(settings, end_with_stdin))
 
-    return command if role == "draft" else _without_flag(command, "lookup")
+    return _without_flag(command, "numerics" if role == "draft" else "lookup")
 
 
 def _without_flag(command: Callable[..., None], name: str) -> Callable[..., None]:

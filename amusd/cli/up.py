@@ -1,6 +1,7 @@
 """``amusd up``: all three services on this machine until Ctrl-C."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from types import FrameType
@@ -8,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from amusd.cli.engine_options import CacheMib, MaxBatch, NumericsChoice, ReusePrefixes
 from amusd.cli.local import LocalSettings, local_services
 from amusd.cli.logs import LogLevel
 from amusd.cli.options import DraftModel, Lookup, VerifyModel, errors
+from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 
 _POLL_SECONDS = 0.2
 
@@ -26,6 +29,17 @@ def up(
         str, typer.Option(help="Device of the verify model: cpu, cuda:0, or auto.")
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="Number format of the weights, or auto.")] = "auto",
+    max_batch: MaxBatch = 32,
+    cache_mib: CacheMib = 0,
+    reuse_prefixes: ReusePrefixes = True,
+    numerics: NumericsChoice = Numerics.FAST,
+    draft_weights: Annotated[
+        WeightFormat, typer.Option(help="How the draft's weights are kept.")
+    ] = WeightFormat.COMPACT,
+    verify_weights: Annotated[
+        WeightFormat,
+        typer.Option(help="How the verify model's weights are kept; int8 changes the output."),
+    ] = WeightFormat.COMPACT,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the orchestrator.")] = 50050,
     draft_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the draft.")] = 50051,
     verify_port: Annotated[
@@ -34,6 +48,7 @@ def up(
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run draft, verify and orchestrator on loopback; Ctrl-C stops them."""
+    verify_options = EngineOptions(max_batch, cache_mib, reuse_prefixes, numerics, verify_weights)
     settings = LocalSettings(
         draft=draft,
         verify=verify,
@@ -41,6 +56,8 @@ def up(
         draft_device=draft_device,
         verify_device=verify_device,
         dtype=dtype,
+        draft_options=dataclasses.replace(verify_options, weights=draft_weights),
+        verify_options=verify_options,
         ports=(port, draft_port, verify_port),
         log_level=log_level,
     )

@@ -144,6 +144,10 @@ class DraftSession:
         self._source = source
         self._exhausted = not drafted
 
+    def resume(self) -> None:
+        """Draft again after word that there was nothing to propose."""
+        self._exhausted = False
+
     def take_run(self) -> DraftedRun | None:
         """Return what has to be proposed now, if anything, and count it as sent.
 

@@ -13,6 +13,8 @@ class Proposal:
     """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
 
     No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
+    ``draft_seconds`` is how long its ``num_steps`` steps took, ``device_seconds`` the session's
+    share of that time, which it had with others; 0: the service does not say.
     """
 
     epoch: int
@@ -21,6 +23,7 @@ class Proposal:
     draft_seconds: float = 0.0
     num_steps: int = 0
     source: DraftSource = DraftSource.MODEL
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,9 @@ class Verdict:
     """Outcome of one pass of the verify model over ``num_checked`` tokens from ``position`` on.
 
     The first ``num_accepted`` are the verify model's own, and ``next_token`` stands at
-    ``position + num_accepted``.
+    ``position + num_accepted``. ``pass_seconds`` is how long the pass took, ``device_seconds`` the
+    session's share of that time, which it had with others; 0: the service does not say.
+    ``num_reused`` tokens of the prompt did not have to be computed; only a first verdict says so.
     """
 
     epoch: int
@@ -37,6 +42,8 @@ class Verdict:
     num_accepted: int
     next_token: int
     pass_seconds: float = 0.0
+    device_seconds: float = 0.0
+    num_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ def wants_lookup(draft: str, asked: bool | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A model as its service runs it. ``context_length`` and ``output_size`` count tokens."""
+    """A model as its service runs it. ``context_length`` and ``output_size`` count tokens.
+
+    ``numerics`` and ``weight_format`` are named as in the engine's options; empty: not known.
+    """
 
     name: str
     device: str
@@ -53,6 +56,8 @@ class ModelDescription:
     vocabulary: Vocabulary
     eos_token_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+    numerics: str = ""
+    weight_format: str = ""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise InvalidInputError if one of ``tokens`` is an id that the model does not know."""
@@ -104,3 +109,4 @@ class ServiceLimits:
     max_sessions: int
     max_context: int
     max_lookahead: int
+    max_waiting: int = 0

@@ -47,6 +47,7 @@ class Statistics:
     verify_busy_seconds: float
     fallback_reason: str = ""
     acceptance_per_source: tuple[SourceAcceptance, ...] = ()
+    num_reused_prompt_tokens: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -68,17 +69,20 @@ class StatisticsRecorder:
     first_token_seconds: float | None = None
     draft_busy_seconds: float = 0.0
     verify_busy_seconds: float = 0.0
+    num_reused_prompt_tokens: int = 0
     fallback_reason: str = ""
     _checked: list[int] = field(default_factory=list)
     _accepted: list[int] = field(default_factory=list)
 
     def proposal(self, proposal: Proposal) -> None:
         """Take note of the time a proposal took."""
-        self.draft_busy_seconds += proposal.draft_seconds
+        # A service that does not say its share is taken to work for this session alone.
+        self.draft_busy_seconds += proposal.device_seconds or proposal.draft_seconds
 
     def verdict(self, verdict: Verdict) -> None:
         """Take note of a pass: its time, and which of its places were right."""
-        self.verify_busy_seconds += verdict.pass_seconds
+        self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
+        self.num_reused_prompt_tokens += verdict.num_reused
         # What follows the first wrong token was not compared with anything.
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         while len(self._checked) < num_compared:
@@ -120,4 +124,5 @@ class StatisticsRecorder:
                 for source, fate in counts.by_source.items()
                 if fate.drafted
             ),
+            num_reused_prompt_tokens=self.num_reused_prompt_tokens,
         )

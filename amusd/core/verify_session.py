@@ -127,13 +127,21 @@ class VerifySession:
         self._in_pass = True
         return self._checking
 
-    def end_pass(self, predictions: list[int], pass_seconds: float) -> Verdict:
+    def end_pass(
+        self,
+        predictions: list[int],
+        pass_seconds: float,
+        device_seconds: float = 0.0,
+        num_reused: int = 0,
+    ) -> Verdict:
         """Settle the pass and return its verdict.
 
         Args:
             predictions: the verify model's token after the last final token and after each
                 checked one, ``[num_checked + 1]``.
             pass_seconds: how long the pass took.
+            device_seconds: this session's share of it.
+            num_reused: tokens of the prompt that did not have to be computed.
         """
         num_checked = len(self._checking)
         num_accepted = 0
@@ -149,6 +157,8 @@ class VerifySession:
             num_accepted=num_accepted,
             next_token=next_token,
             pass_seconds=pass_seconds,
+            device_seconds=device_seconds,
+            num_reused=num_reused,
         )
         self._final.extend((*self._checking[:num_accepted], next_token))
         self._checking = ()
@@ -157,9 +167,10 @@ class VerifySession:
             self._reject()
         return verdict
 
-    def tokens_from(self, position: int) -> list[int]:
-        """Return the final tokens from ``position`` on."""
-        return self._final[position:]
+    @property
+    def tokens(self) -> list[int]:
+        """The final tokens; not to be changed by the caller."""
+        return self._final
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the parts of the state contradict one another."""

@@ -119,12 +119,13 @@ class SlotMemory(Generic[Buffer]):
         """Copy what another slot holds of the beginning of ``tokens``; return how many are new.
 
         What the slot holds already has to be the beginning of ``tokens``. The last token is never
-        taken over, for an answer needs one that goes through the model.
+        taken over, for an answer needs one that goes through the model, and never more than the
+        slot was opened for.
         """
         if self._copy is None:
             return 0
         target = self._slots[slot]
-        held, wanted = len(target.tokens), list(tokens[:-1])
+        held, wanted = len(target.tokens), list(tokens[:-1])[: target.capacity]
         if len(wanted) < held + MIN_REUSED:
             return 0
         donors = [*self._retained.items(), *self._slots.items()]
@@ -167,6 +168,9 @@ class SlotMemory(Generic[Buffer]):
             self._drop(closed.buffer)
             return
         for name, other in list(self._retained.items()):
+            if other.tokens[: len(closed.tokens)] == closed.tokens:
+                self._retained.move_to_end(name)
+                return
             if closed.tokens[: len(other.tokens)] == other.tokens:
                 self._drop(self._retained.pop(name).buffer)
         self._retained[slot] = closed

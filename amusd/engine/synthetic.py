@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.core.vocabulary import Vocabulary
-from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed
+from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed, Numerics, WeightFormat
 from amusd.engine.slot_memory import SlotMemory
 
 _NO_LIMIT = 1 << 40
@@ -111,6 +111,8 @@ class SyntheticEngine:
             output_size=model.vocabulary,
             vocabulary=Vocabulary.of([str(token) for token in range(model.vocabulary)]),
             tokenizer=BYTES_TOKENIZER if model.vocabulary >= 256 else "",
+            numerics=Numerics.EXACT.value,
+            weight_format=WeightFormat.PLAIN.value,
         )
 
     @property

@@ -4,7 +4,7 @@ from amusd.core import events
 from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
 from amusd.core.finish import FinishReason
-from amusd.core.model import ModelDescription, ServiceLimits
+from amusd.core.model import CacheUsage, ModelDescription, ServiceLimits
 from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.core.vocabulary import Vocabulary
@@ -84,6 +84,8 @@ def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
         ),
         eos_token_ids=model.eos_token_ids,
         tokenizer=model.tokenizer,
+        numerics=model.numerics,
+        weight_format=model.weight_format,
     )
 
 
@@ -103,6 +105,8 @@ def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
         ),
         eos_token_ids=tuple(info.eos_token_ids),
         tokenizer=info.tokenizer,
+        numerics=info.numerics,
+        weight_format=info.weight_format,
     )
 
 
@@ -112,6 +116,7 @@ def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
         max_sessions=limits.max_sessions,
         max_context=limits.max_context,
         max_lookahead=limits.max_lookahead,
+        max_waiting=limits.max_waiting,
     )
 
 
@@ -121,6 +126,29 @@ def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
         max_sessions=limits.max_sessions,
         max_context=limits.max_context,
         max_lookahead=limits.max_lookahead,
+        max_waiting=limits.max_waiting,
+    )
+
+
+def usage_to_proto(usage: CacheUsage) -> model_pb2.CacheUsage:
+    """Return the use of memory as a message."""
+    return model_pb2.CacheUsage(
+        max_tokens=usage.max_tokens,
+        num_reserved_tokens=usage.num_reserved,
+        num_retained_tokens=usage.num_retained,
+        num_read_tokens=usage.num_read,
+        num_reused_tokens=usage.num_reused,
+    )
+
+
+def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
+    """Return the use of memory from its message."""
+    return CacheUsage(
+        max_tokens=usage.max_tokens,
+        num_reserved=usage.num_reserved_tokens,
+        num_retained=usage.num_retained_tokens,
+        num_read=usage.num_read_tokens,
+        num_reused=usage.num_reused_tokens,
     )
 
 
@@ -134,6 +162,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             draft_seconds=proposal.draft_seconds,
             num_steps=proposal.num_steps,
             source=source_to_proto(proposal.source),
+            device_seconds=proposal.device_seconds,
         )
     )
 
@@ -147,6 +176,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         draft_seconds=proposal.draft_seconds,
         num_steps=proposal.num_steps,
         source=source_from_proto(proposal.source),
+        device_seconds=proposal.device_seconds,
     )
 
 
@@ -160,6 +190,8 @@ def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
             num_accepted=verdict.num_accepted,
             next_token_id=verdict.next_token,
             pass_seconds=verdict.pass_seconds,
+            device_seconds=verdict.device_seconds,
+            num_reused_tokens=verdict.num_reused,
         )
     )
 
@@ -173,6 +205,8 @@ def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
         num_accepted=verdict.num_accepted,
         next_token=verdict.next_token_id,
         pass_seconds=verdict.pass_seconds,
+        device_seconds=verdict.device_seconds,
+        num_reused=verdict.num_reused_tokens,
     )
 
 
@@ -245,6 +279,7 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
             )
             for one in statistics.acceptance_per_source
         ],
+        num_reused_prompt_tokens=statistics.num_reused_prompt_tokens,
     )
 
 
@@ -274,4 +309,5 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
             )
             for one in statistics.acceptance_per_source
         ),
+        num_reused_prompt_tokens=statistics.num_reused_prompt_tokens,
     )

@@ -203,22 +203,28 @@ class Proposal(_message.Message):
     DRAFT_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
     """Position of the first token; with no token, the position for which there is none."""
     draft_seconds: _builtins.float
-    """Time the draft device spent on this session since its last proposal, steps whose result
-    was dropped included, in seconds.
+    """Time of the steps that this session took part in since its last proposal, steps whose result
+    was dropped included, in seconds: the whole time, however many sessions shared them.
     """
     num_steps: _builtins.int
     """Number of steps in draft_seconds, of the model or look-ups."""
     source: _model_pb2.DraftSource.ValueType
     """What wrote the tokens; with no token, what was asked last."""
+    device_seconds: _builtins.float
+    """This session's share of draft_seconds, in seconds: a shared step counts by the tokens that
+    each session brought to it. 0: an older service, which does not share steps.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The drafted tokens. Empty: the drafter has nothing to propose here and waits for the
-        next advance (prompt lookup without a match, or the end of the draft model's context).
+        next advance, or for memory (prompt lookup without a match, or the end of the draft model's
+        context, or a session that waits in line).
         """
 
     def __init__(
@@ -230,10 +236,11 @@ class Proposal(_message.Message):
         draft_seconds: _builtins.float = ...,
         num_steps: _builtins.int = ...,
         source: _model_pb2.DraftSource.ValueType = ...,
+        device_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,8 +335,12 @@ class GetDraftInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     num_sessions: _builtins.int
     """Sessions open now."""
+    num_waiting: _builtins.int
+    """Sessions that wait for memory now; not counted in num_sessions."""
     @_builtins.property
     def model(self) -> _model_pb2.ModelInfo:
         """The model that drafts."""
@@ -342,6 +353,10 @@ class GetDraftInfoResponse(_message.Message):
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.DraftSource.ValueType]:
         """Where its proposals may come from: the model, a look-up, or both. Empty: an older service."""
 
+    @_builtins.property
+    def cache(self) -> _model_pb2.CacheUsage:
+        """Memory for keys and values."""
+
     def __init__(
         self,
         *,
@@ -349,10 +364,12 @@ class GetDraftInfoResponse(_message.Message):
         limits: _model_pb2.ServiceLimits | None = ...,
         num_sessions: _builtins.int = ...,
         sources: _abc.Iterable[_model_pb2.DraftSource.ValueType] | None = ...,
+        num_waiting: _builtins.int = ...,
+        cache: _model_pb2.CacheUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "num_sessions", b"num_sessions", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "limits", b"limits", "model", b"model", "num_sessions", b"num_sessions", "num_waiting", b"num_waiting", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

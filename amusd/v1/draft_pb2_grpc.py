@@ -65,10 +65,15 @@ class DraftServiceServicer:
         verified position. The first request is an open; advances follow; a close, or the
         end of the stream, ends the session and frees its cache.
 
+        An open for which there is no memory now waits in line until other sessions end. Until then
+        the session answers its open, every advance and every rollback with a proposal without
+        tokens; then it drafts from where it is. A line that is full, and a wait that takes too
+        long, end the stream with RESOURCE_EXHAUSTED.
+
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
         in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-        RESOURCE_EXHAUSTED (too many sessions, prompt or look-ahead over the
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time, prompt or look-ahead over the
         limit), UNAVAILABLE (model loading, service draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

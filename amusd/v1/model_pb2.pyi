@@ -96,6 +96,8 @@ class ModelInfo(_message.Message):
     VOCABULARY_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name the service was started with: a hub id, a folder or a built-in name."""
     device: _builtins.str
@@ -113,6 +115,14 @@ class ModelInfo(_message.Message):
     tokenizer: _builtins.str
     """Where the tokenizer and its chat template are loaded from (hub id or folder).
     Empty: the model has none, and prompts come as token ids.
+    """
+    numerics: _builtins.str
+    """How far a token's result may depend on what else shares its pass: "fast" (a near tie may
+    turn with the pass's shape) or "exact" (never). Empty: the service does not say.
+    """
+    weight_format: _builtins.str
+    """How the weights are kept: "compact" (smaller without loss, where possible), "plain", or
+    "int8" (with loss: another output). Empty: the service does not say.
     """
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
@@ -134,14 +144,60 @@ class ModelInfo(_message.Message):
         vocabulary: Global___Vocabulary | None = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         tokenizer: _builtins.str = ...,
+        numerics: _builtins.str = ...,
+        weight_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "output_size", b"output_size", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics", b"numerics", "output_size", b"output_size", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class CacheUsage(_message.Message):
+    """Memory of a service for keys and values, in tokens. What is open is reserved as a whole when
+    a session opens, so that no session runs out of memory later.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RETAINED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_READ_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
+    """Tokens that fit in all; 0 if the service keeps no keys and values (prompt lookup)."""
+    num_reserved_tokens: _builtins.int
+    """Tokens reserved for open sessions, at most max_tokens."""
+    num_retained_tokens: _builtins.int
+    """Tokens kept of closed sessions in case a prompt begins like them; they make room when it
+    is needed. With num_reserved_tokens at most max_tokens.
+    """
+    num_read_tokens: _builtins.int
+    """Tokens of prompts that went through the model since the start."""
+    num_reused_tokens: _builtins.int
+    """Tokens of prompts that were computed before for another session, and copied. The hit rate
+    is num_reused_tokens / (num_reused_tokens + num_read_tokens).
+    """
+    def __init__(
+        self,
+        *,
+        max_tokens: _builtins.int = ...,
+        num_reserved_tokens: _builtins.int = ...,
+        num_retained_tokens: _builtins.int = ...,
+        num_read_tokens: _builtins.int = ...,
+        num_reused_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "num_read_tokens", b"num_read_tokens", "num_reserved_tokens", b"num_reserved_tokens", "num_retained_tokens", b"num_retained_tokens", "num_reused_tokens", b"num_reused_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheUsage: _TypeAlias = CacheUsage  # noqa: Y015
 
 @_typing.final
 class ServiceLimits(_message.Message):
@@ -152,22 +208,30 @@ class ServiceLimits(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     MAX_LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_FIELD_NUMBER: _builtins.int
     max_sessions: _builtins.int
-    """Sessions open at the same time, 1 or more. One more is refused with RESOURCE_EXHAUSTED."""
+    """Sessions at the same time, open or waiting for memory, 1 or more. One more is refused with
+    RESOURCE_EXHAUSTED.
+    """
     max_context: _builtins.int
     """Longest sequence of prompt and output, in tokens; not above the model's context length."""
     max_lookahead: _builtins.int
     """Proposed tokens that one session may have beyond its verified position, 1 or more."""
+    max_waiting: _builtins.int
+    """Sessions that may wait for memory at the same time, 0 or more. One more is refused with
+    RESOURCE_EXHAUSTED.
+    """
     def __init__(
         self,
         *,
         max_sessions: _builtins.int = ...,
         max_context: _builtins.int = ...,
         max_lookahead: _builtins.int = ...,
+        max_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_context", b"max_context", "max_lookahead", b"max_lookahead", "max_sessions", b"max_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_context", b"max_context", "max_lookahead", b"max_lookahead", "max_sessions", b"max_sessions", "max_waiting", b"max_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,7 +60,7 @@ class OrchestratorServiceServicer:
         max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
         UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
         template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
         not reachable).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,7 @@ class OrchestratorServiceStub:
     max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
     UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
     template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
+    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
     not reachable).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
@@ -62,7 +62,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
     UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
     template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
+    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
     not reachable).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
         UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
         template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
         not reachable).
         """
 

@@ -198,6 +198,8 @@ class Verdict(_message.Message):
     NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
     NEXT_TOKEN_ID_FIELD_NUMBER: _builtins.int
     PASS_SECONDS_FIELD_NUMBER: _builtins.int
+    DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the tokens that were checked."""
     position: _builtins.int
@@ -209,7 +211,18 @@ class Verdict(_message.Message):
     next_token_id: _builtins.int
     """The verify model's token for position + num_accepted."""
     pass_seconds: _builtins.float
-    """Time the pass took on the device, the prompt's passes included in the first, in seconds."""
+    """Time the pass took on the device, the prompt's passes included in the first, in seconds:
+    the whole time, however many sessions shared it.
+    """
+    device_seconds: _builtins.float
+    """This session's share of the time that passes took on the device since the last verdict, its
+    prompt's included, in seconds: a shared pass counts by the tokens that each session brought
+    to it. 0: an older service, which does not share passes.
+    """
+    num_reused_tokens: _builtins.int
+    """Tokens of the prompt that did not have to be computed, for another session began with the
+    same; set in the first verdict only.
+    """
     def __init__(
         self,
         *,
@@ -219,10 +232,12 @@ class Verdict(_message.Message):
         num_accepted: _builtins.int = ...,
         next_token_id: _builtins.int = ...,
         pass_seconds: _builtins.float = ...,
+        device_seconds: _builtins.float = ...,
+        num_reused_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_checked", b"num_checked", "pass_seconds", b"pass_seconds", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_checked", b"num_checked", "num_reused_tokens", b"num_reused_tokens", "pass_seconds", b"pass_seconds", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,8 +269,12 @@ class GetVerifyInfoResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     num_sessions: _builtins.int
     """Sessions open now."""
+    num_waiting: _builtins.int
+    """Sessions that wait for memory now; not counted in num_sessions."""
     @_builtins.property
     def model(self) -> _model_pb2.ModelInfo:
         """The model that verifies."""
@@ -264,16 +283,22 @@ class GetVerifyInfoResponse(_message.Message):
     def limits(self) -> _model_pb2.ServiceLimits:
         """What the service takes on at most."""
 
+    @_builtins.property
+    def cache(self) -> _model_pb2.CacheUsage:
+        """Memory for keys and values."""
+
     def __init__(
         self,
         *,
         model: _model_pb2.ModelInfo | None = ...,
         limits: _model_pb2.ServiceLimits | None = ...,
         num_sessions: _builtins.int = ...,
+        num_waiting: _builtins.int = ...,
+        cache: _model_pb2.CacheUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "num_sessions", b"num_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "limits", b"limits", "model", b"model", "num_sessions", b"num_sessions", "num_waiting", b"num_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

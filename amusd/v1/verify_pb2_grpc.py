@@ -60,11 +60,16 @@ class VerifyServiceServicer:
         After that every pass checks whatever has arrived since the last one and yields one
         verdict. A close, or the end of the stream, ends the session and frees its cache.
 
+        An open for which there is no memory now waits in line until other sessions end; what is
+        proposed meanwhile waits with it. A line that is full, and a wait that takes too long, end
+        the stream with RESOURCE_EXHAUSTED.
+
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
         each other),
         ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
-        RESOURCE_EXHAUSTED (too many sessions, context or proposed tokens over the limit),
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time, context or proposed tokens over
+        the limit),
         UNAVAILABLE (model loading, service draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

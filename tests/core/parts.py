@@ -89,7 +89,7 @@ class VerifySide:
         self.session.offer(message.epoch, message.position, message.tokens)
 
     def begin_pass(self) -> None:
-        self._context = self.session.tokens_from(0)
+        self._context = list(self.session.tokens)
         self._checking = self.session.begin_pass(self._max_checked)
 
     def end_pass(self) -> None:

@@ -1,5 +1,7 @@
 """What the recorder makes of the events it is told of."""
 
+import dataclasses
+
 import pytest
 
 from amusd.core.draft_sources import DraftSource
@@ -51,6 +53,20 @@ def test_busy_times_add_up() -> None:
     recorder.verdict(checked(1, 0))
     summary = recorder.summary(Ledger([10]), 0, 9.0)
     assert (summary.draft_busy_seconds, summary.verify_busy_seconds) == (0.75, 1.0)
+
+
+def test_of_a_shared_device_a_session_counts_its_share_of_the_time() -> None:
+    recorder = StatisticsRecorder(started_seconds=0.0)
+    recorder.proposal(Proposal(0, 2, (20,), draft_seconds=0.5, num_steps=1, device_seconds=0.125))
+    recorder.verdict(dataclasses.replace(checked(1, 1), device_seconds=0.25))
+    summary = recorder.summary(Ledger([10]), 0, 9.0)
+    assert (summary.draft_busy_seconds, summary.verify_busy_seconds) == (0.125, 0.25)
+
+
+def test_what_the_verify_model_did_not_have_to_compute_is_told() -> None:
+    assert summary_of(checked(0, 0)).num_reused_prompt_tokens == 0
+    first = dataclasses.replace(checked(0, 0), num_reused=7)
+    assert summary_of(first, checked(1, 0)).num_reused_prompt_tokens == 7
 
 
 def test_the_first_token_is_timed_once() -> None:

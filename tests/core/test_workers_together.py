@@ -19,17 +19,23 @@ from tests.core.parts import Orchestrator
 from tests.core.scenario import VOCABULARY, Setup, verify_models_own
 from verify_service.worker import VerifyOpening, VerifyWorker
 
-LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=8)
+LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=8, max_waiting=4)
 
 
 class Workers:
     """Both services, each with an engine for all sessions."""
 
     def __init__(
-        self, seed: int, agreement: float | None, batch: int, prefill: int, lookup: bool
+        self,
+        seed: int,
+        agreement: float | None,
+        batch: int,
+        prefill: int,
+        lookup: bool,
+        memory: int,
     ) -> None:
         """Start; an ``agreement`` of None drafts by prompt lookup alone."""
-        model = SyntheticModel(VOCABULARY, seed, batch=batch)
+        model = SyntheticModel(VOCABULARY, seed, batch=batch, memory=memory)
         self.drafter: Drafter = PromptLookupDrafter()
         if agreement is not None:
             draft_engine = SyntheticEngine(replace(model, agreement=agreement))
@@ -94,6 +100,7 @@ class Conversation:
     batch=st.integers(1, 4),
     prefill_tokens=st.integers(1, 4),
     lookup=st.booleans(),
+    memory=st.sampled_from([0, 30, 60]),  # for any number of sessions, for 1 or 2
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=100, deadline=None)
@@ -104,9 +111,10 @@ def test_sessions_side_by_side_each_get_the_verify_models_own_tokens(
     batch: int,
     prefill_tokens: int,
     lookup: bool,
+    memory: int,
     seed: int,
 ) -> None:
-    workers = Workers(seed, agreement, batch, prefill_tokens, lookup)
+    workers = Workers(seed, agreement, batch, prefill_tokens, lookup, memory)
     conversations = [
         Conversation(
             str(number), Setup(strategy, lookahead, num_prompt=number + 1, seed=seed), workers
@@ -117,6 +125,7 @@ def test_sessions_side_by_side_each_get_the_verify_models_own_tokens(
     for conversation in conversations:
         assert conversation.core.output == verify_models_own(conversation.setup)
     assert workers.engine.num_open == workers.verify.num_sessions == workers.draft.num_sessions == 0
+    assert workers.verify.num_waiting == workers.draft.num_waiting == 0
 
 
 def converse(workers: Workers, conversations: list[Conversation], chance: random.Random) -> None:

@@ -16,6 +16,7 @@ from draft_service.drafters import (
     HybridDrafter,
     ModelDrafter,
     PromptLookupDrafter,
+    Reading,
 )
 
 MODEL, LOOKUP = DraftSource.MODEL, DraftSource.LOOKUP
@@ -30,7 +31,7 @@ def looked_up(
 ) -> list[int]:
     drafter = drafter or PromptLookupDrafter()
     [proposed] = drafter.draft([DraftRequest(drafter.open(100), tokens, room)])
-    assert proposed is not None
+    assert isinstance(proposed, Drafted)
     return list(proposed.tokens)
 
 
@@ -153,7 +154,7 @@ def drafted(drafter: Drafter, slot: int, tokens: list[int]) -> tuple[int, ...]:
     """Ask until there is an answer."""
     while True:
         [answer] = drafter.draft([DraftRequest(slot, tokens, 4)])
-        if answer is not None:
+        if isinstance(answer, Drafted):
             return answer.tokens
 
 
@@ -167,8 +168,8 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
     drafter = make_model_drafter(prefill_tokens=2)
     slot = drafter.open(10)
     request = DraftRequest(slot, [1, 2, 3, 4, 5], 4)
-    assert drafter.draft([request]) == [None]
-    assert drafter.draft([request]) == [None]
+    assert drafter.draft([request]) == [Reading()]
+    assert drafter.draft([request]) == [Reading()]
     assert drafter.draft([request]) == [modelled(request.tokens)]
 
 
@@ -266,8 +267,8 @@ def test_the_model_reads_a_long_prompt_before_anything_is_looked_up() -> None:
     engine = CountingEngine()
     drafter = make_hybrid(engine, prefill_tokens=4)
     request = DraftRequest(drafter.open(100), REPEATING, 2)
-    assert drafter.draft([request]) == [None]
-    assert drafter.draft([request]) == [None]
+    assert drafter.draft([request]) == [Reading()]
+    assert drafter.draft([request]) == [Reading()]
     assert drafter.draft([request]) == [looked(4, 5)]
     assert engine.passes == [[4], [4]]
 
@@ -275,7 +276,6 @@ def test_the_model_reads_a_long_prompt_before_anything_is_looked_up() -> None:
 def test_a_batch_takes_those_to_the_model_that_have_no_match() -> None:
     engine = CountingEngine(batch=3)
     drafter = make_hybrid(engine)
-    assert drafter.max_batch == 3
     texts = (NEW, REPEATING, [7, 8])
     requests = [DraftRequest(drafter.open(100), list(text), 1) for text in texts]
     assert drafter.draft(requests) == [modelled(NEW), looked(4), modelled([7, 8])]

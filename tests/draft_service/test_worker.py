@@ -19,12 +19,14 @@ from amusd.core.errors import (
 )
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.core.model import ServiceLimits
+from amusd.engine.interface import Feed
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from draft_service.drafters import (
     Drafted,
     DraftRequest,
     HybridDrafter,
     ModelDrafter,
+    Outcome,
     PromptLookupDrafter,
 )
 from draft_service.worker import DraftOpening, DraftWorker
@@ -56,20 +58,20 @@ class FadingDrafter(ModelDrafter):
 
     num_tokens = 4
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
         [request] = requests
         if len(request.tokens) >= self.num_tokens:
             return [Drafted(DraftSource.MODEL, ())]
         return super().draft(requests)
 
 
-class BreakingDrafter(ModelDrafter):
+class BreakingEngine(SyntheticEngine):
     """Fails at a text that ends with token 0."""
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Drafted | None]:
-        if any(request.tokens[-1] == 0 for request in requests):
+    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+        if any(feed.tokens[-1] == 0 for feed in feeds):
             raise LimitExceededError("no memory left")
-        return super().draft(requests)
+        return super().run(feeds)
 
 
 def make_engine(batch: int = 1, vocabulary: int = 50) -> SyntheticEngine:
@@ -411,7 +413,8 @@ def test_the_id_of_a_failed_session_stays_taken_until_it_is_closed() -> None:
 
 
 def test_a_step_that_fails_ends_the_sessions_of_its_batch_and_no_other() -> None:
-    worker = DraftWorker(BreakingDrafter(make_engine(), 100), LIMITS)
+    engine = BreakingEngine(SyntheticModel(vocabulary=50))
+    worker = DraftWorker(ModelDrafter(engine, 100), LIMITS)
     failed, other = opened(worker, named("a", 1, 0)), opened(worker, named("b", 4, 5))
     worker.step()
     worker.step()

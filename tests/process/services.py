@@ -86,8 +86,9 @@ def start_trio(
     verify_model: str = VERIFY_MODEL,
     draft_model: str = DRAFT_MODEL,
     draft_flags: tuple[str, ...] = (),
+    verify_flags: tuple[str, ...] = (),
 ) -> Trio:
-    verify = starter("verify", "--model", verify_model, "--max-sessions", "64")
+    verify = starter("verify", "--model", verify_model, "--max-sessions", "64", *verify_flags)
     draft = starter("draft", "--model", draft_model, "--max-lookahead", "16", *draft_flags)
     orchestrator = starter(
         "orchestrator", "--verify", verify.address, "--draft", draft.address,

@@ -3,16 +3,17 @@
 import pytest
 
 from amusd.core.draft_sources import DraftSource
-from amusd.core.events import Proposal
+from amusd.core.events import Proposal, Verdict
+from amusd.core.model import CacheUsage
 from amusd.core.statistics import SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.rpc import codec
-from amusd.v1 import draft_pb2
+from amusd.v1 import draft_pb2, model_pb2
 
 
 @pytest.mark.parametrize("source", DraftSource)
 def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
-    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source)
+    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125)
     assert codec.proposal_from_proto(codec.proposal_to_proto(proposal).proposal) == proposal
 
 
@@ -29,7 +30,36 @@ def test_statistics_keep_what_each_source_has_done() -> None:
         SourceAcceptance(DraftSource.LOOKUP, 3),
     )
     statistics = Statistics(
-        2, 20, 1.0, 0.1, 15, 12, 4, 2, 6, 2, (), 0.5, 0.75, acceptance_per_source=sources
+        2,
+        20,
+        1.0,
+        0.1,
+        15,
+        12,
+        4,
+        2,
+        6,
+        2,
+        (),
+        0.5,
+        0.75,
+        acceptance_per_source=sources,
+        num_reused_prompt_tokens=1,
     )
     message = codec.statistics_to_proto(statistics, Strategy.AMUSD)
     assert codec.statistics_from_proto(message) == statistics
+
+
+def test_a_verdict_keeps_its_times_and_what_was_reused() -> None:
+    verdict = Verdict(1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_reused=40)
+    assert codec.verdict_from_proto(codec.verdict_to_proto(verdict).verdict) == verdict
+
+
+def test_the_use_of_memory_is_kept() -> None:
+    usage = CacheUsage(max_tokens=1 << 40, num_reserved=5, num_retained=4, num_read=3, num_reused=2)
+    assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
+
+
+def test_an_older_services_model_says_nothing_of_numerics_or_weights() -> None:
+    model = codec.model_from_proto(model_pb2.ModelInfo(name="old"))
+    assert (model.numerics, model.weight_format) == ("", "")

@@ -123,7 +123,7 @@ def test_an_open_session_gets_its_first_token_without_being_asked() -> None:
     receiver = opened(worker)
     assert run(worker) == 1
     [verdict] = receiver.verdicts
-    assert replace(verdict, pass_seconds=0.0) == Verdict(0, 3, 0, 0, FIRST)
+    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0) == Verdict(0, 3, 0, 0, FIRST)
     assert verdict.pass_seconds > 0
 
 
@@ -134,7 +134,7 @@ def test_a_pass_checks_what_has_been_proposed_since_the_last() -> None:
     worker.offer("a", Forward(0, 4, (SECOND, WRONG)))
     run(worker)
     [verdict] = receiver.verdicts
-    assert replace(verdict, pass_seconds=0.0) == Verdict(0, 3, 3, 2, THIRD)
+    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0) == Verdict(0, 3, 3, 2, THIRD)
 
 
 def test_after_a_rejection_the_next_pass_is_as_in_a_fresh_session() -> None:

@@ -1,0 +1,189 @@
+"""Draft sessions that share steps, prompts and memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from amusd.core.draft_session import DraftLimits
+from amusd.core.draft_sources import DraftSource
+from amusd.core.errors import AmusdError, CacheFullError
+from amusd.core.events import Advance, Proposal, Rollback
+from amusd.core.model import ServiceLimits
+from amusd.engine.interface import Feed
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from draft_service.drafters import HybridDrafter, ModelDrafter
+from draft_service.worker import DraftOpening, DraftWorker
+
+MODEL = SyntheticModel(vocabulary=500, batch=8)
+LIMITS = ServiceLimits(max_sessions=16, max_context=2000, max_lookahead=8, max_waiting=2)
+SYSTEM = [token % 400 for token in range(1000)]
+
+
+class CountingEngine(SyntheticEngine):
+    """Remembers the feeds of each step."""
+
+    def __init__(self, model: SyntheticModel) -> None:
+        super().__init__(model)
+        self.steps: list[list[Feed]] = []
+
+    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+        self.steps.append(list(feeds))
+        return super().run(feeds)
+
+    def sizes(self) -> list[list[int]]:
+        return [[len(feed.tokens) for feed in feeds] for feeds in self.steps]
+
+
+class Client:
+    """A session, and what it was sent."""
+
+    def __init__(self, worker: DraftWorker, name: str, prompt: list[int], ahead: int = 1) -> None:
+        self.proposals: list[Proposal] = []
+        self.errors: list[AmusdError] = []
+        self.prompt = prompt
+        limits = DraftLimits(ahead, len(prompt) + 20)
+        worker.open(DraftOpening(name, prompt, limits), self._take)
+
+    def _take(self, message: Proposal | AmusdError) -> None:
+        if isinstance(message, Proposal):
+            self.proposals.append(message)
+        else:
+            self.errors.append(message)
+
+    @property
+    def sent(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        return [(one.epoch, one.position, one.tokens) for one in self.proposals]
+
+
+def own(prompt: list[int], num_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(MODEL.next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def run(worker: DraftWorker) -> None:
+    while worker.step():
+        pass
+
+
+def make(prefill_tokens: int = 256, **settings: int) -> tuple[CountingEngine, DraftWorker]:
+    engine = CountingEngine(replace(MODEL, **settings))
+    return engine, DraftWorker(ModelDrafter(engine, prefill_tokens), LIMITS)
+
+
+# Time and prompts
+
+
+def test_a_shared_step_is_whole_as_latency_and_divided_as_use_of_the_device() -> None:
+    _, worker = make(pass_ms=5)
+    clients = [Client(worker, str(size), list(range(size))) for size in (1, 3)]
+    run(worker)
+    short, long = (client.proposals[0] for client in clients)
+    assert short.num_steps == long.num_steps == 1
+    assert short.draft_seconds == long.draft_seconds >= 0.005
+    assert short.device_seconds + long.device_seconds == pytest.approx(short.draft_seconds)
+    assert long.device_seconds == pytest.approx(3 * short.device_seconds)
+
+
+def test_a_long_prompt_does_not_hold_up_those_who_draft() -> None:
+    engine, worker = make(prefill_tokens=50)
+    drafting = Client(worker, "drafting", [1], ahead=8)
+    worker.step()
+    for number in range(3):
+        Client(worker, str(number), [400 + number, *SYSTEM[:149]])
+    for _ in range(5):
+        worker.step()
+    assert len(drafting.proposals) == 6
+    assert all(1 in sizes and sum(sizes) - 1 <= 50 for sizes in engine.sizes()[1:])
+    readers = [[feed.slot for feed in feeds if feed.is_prompt] for feeds in engine.steps[1:]]
+    assert readers == [[2], [3], [4], [2], [3]]
+
+
+def test_more_sessions_than_a_step_takes_have_their_turns_all_the_same() -> None:
+    _, worker = make(prefill_tokens=20, batch=2)
+    for number in range(4):
+        Client(worker, f"reading {number}", [400 + number, *SYSTEM[:199]])
+    drafting = [Client(worker, f"drafting {number}", [number], ahead=8) for number in range(2)]
+    for _ in range(12):
+        worker.step()
+    assert all(len(client.proposals) >= 3 for client in drafting)
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once(lookup: bool) -> None:
+    engine = CountingEngine(MODEL)
+    model = ModelDrafter(engine, 256)
+    worker = DraftWorker(HybridDrafter(model) if lookup else model, LIMITS)
+    # What comes last occurs nowhere before, so that nothing is looked up.
+    prompts = [[*SYSTEM, 450 + number, 460 + number] for number in range(8)]
+    clients = [Client(worker, str(number), prompt) for number, prompt in enumerate(prompts)]
+    run(worker)
+    assert sum(map(sum, engine.sizes())) <= len(SYSTEM) + 8 * (2 + 16)
+    for client in clients:
+        assert client.sent == [(0, 1002, tuple(own(client.prompt, 1)))]
+    assert engine.usage.hit_rate > 0.8
+
+
+def test_a_look_up_beside_steps_of_the_model_is_charged_little() -> None:
+    engine = CountingEngine(replace(MODEL, pass_ms=5))
+    worker = DraftWorker(HybridDrafter(ModelDrafter(engine, 256)), LIMITS)
+    looking = Client(worker, "looking", [1, 2, 3, 9, 1, 2, 3])
+    drafting = Client(worker, "drafting", [4, 5, 6, 7])
+    run(worker)
+    looked_up, drafted = looking.proposals[0], drafting.proposals[0]
+    assert looked_up.source is DraftSource.LOOKUP
+    assert 0 < 4 * looked_up.device_seconds == pytest.approx(drafted.device_seconds)
+
+
+# Memory
+
+
+def waiting_beside_another(worker: DraftWorker) -> Client:
+    Client(worker, "first", [1, 2])
+    return Client(worker, "second", [3, 4], ahead=3)
+
+
+def test_who_waits_for_memory_says_so_that_nobody_waits_for_its_drafts() -> None:
+    _, worker = make(memory=30)
+    client = waiting_beside_another(worker)
+    assert client.sent == [(0, 2, ())]
+    worker.advance("second", Advance(0, 2, (7,)))
+    worker.advance("second", Advance(0, 3, (8, 9)))
+    assert client.sent[1:] == [(0, 3, ()), (0, 5, ())]
+    run(worker)
+    assert len(client.proposals) == 3
+    assert (worker.num_sessions, worker.num_waiting) == (1, 1)
+
+
+def test_who_has_waited_for_memory_drafts_from_where_it_is() -> None:
+    engine, worker = make(memory=30)
+    client = waiting_beside_another(worker)
+    worker.advance("second", Advance(0, 2, (7,)))
+    worker.rollback("second", Rollback(1, 4, 8))
+    worker.close("first")
+    run(worker)
+    drafted = own([3, 4, 7, 8], 3)
+    assert client.sent[3:] == [(1, 4 + place, (drafted[place],)) for place in range(3)]
+    worker.close("second")
+    assert engine.usage.num_reserved == worker.num_sessions == 0
+
+
+def test_who_waits_may_be_rolled_back_without_a_slot() -> None:
+    _, worker = make(memory=30)
+    client = waiting_beside_another(worker)
+    assert worker.rollback("second", Rollback(1, 3, 8)) == 0
+    assert client.sent[-1] == (1, 3, ())
+
+
+def test_who_waited_long_enough_is_refused_and_makes_way() -> None:
+    _, worker = make(memory=30)
+    second = waiting_beside_another(worker)
+    third = Client(worker, "third", [5, 6])
+    worker.give_up("second")
+    assert [type(error) for error in second.errors] == [CacheFullError]
+    worker.close("second")
+    worker.close("first")
+    run(worker)
+    assert third.sent == [(0, 2, ()), (0, 2, tuple(own([5, 6], 1)))]
