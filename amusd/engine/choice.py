@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from amusd.core.errors import InvalidInputError
 from amusd.engine.alone import AlonePasses, bytes_per_token
 from amusd.engine.graphs import CudaGraphs
-from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
+from amusd.engine.interface import EngineOptions, Numerics
 from amusd.engine.memory import free_bytes
 from amusd.engine.model_source import LoadedModel
+from amusd.engine.native.loading import native_passes
+from amusd.engine.native.passes import NativePasses
 from amusd.engine.packed import EXACT_ROWS, PackedPasses
 from amusd.engine.passes import GreedyHead, Passes
 from amusd.engine.probes import MISFITS, same_after_rollback, same_to_the_bit, same_when_shared
@@ -37,6 +39,8 @@ class Choice:
     reuses: bool
     max_tokens: int
     context_length: int
+    weight_format: str
+    weight_bytes: int
     unit: int = 1
 
 
@@ -47,11 +51,9 @@ def choose_passes(loaded: LoadedModel, options: EngineOptions) -> Choice:
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    if options.weights is WeightFormat.INT8:
-        raise InvalidInputError(
-            "8-bit weights (--weights int8) need the native engine, which does not run "
-            f"{loaded.description.name} here; use --weights compact"
-        )
+    native = native_passes(loaded, options)
+    if native is not None:
+        return _native(loaded, options, native)
     head = GreedyHead(loaded.head_ids, loaded.num_outputs)
     alone, is_growing = _alone(loaded, head)
     reason = "only the cache of Transformers fits it" if is_growing else _why_alone(loaded.model)
@@ -80,8 +82,30 @@ def choice_of(
     reuses: bool,
 ) -> Choice:
     """Return a choice of passes whose buffers take as much memory as they are asked for."""
+    description = loaded.description
     max_tokens = _max_tokens(loaded, options)
-    return Choice(passes, max_batch, reuses, max_tokens, loaded.description.context_length)
+    return Choice(
+        passes,
+        max_batch,
+        reuses,
+        max_tokens,
+        description.context_length,
+        weight_format=description.dtype,
+        weight_bytes=_weight_bytes(loaded.model),
+    )
+
+
+def _native(loaded: LoadedModel, options: EngineOptions, passes: NativePasses) -> Choice:
+    """Return native passes, which are exact as they are."""
+    return Choice(
+        passes,
+        options.max_batch,
+        options.reuse_prefixes,
+        max_tokens=max(1, _cache_bytes(loaded, options) // passes.bytes_per_token),
+        context_length=loaded.description.context_length,
+        weight_format=passes.weight_format,
+        weight_bytes=passes.weight_bytes,
+    )
 
 
 def _alone(loaded: LoadedModel, head: GreedyHead) -> tuple[AlonePasses, bool]:
@@ -177,14 +201,30 @@ def _static(loaded: LoadedModel, options: EngineOptions, head: GreedyHead) -> Ch
         options.reuse_prefixes,
         max_tokens=num_rows * length,
         context_length=min(context, length),
+        weight_format=loaded.description.dtype,
+        weight_bytes=_weight_bytes(loaded.model),
         unit=length,
     )
 
 
 def _max_tokens(loaded: LoadedModel, options: EngineOptions) -> int:
     """Return how many tokens' keys and values fit the memory that they may have."""
-    num_bytes = options.cache_mib << 20 or free_bytes(loaded.description.device) // 2
+    num_bytes = _cache_bytes(loaded, options)
     return max(1, num_bytes // bytes_per_token(AlonePasses(loaded.model)))
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of weights that a pass reads: of a table of embeddings only some rows."""
+    found = {id(weight): weight.nbytes for weight in model.parameters()}
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None or head.weight is not table.weight:
+        found.pop(id(table.weight), None)
+    return sum(found.values())
+
+
+def _cache_bytes(loaded: LoadedModel, options: EngineOptions) -> int:
+    return options.cache_mib << 20 or free_bytes(loaded.description.device) // 2
 
 
 def _why_alone(model: PreTrainedModel) -> str | None:

@@ -1,6 +1,5 @@
 """From the name of a model to its engine: synthetic, embedded, a folder, or a hub id."""
 
-from dataclasses import replace
 from typing import Literal
 
 from amusd.core.errors import InvalidInputError
@@ -28,15 +27,11 @@ def load_model(
         return SyntheticEngine(SyntheticModel.parse(name), name, options)
     prepare_torch(device)
     # Transformers takes seconds to import: only engines that need it wait for it.
-    from amusd.engine.native.loading import native_engine  # noqa: PLC0415
-    from amusd.engine.transformers_engine import ModelSource, load_engine  # noqa: PLC0415
+    from amusd.engine.model_source import ModelSource  # noqa: PLC0415
+    from amusd.engine.slot_engine import load_engine  # noqa: PLC0415
 
     source = ModelSource(name, locate_model(name, role), device.device, device.dtype)
-    engine = load_engine(source, role == "draft", replace(options, max_batch=1))
-    native = native_engine(
-        engine.model, engine.description, options, engine.head_ids, engine._num_outputs
-    )
-    return native or engine
+    return load_engine(source, role == "draft", options)
 
 
 def locate_model(name: str, role: Role) -> str:

@@ -13,12 +13,12 @@ from amusd.core.errors import InvalidInputError
 from amusd.engine import choice
 from amusd.engine.choice import Choice
 from amusd.engine.interface import EngineOptions, Feed, Numerics
-from amusd.engine.model_source import LoadedModel, load_source
+from amusd.engine.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.passes import Piece
 from amusd.engine.plain import decode_autoregressive, decode_speculative
 from amusd.engine.probes import same_to_the_bit
+from amusd.engine.slot_engine import SlotEngine, load_engine, serve
 from amusd.engine.static_pass import Buckets, StaticPasses
-from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine, serve
 from tests import tiny
 
 FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
@@ -27,23 +27,29 @@ EXACT = EngineOptions(max_batch=4, cache_mib=8, numerics=Numerics.EXACT)
 FAST = EngineOptions(max_batch=4, cache_mib=8)
 
 
+pytestmark = pytest.mark.usefixtures("without_native_passes")
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.save(tiny.build(request.param), tmp_path_factory.mktemp(request.param))
 
 
-def packed(loaded: LoadedModel) -> TransformersEngine:
+def packed(loaded: LoadedModel) -> SlotEngine:
     return serve(loaded, EXACT)
 
 
-def static(loaded: LoadedModel) -> TransformersEngine:
+def static(loaded: LoadedModel) -> SlotEngine:
     """What runs on CUDA with numerics exact, without graphs."""
     num_rows, length = 5, 192
     passes = StaticPasses(loaded.model, Buckets.exact(num_rows, length))
-    return TransformersEngine(loaded, Choice(passes, 4, True, num_rows * length, length, length))
+    tokens = num_rows * length
+    return SlotEngine(
+        loaded.description, Choice(passes, 4, True, tokens, length, "", 0, unit=length)
+    )
 
 
-Maker = Callable[[LoadedModel], TransformersEngine]
+Maker = Callable[[LoadedModel], SlotEngine]
 
 
 @pytest.fixture(params=[packed, static])
@@ -52,7 +58,7 @@ def make(request: pytest.FixtureRequest) -> Maker:
     return found
 
 
-def one_by_one(engine: TransformersEngine, text: list[int]) -> Tensor:
+def one_by_one(engine: SlotEngine, text: list[int]) -> Tensor:
     """Logits after each token of a text, one token a pass, alone: [tokens, head]."""
     slot = engine.open(len(text))
     rows = [engine.logits([Feed(slot, [token], 1)]) for token in text]
@@ -60,9 +66,7 @@ def one_by_one(engine: TransformersEngine, text: list[int]) -> Tensor:
     return torch.cat(rows)
 
 
-def at_random(
-    engine: TransformersEngine, texts: list[list[int]], rng: random.Random
-) -> list[Tensor]:
+def at_random(engine: SlotEngine, texts: list[list[int]], rng: random.Random) -> list[Tensor]:
     """Logits after each token of each text, all at once: random cuts, companions, rollbacks."""
     slots = {engine.open(rng.randint(len(text) + 12, 150)): text for text in texts}
     found: dict[int, list[Tensor]] = {slot: [] for slot in slots}
@@ -164,7 +168,7 @@ def test_experts_are_refused_for_their_share_of_a_pass_depends_on_its_tokens(
     torch.manual_seed(0)
     config = MixtralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, num_local_experts=4)
     folder = tiny.save(MixtralForCausalLM(config), tmp_path)
-    with pytest.raises(InvalidInputError, match="exact cannot be promised.*an expert"):
+    with pytest.raises(InvalidInputError, match=r"exact cannot be promised.*an expert"):
         load_engine(ModelSource("experts", folder), options=EXACT)
 
 

@@ -11,12 +11,15 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import ModelDescription
 from amusd.core.vocabulary import Vocabulary
+from amusd.engine.choice import Choice
 from amusd.engine.interface import EngineOptions, Feed, WeightFormat
-from amusd.engine.native.engine import NativeEngine
+from amusd.engine.model_source import LoadedModel
 from amusd.engine.native.library import BLOCK, library
-from amusd.engine.native.loading import native_engine
+from amusd.engine.native.loading import native_passes
 from amusd.engine.native.model import NativeModel
+from amusd.engine.native.passes import NativePasses
 from amusd.engine.plain import decode_autoregressive
+from amusd.engine.slot_engine import SlotEngine
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -25,19 +28,19 @@ pytestmark = pytest.mark.skipif(
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
 CONTEXT = 400
+DESCRIPTION = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, tiny.VOCABULARY, Vocabulary(0))
 
 
 def engine_of(
-    model: PreTrainedModel,
-    weights: WeightFormat = WeightFormat.COMPACT,
-    num_threads: int = 1,
-    **options: Any,
-) -> NativeEngine:
-    description = ModelDescription(
-        "tiny", "cpu", "float32", 0, CONTEXT, tiny.VOCABULARY, Vocabulary(0)
-    )
-    chosen = EngineOptions(weights=weights, cache_mib=64, **options)
-    return NativeEngine(NativeModel(model, weights), description, chosen, num_threads)
+    model: PreTrainedModel, weights: WeightFormat = WeightFormat.COMPACT, num_threads: int = 1
+) -> SlotEngine:
+    return engine_with(NativeModel(model, weights), num_threads)
+
+
+def engine_with(model: NativeModel, num_threads: int = 1) -> SlotEngine:
+    passes = NativePasses(model, CONTEXT, num_threads)
+    choice = Choice(passes, 16, True, 10_000, CONTEXT, passes.weight_format, passes.weight_bytes)
+    return SlotEngine(DESCRIPTION, choice)
 
 
 def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
@@ -72,10 +75,6 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
             codes = ((blocks - offset) / scale).round().clamp(0, most)
             blocks.copy_((codes.double() * scale.double() + offset.double()).float())
     return model
-
-
-def formats(engine: NativeEngine) -> str:
-    return engine._model.summary
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -127,8 +126,8 @@ def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_thr
 def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: str) -> None:
     model = rounded(tiny.build("qwen2"), dtype)
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
-    assert formats(compact).endswith(f"as {name}")
-    assert formats(plain).endswith("as float32")
+    assert compact.weight_format == name
+    assert plain.weight_format == "float32"
     assert compact.weight_bytes * 2 == plain.weight_bytes
     assert_same_bits(compact, plain)
 
@@ -136,16 +135,16 @@ def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: 
 def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
     model = quantised(tiny.build("llama"))
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
-    assert formats(compact).endswith("as int8")
+    assert compact.weight_format == "int8"
     assert compact.weight_bytes < 0.3 * plain.weight_bytes
     assert_same_bits(compact, plain)
 
 
 def test_weights_that_no_smaller_format_holds_stay() -> None:
-    assert formats(engine_of(tiny.build("llama"))).endswith("as float32")
+    assert engine_of(tiny.build("llama")).weight_format == "float32"
 
 
-def assert_same_bits(first: NativeEngine, second: NativeEngine) -> None:
+def assert_same_bits(first: SlotEngine, second: SlotEngine) -> None:
     tokens = tokens_of(random.Random(4), 60)
     slots = [engine.open(80) for engine in (first, second)]
     for piece in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
@@ -184,34 +183,31 @@ def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
 
 def test_a_reduced_head_and_unknown_rows_of_a_head() -> None:
     model = tiny.build("llama")
-    description = ModelDescription("t", "cpu", "float32", 0, CONTEXT, 256, Vocabulary(0))
     tokens = tokens_of(random.Random(7), 20)
-    expected = logits_of(model, tokens)[:, :100].argmax(1).tolist()
-    known = NativeModel(model, WeightFormat.COMPACT, num_outputs=100)
-    engine = NativeEngine(known, description, EngineOptions(cache_mib=16))
-    assert engine.run([Feed(engine.open(30), tokens, 20)]) == [expected]
-    mapped = NativeModel(model, WeightFormat.COMPACT, head_ids=torch.arange(1000, 1256))
-    engine = NativeEngine(mapped, description, EngineOptions(cache_mib=16))
+    expected = logits_of(model, tokens)
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100))
     [found] = engine.run([Feed(engine.open(30), tokens, 20)])
-    assert found == [1000 + token for token in logits_of(model, tokens).argmax(1).tolist()]
+    assert found == expected[:, :100].argmax(1).tolist()
+    head_ids = torch.arange(1000, 1256)
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, head_ids))
+    [found] = engine.run([Feed(engine.open(30), tokens, 20)])
+    assert found == [1000 + token for token in expected.argmax(1).tolist()]
 
 
 def test_what_does_not_fit_is_left_to_others() -> None:
-    description = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, 256, Vocabulary(0))
     window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
     half = tiny.build("llama").bfloat16()
     for model in (tiny.build("gpt2"), window, half):
-        assert native_engine(model, description, EngineOptions()) is None
-    with pytest.raises(InvalidInputError, match="--weights int8 needs the native engine"):
-        native_engine(half, description, EngineOptions(weights=WeightFormat.INT8))
+        assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+    with pytest.raises(InvalidInputError, match="need native passes"):
+        native_passes(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
 
 
 def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
     model = tiny.build("llama")
-    description = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, 256, Vocabulary(0))
-    assert native_engine(model, description, EngineOptions()) is not None
+    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
     model.register_forward_hook(_twice_as_large)
-    assert native_engine(model, description, EngineOptions()) is None
+    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:

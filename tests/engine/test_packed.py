@@ -8,11 +8,15 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.model_source import ModelSource
 from amusd.engine.plain import decode_autoregressive
-from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine
+from amusd.engine.slot_engine import SlotEngine, load_engine
 from tests import tiny
 
 FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
+
+
+pytestmark = pytest.mark.usefixtures("without_native_passes")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -21,19 +25,19 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def alone(folder: str) -> TransformersEngine:
+def alone(folder: str) -> SlotEngine:
     return load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=1))
 
 
 @pytest.fixture
-def shared(folder: str) -> TransformersEngine:
+def shared(folder: str) -> SlotEngine:
     engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=16))
     assert engine.max_batch == 16
     return engine
 
 
 def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_alone(
-    alone: TransformersEngine, shared: TransformersEngine
+    alone: SlotEngine, shared: SlotEngine
 ) -> None:
     rng = random.Random(1)
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 40))] for _ in range(16)]
@@ -66,7 +70,7 @@ def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_a
 
 
 def test_a_prompt_in_pieces_beside_others_is_read_as_a_whole(
-    alone: TransformersEngine, shared: TransformersEngine
+    alone: SlotEngine, shared: SlotEngine
 ) -> None:
     prompt = [i * 11 % 256 for i in range(1, 41)]
     [expected] = decode_autoregressive(alone, prompt, 1)

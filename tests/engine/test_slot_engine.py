@@ -8,11 +8,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.engine.interface import Feed
-from amusd.engine.model_source import LoadedModel
+from amusd.engine.model_source import LoadedModel, ModelSource
 from amusd.engine.plain import decode_autoregressive, decode_speculative
 from amusd.engine.slot_cache import SlotCache, SlotLayer
+from amusd.engine.slot_engine import SlotEngine, load_engine, serve
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.engine.transformers_engine import ModelSource, TransformersEngine, load_engine, serve
 from tests.tiny import VOCABULARY, build, perturbed, save
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -24,15 +24,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: str) -> TransformersEngine:
+def engine(folder: str) -> SlotEngine:
     return load_engine(ModelSource("tiny", folder))
 
 
-def run(engine: TransformersEngine, slot: int, tokens: list[int]) -> list[int]:
+def run(engine: SlotEngine, slot: int, tokens: list[int]) -> list[int]:
     return engine.run([Feed(slot, tokens, len(tokens))])[0]
 
 
-def test_a_model_says_what_it_is(engine: TransformersEngine) -> None:
+def test_a_model_says_what_it_is(engine: SlotEngine) -> None:
     found = engine.description
     assert (found.name, found.device, found.dtype) == ("tiny", "cpu", "float32")
     assert found.context_length == 400
@@ -40,7 +40,7 @@ def test_a_model_says_what_it_is(engine: TransformersEngine) -> None:
     assert found.num_parameters > 0
 
 
-def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: TransformersEngine) -> None:
+def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: SlotEngine) -> None:
     whole, pieces = engine.open(50), engine.open(50)
     expected = run(engine, whole, PROMPT)
     found = [*run(engine, pieces, PROMPT[:3]), *run(engine, pieces, PROMPT[3:])]
@@ -49,7 +49,7 @@ def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: TransformersEngine
     assert found == expected
 
 
-def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: TransformersEngine) -> None:
+def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: SlotEngine) -> None:
     used, fresh = engine.open(50), engine.open(50)
     run(engine, used, [*PROMPT, 7, 7, 7, 7])
     engine.truncate(used, len(PROMPT))
@@ -60,7 +60,7 @@ def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: Transforme
     engine.close(fresh)
 
 
-def test_slots_do_not_see_one_another(engine: TransformersEngine) -> None:
+def test_slots_do_not_see_one_another(engine: SlotEngine) -> None:
     alone = decode_autoregressive(engine, PROMPT, 20)
     other = engine.open(60)
     run(engine, other, list(range(50)))
@@ -69,14 +69,14 @@ def test_slots_do_not_see_one_another(engine: TransformersEngine) -> None:
     assert engine.num_open == 0
 
 
-def test_only_as_many_tokens_are_answered_as_are_asked_for(engine: TransformersEngine) -> None:
+def test_only_as_many_tokens_are_answered_as_are_asked_for(engine: SlotEngine) -> None:
     slot = engine.open(20)
     assert engine.run([Feed(slot, PROMPT, 0)]) == [[]]
     assert len(engine.run([Feed(slot, PROMPT, 3)])[0]) == 3
     engine.close(slot)
 
 
-def test_a_slot_beyond_the_context_is_refused(engine: TransformersEngine) -> None:
+def test_a_slot_beyond_the_context_is_refused(engine: SlotEngine) -> None:
     with pytest.raises(LimitExceededError, match="context of 400"):
         engine.open(401)
 

@@ -82,10 +82,14 @@ class NativeModel:
         return self._arena.num_bytes
 
     @property
+    def weight_format(self) -> str:
+        """The formats of the weights."""
+        return ", ".join(sorted({FORMAT_NAMES[one.format] for one in self._arena.matrices}))
+
+    @property
     def summary(self) -> str:
-        """The formats of the weights and their size, for people."""
-        formats = sorted({FORMAT_NAMES[matrix.format] for matrix in self._arena.matrices})
-        return f"{self.weight_bytes / 1e6:.0f} MB of weights as {', '.join(formats)}"
+        """Size and formats of the weights, for people."""
+        return f"{self.weight_bytes / 1e6:.0f} MB of weights as {self.weight_format}"
 
     @property
     def num_key_rows(self) -> int:

@@ -67,6 +67,11 @@ class NativePasses:
         return 2 * 4 * self._model.num_key_rows * self._model.head_dim
 
     @property
+    def weight_format(self) -> str:
+        """How the weights are kept."""
+        return self._model.weight_format
+
+    @property
     def summary(self) -> str:
         """What it runs, for people."""
         return f"{self._model.summary}, {self._num_threads} threads"

@@ -1,15 +1,14 @@
-"""Any causal language model that Transformers loads, in slots.
+"""The engine of every real model: it keeps the books of its slots.
 
-The engine keeps the books of its slots; how passes are run is chosen for each model and device,
-see ``choice``.
+How passes are run is chosen for each model and device, see ``choice``.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from amusd.core.model import CacheUsage, ModelDescription
 from amusd.engine.choice import Choice, choose_passes
@@ -18,16 +17,16 @@ from amusd.engine.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.passes import Piece
 from amusd.engine.slot_memory import SlotMemory
 
-__all__ = ["ModelSource", "TransformersEngine", "load_engine", "serve"]
 
+class SlotEngine:
+    """Greedy passes of a model over slots of its own."""
 
-class TransformersEngine:
-    """Greedy passes of a Transformers model over slots of its own."""
-
-    def __init__(self, loaded: LoadedModel, choice: Choice) -> None:
-        """Run ``loaded`` as chosen for it; ``serve`` and ``load_engine`` choose."""
-        self._loaded = loaded
+    def __init__(self, description: ModelDescription, choice: Choice) -> None:
+        """Run a model as chosen for it; ``serve`` and ``load_engine`` choose."""
+        self.description = description
         self._passes = choice.passes
+        self.weight_format = choice.weight_format
+        self.weight_bytes = choice.weight_bytes  # read by a pass
         self.max_batch = choice.max_batch
         self._slots = SlotMemory(
             choice.max_tokens,
@@ -37,21 +36,6 @@ class TransformersEngine:
             drop=choice.passes.drop,
             unit=choice.unit,
         )
-
-    @property
-    def description(self) -> ModelDescription:
-        """The model that runs here."""
-        return self._loaded.description
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself, for what needs more than greedy tokens."""
-        return self._loaded.model
-
-    @property
-    def head_ids(self) -> Tensor | None:
-        """Token id of each row of a reduced head, ``[head_rows]``."""
-        return self._loaded.head_ids
 
     @property
     def num_open(self) -> int:
@@ -106,19 +90,25 @@ class TransformersEngine:
         return pieces
 
 
-def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> TransformersEngine:
+def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> SlotEngine:
     """Return an engine for a loaded model, warmed up.
 
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    return TransformersEngine(loaded, choose_passes(loaded, options))
+    choice = choose_passes(loaded, options)
+    description = replace(
+        loaded.description,
+        numerics=options.numerics.value,
+        weight_format=choice.weight_format,
+    )
+    return SlotEngine(description, choice)
 
 
 def load_engine(
     source: ModelSource,
     known_tokens_only: bool = False,
     options: EngineOptions = DEFAULT_OPTIONS,
-) -> TransformersEngine:
+) -> SlotEngine:
     """Load a model and return an engine for it; see ``load_source`` and ``serve``."""
     return serve(load_source(source, known_tokens_only), options)

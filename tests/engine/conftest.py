@@ -1,0 +1,9 @@
+import pytest
+
+from amusd.engine import choice
+
+
+@pytest.fixture
+def without_native_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run models as where the native engine was not built."""
+    monkeypatch.setattr(choice, "native_passes", lambda loaded, options: None)
