@@ -21,12 +21,12 @@ class AlonePasses:
         """Run ``model``; ``growing``: with the cache of Transformers, which copies at each pass."""
         self.model = model
         self._head = head
-        self._growing = growing
+        self.growing = growing
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
 
     def make(self, capacity: int) -> SessionCache:
         """Return an empty cache."""
-        if self._growing:
+        if self.growing:
             return GrowingCache(config=self.model.config)
         return SlotCache(self._num_layers, capacity)
 

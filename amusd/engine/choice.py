@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from amusd.core.errors import InvalidInputError
 from amusd.engine.alone import AlonePasses, bytes_per_token
-from amusd.engine.graphs import CudaGraphs
+from amusd.engine.graphs import CudaGraphs, direct
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.engine.memory import free_bytes
 from amusd.engine.model_source import LoadedModel
@@ -32,16 +32,53 @@ _MAX_PROBED_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How an engine runs its model, and what its slots are told about memory, in tokens."""
+    """How an engine runs its model, and what its slots are told about memory, in tokens.
+
+    A pass reads ``weight_bytes`` of weights, which are kept as ``weight_format``.
+    """
 
     passes: Passes[Any]
     max_batch: int
     reuses: bool
     max_tokens: int
     context_length: int
-    weight_format: str
-    weight_bytes: int
     unit: int = 1
+    weight_format: str = ""
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What a choice is made for: ``alone`` is what the model can do in any case."""
+
+    loaded: LoadedModel
+    options: EngineOptions
+    head: GreedyHead
+    alone: AlonePasses
+    max_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.loaded.description.name
+
+    @property
+    def is_exact(self) -> bool:
+        return self.options.numerics is Numerics.EXACT
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.loaded.model.device.type == "cuda"
+
+    def choice(self, passes: Passes[Any], max_batch: int, reuses: bool = True) -> Choice:
+        """Return a choice of passes whose buffers take as much memory as they are asked for."""
+        context = self.loaded.description.context_length
+        reuses = reuses and self.options.reuse_prefixes
+        return Choice(passes, max_batch, reuses, self.max_tokens, context, 1, *self.weights)
+
+    @property
+    def weights(self) -> tuple[str, int]:
+        """Format and bytes of the weights that a pass reads."""
+        return self.loaded.description.dtype, _weight_bytes(self.loaded.model)
 
 
 @torch.inference_mode()
@@ -55,44 +92,13 @@ def choose_passes(loaded: LoadedModel, options: EngineOptions) -> Choice:
     if native is not None:
         return _native(loaded, options, native)
     head = GreedyHead(loaded.head_ids, loaded.num_outputs)
-    alone, is_growing = _alone(loaded, head)
-    reason = "only the cache of Transformers fits it" if is_growing else _why_alone(loaded.model)
-    if options.numerics is Numerics.EXACT:
-        return _exact(loaded, options, head, alone, reason or _why_inexact(loaded.model))
-    if loaded.model.device.type == "cuda" and reason is None:
-        found, reason = _try(lambda: _static(loaded, options, head), alone, loaded)
-        if found is not None:
-            return found
-        log.warning("%s runs without CUDA graphs: %s", loaded.description.name, reason)
-        reason = None
-    if options.max_batch > 1 and reason is None:
-        found, reason = _try(lambda: _packed(loaded, options, head), alone, loaded)
-        if found is not None:
-            return found
-    if options.max_batch > 1:
-        log.warning("%s runs one session a pass: %s", loaded.description.name, reason)
-    return choice_of(loaded, options, alone, 1, options.reuse_prefixes and not is_growing)
-
-
-def choice_of(
-    loaded: LoadedModel,
-    options: EngineOptions,
-    passes: Passes[Any],
-    max_batch: int,
-    reuses: bool,
-) -> Choice:
-    """Return a choice of passes whose buffers take as much memory as they are asked for."""
-    description = loaded.description
-    max_tokens = _max_tokens(loaded, options)
-    return Choice(
-        passes,
-        max_batch,
-        reuses,
-        max_tokens,
-        description.context_length,
-        weight_format=description.dtype,
-        weight_bytes=_weight_bytes(loaded.model),
-    )
+    alone = _alone(loaded, head)
+    max_tokens = max(1, _cache_bytes(loaded, options) // bytes_per_token(alone))
+    case = _Case(loaded, options, head, alone, max_tokens)
+    reason = "only the cache of Transformers fits it" if alone.growing else _why_alone(loaded.model)
+    if case.is_exact:
+        return _exact(case, reason or _why_inexact(loaded.model))
+    return _fast(case, reason)
 
 
 def _native(loaded: LoadedModel, options: EngineOptions, passes: NativePasses) -> Choice:
@@ -101,116 +107,107 @@ def _native(loaded: LoadedModel, options: EngineOptions, passes: NativePasses) -
         passes,
         options.max_batch,
         options.reuse_prefixes,
-        max_tokens=max(1, _cache_bytes(loaded, options) // passes.bytes_per_token),
-        context_length=loaded.description.context_length,
+        max(1, _cache_bytes(loaded, options) // passes.bytes_per_token),
+        loaded.description.context_length,
         weight_format=passes.weight_format,
         weight_bytes=passes.weight_bytes,
     )
 
 
-def _alone(loaded: LoadedModel, head: GreedyHead) -> tuple[AlonePasses, bool]:
-    """Return passes of one session each that can be rolled back, and if their cache grows."""
-    name, reasons = loaded.description.name, []
-    windowed = _sees_a_window(loaded.model)
+def _fast(case: _Case, reason: str | None) -> Choice:
+    """Return passes that sessions share, unless there is a reason against; else lone ones."""
+    found: Choice | None = None
+    if case.on_cuda and reason is None:
+        found, against = _try(_static, case)
+        if found is None:
+            log.warning("%s runs without CUDA graphs: %s", case.name, against)
+    if found is None and case.options.max_batch > 1:
+        if reason is None:
+            found, reason = _try(_packed, case)
+        if found is None:
+            log.warning("%s runs one session a pass: %s", case.name, reason)
+    return found or case.choice(case.alone, 1, reuses=not case.alone.growing)
+
+
+def _exact(case: _Case, reason: str | None) -> Choice:
+    """Return exact passes, in the shape that suits the device."""
+    found: Choice | None = None
+    if reason is None:
+        found, reason = _try(_static if case.on_cuda else _packed, case)
+    description = case.loaded.description
+    if found is not None:
+        num_places, num_buffers = EXACT_ROWS, 2
+        if isinstance(found.passes, StaticPasses):
+            num_places, num_buffers = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
+        if same_to_the_bit(found.passes, description.output_size, num_places, num_buffers):
+            return found
+        reason = "a token's bits depend on its place in a pass or on what is beside it"
+    raise InvalidInputError(
+        f"numerics exact cannot be promised for {description.name} in {description.dtype} on "
+        f"{description.device}: {reason}; use numerics fast, or another number format or device"
+    )
+
+
+def _alone(loaded: LoadedModel, head: GreedyHead) -> AlonePasses:
+    """Return passes of one session each that can be rolled back."""
+    reasons = []
     for growing in (False, True):
-        if growing and windowed:
+        if growing and _sees_a_window(loaded.model):
             break  # that cache forgets what is outside the window, so it cannot be rolled back
         try:
             passes = AlonePasses(loaded.model, head, growing)
             if same_after_rollback(passes, loaded.description.output_size):
-                return passes, growing
+                return passes
             reasons.append("it answers differently after its cache is rolled back")
         except MISFITS as error:
             reasons.append(f"{type(error).__name__}: {error}")
     raise InvalidInputError(
-        f"{name} cannot be served, for its cache cannot be rolled back (recurrent state?): "
-        f"{reasons[0]}; choose a model with attention over all tokens"
+        f"{loaded.description.name} cannot be served, for its cache cannot be rolled back "
+        f"(recurrent state?): {reasons[0]}; choose a model with attention over all tokens"
     )
 
 
-def _exact(
-    loaded: LoadedModel,
-    options: EngineOptions,
-    head: GreedyHead,
-    alone: AlonePasses,
-    reason: str | None,
-) -> Choice:
-    """Return exact passes, in the one shape that suits the device."""
-    found: Choice | None = None
-    if reason is None:
-        on_cuda = loaded.model.device.type == "cuda"
-        make = _static if on_cuda else _packed
-        found, reason = _try(lambda: make(loaded, options, head), alone, loaded)
-    if found is not None:
-        num_places, num_rows = (EXACT_ROWS, 2)
-        if isinstance(found.passes, StaticPasses):
-            num_places, num_rows = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
-        output_size = loaded.description.output_size
-        if same_to_the_bit(found.passes, output_size, num_places, num_rows):
-            return found
-        reason = "a token's bits depend on its place in a pass or on what is beside it"
-    raise InvalidInputError(
-        f"numerics exact cannot be promised for {loaded.description.name} in "
-        f"{loaded.description.dtype} on {loaded.description.device}: {reason}; use numerics fast, "
-        "or another number format or device"
-    )
-
-
-def _try(
-    make: Callable[[], Choice], alone: AlonePasses, loaded: LoadedModel
-) -> tuple[Choice | None, str]:
-    """Return what ``make`` makes if its shared passes agree with ``alone``; else None and why."""
+def _try(make: Callable[[_Case], Choice], case: _Case) -> tuple[Choice | None, str]:
+    """Return what ``make`` makes if it gives the answers of lone passes; else None and why not."""
     try:
-        choice = make()
-        if same_when_shared(choice.passes, alone, loaded.description.output_size):
+        choice = make(case)
+        if same_when_shared(choice.passes, case.alone, case.loaded.description.output_size):
             return choice, ""
     except MISFITS as error:
         return None, f"{type(error).__name__} in a shared pass: {error}"
     return None, "its answers in shared passes differ from those it gives alone"
 
 
-def _packed(loaded: LoadedModel, options: EngineOptions, head: GreedyHead) -> Choice:
-    exact_rows = EXACT_ROWS if options.numerics is Numerics.EXACT else 0
-    passes = PackedPasses(loaded.model, head, exact_rows)
-    return choice_of(loaded, options, passes, options.max_batch, options.reuse_prefixes)
+def _packed(case: _Case) -> Choice:
+    exact_rows = EXACT_ROWS if case.is_exact else 0
+    passes = PackedPasses(case.loaded.model, case.head, exact_rows)
+    return case.choice(passes, case.options.max_batch)
 
 
-def _static(loaded: LoadedModel, options: EngineOptions, head: GreedyHead) -> Choice:
+def _static(case: _Case) -> Choice:
     """Return static passes, all shapes warmed up; captured as graphs on CUDA."""
-    num_rows = max(2, options.max_batch)
-    context = loaded.description.context_length
+    num_rows = max(2, case.options.max_batch)
+    context = case.loaded.description.context_length
     whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
-    fitting = _max_tokens(loaded, options) // num_rows // _LENGTH_UNIT * _LENGTH_UNIT
-    length = min(whole, fitting)
+    length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
     if length == 0:
         raise InvalidInputError(
             f"the memory for keys and values has no room for {num_rows} sessions: raise "
             "--cache-mib, or lower --max-batch"
         )
-    exact = options.numerics is Numerics.EXACT
-    buckets = (Buckets.exact if exact else Buckets.fast)(num_rows, length)
-    if loaded.model.device.type == "cuda":
-        passes = StaticPasses(loaded.model, buckets, head, CudaGraphs())
-    else:
-        passes = StaticPasses(loaded.model, buckets, head)
-    num_shapes = passes.warm_up()
-    log.info("%s: %d pass shapes are ready", loaded.description.name, num_shapes)
+    buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
+    capture = CudaGraphs() if case.on_cuda else direct
+    passes = StaticPasses(case.loaded.model, buckets, case.head, capture)
+    log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
     return Choice(
         passes,
-        options.max_batch,
-        options.reuse_prefixes,
-        max_tokens=num_rows * length,
-        context_length=min(context, length),
-        weight_format=loaded.description.dtype,
-        weight_bytes=_weight_bytes(loaded.model),
-        unit=length,
+        case.options.max_batch,
+        case.options.reuse_prefixes,
+        num_rows * length,
+        min(context, length),
+        length,
+        *case.weights,
     )
-
-
-def _max_tokens(loaded: LoadedModel, options: EngineOptions) -> int:
-    """Return how many tokens' keys and values fit the memory that they may have."""
-    num_bytes = _cache_bytes(loaded, options)
-    return max(1, num_bytes // bytes_per_token(AlonePasses(loaded.model)))
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:
@@ -224,6 +221,7 @@ def _weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _cache_bytes(loaded: LoadedModel, options: EngineOptions) -> int:
+    """Return how much memory keys and values may take."""
     return options.cache_mib << 20 or free_bytes(loaded.description.device) // 2
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 62
 
 
 def free_bytes(device: str) -> int:
@@ -26,10 +27,18 @@ def _available() -> int:
 
 
 def _left_in_cgroup() -> int:
-    """Return what the cgroup of a container leaves; without a limit, more than there is."""
+    """Return what the cgroup of a container leaves; without a limit, more than there is.
+
+    Pages of files that nobody used for a while count as used there, but are free to take: a model
+    that was just read leaves many.
+    """
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
-        return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - int(used))
+        return _NO_LIMIT
+    if limit == "max":
+        return _NO_LIMIT
+    idle = next((int(line.split()[1]) for line in stat if line.startswith("inactive_file ")), 0)
+    return max(0, int(limit) - max(0, used - idle))

@@ -26,6 +26,7 @@ from amusd.engine.passes import (
     Piece,
     attention,
     no_mask,
+    refuse_variants,
     run_in_passes,
 )
 from amusd.engine.slot_cache import SlotCache
@@ -210,6 +211,7 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend slot by slot: query [1, heads, tokens, D] -> [1, tokens, heads, D]."""
+    refuse_variants(kwargs)
     sizes = [*packed.sizes, query.shape[2] - sum(packed.sizes)]
     queries = torch.split(query, sizes, 2)[:-1]
     outputs = [

@@ -3,7 +3,7 @@
 An engine keeps the slots' books; a ``Passes`` owns the model and the buffers of keys and values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -137,3 +137,10 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 def no_mask(*args: object, **kwargs: object) -> None:
     """Mask function for ways of attention that make their own."""
+
+
+def refuse_variants(arguments: Mapping[str, object]) -> None:
+    """Raise NotImplementedError if a layer asks for more than plain attention."""
+    for name in ("softcap", "s_aux", "sliding_window", "position_bias"):
+        if arguments.get(name) is not None:
+            raise NotImplementedError(f"its attention has a {name}")

@@ -31,6 +31,7 @@ from amusd.engine.passes import (
     Piece,
     attention,
     no_mask,
+    refuse_variants,
     run_in_passes,
 )
 
@@ -326,6 +327,7 @@ def static_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend to all columns: query [batch, heads, window, D] -> [batch, window, heads, D]."""
+    refuse_variants(kwargs)
     batch, num_heads, window, head_dim = query.shape
     num_kv_heads = key.shape[1]
     # Heads that share keys become queries of one head, so that no key is repeated.

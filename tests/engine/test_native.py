@@ -39,7 +39,7 @@ def engine_of(
 
 def engine_with(model: NativeModel, num_threads: int = 1) -> SlotEngine:
     passes = NativePasses(model, CONTEXT, num_threads)
-    choice = Choice(passes, 16, True, 10_000, CONTEXT, passes.weight_format, passes.weight_bytes)
+    choice = Choice(passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes)
     return SlotEngine(DESCRIPTION, choice)
 
 

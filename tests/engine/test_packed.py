@@ -1,11 +1,8 @@
 """Passes that several sessions share: what each gets is what it gets alone."""
 
 import random
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from amusd.engine.interface import EngineOptions, Feed
 from amusd.engine.model_source import ModelSource
@@ -81,12 +78,3 @@ def test_a_prompt_in_pieces_beside_others_is_read_as_a_whole(
     ] == [1, 0]
     _, found = shared.run([Feed(other, [2], 1), Feed(slot, prompt[20:], 1)])
     assert found == [expected]
-
-
-def test_a_model_with_a_sliding_window_takes_turns(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
-    model = MistralForCausalLM(config)
-    engine = load_engine(ModelSource("tiny", tiny.save(model, tmp_path)))
-    assert engine.max_batch == 1
-    assert len(decode_autoregressive(engine, [1, 2, 3], 4)) == 4
