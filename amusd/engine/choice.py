@@ -17,7 +17,7 @@ from amusd.engine.graphs import CudaGraphs, direct
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.engine.memory import free_bytes
 from amusd.engine.model_source import LoadedModel
-from amusd.engine.packed import EXACT_ROWS, PackedPasses
+from amusd.engine.packed import PackedPasses, exact_rows
 from amusd.engine.passes import GreedyHead, Passes
 from amusd.engine.probes import MISFITS, same_after_rollback, same_to_the_bit, same_when_shared
 from amusd.engine.static_pass import EXACT_WINDOW, Buckets, StaticPasses
@@ -113,7 +113,7 @@ def _exact(case: _Case, reason: str | None) -> Choice:
         found, reason = _try(_static if case.on_cuda else _packed, case)
     description = case.loaded.description
     if found is not None:
-        num_places, num_buffers = EXACT_ROWS, 2
+        num_places, num_buffers = exact_rows(case.loaded.model.dtype), 2
         if isinstance(found.passes, StaticPasses):
             num_places, num_buffers = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
         if same_to_the_bit(found.passes, description.output_size, num_places, num_buffers):
@@ -156,8 +156,8 @@ def _try(make: Callable[[_Case], Choice], case: _Case) -> tuple[Choice | None, s
 
 
 def _packed(case: _Case) -> Choice:
-    exact_rows = EXACT_ROWS if case.is_exact else 0
-    passes = PackedPasses(case.loaded.model, case.head, exact_rows)
+    num_rows = exact_rows(case.loaded.model.dtype) if case.is_exact else 0
+    passes = PackedPasses(case.loaded.model, case.head, num_rows)
     return case.choice(passes, case.options.max_batch)
 
 
