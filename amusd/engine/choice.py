@@ -173,7 +173,7 @@ def _static(case: _Case) -> Choice:
             "--cache-mib, or lower --max-batch"
         )
     buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
-    capture = CudaGraphs() if case.on_cuda else direct
+    capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
     passes = StaticPasses(case.loaded.model, buckets, case.head, capture)
     log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
     return Choice(

@@ -160,7 +160,7 @@ def test_the_limit_counts_what_keys_and_values_really_take(folder: str) -> None:
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose as for CUDA, and run without graphs."""
     monkeypatch.setattr(choice._Case, "on_cuda", True)
-    monkeypatch.setattr(choice, "CudaGraphs", lambda: direct)
+    monkeypatch.setattr(choice, "CudaGraphs", lambda _: direct)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
@@ -179,7 +179,7 @@ def test_cuda_gets_passes_of_fixed_shapes(folder: str, numerics: Numerics) -> No
 def test_cuda_without_graphs_packs_passes_and_the_log_says_why(
     folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def failing() -> None:
+    def failing(_: torch.device) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(choice, "CudaGraphs", failing)
