@@ -1,122 +1,141 @@
-"""The services an orchestrator drives: their channels, models and limits, checked at start."""
+"""The services an orchestrator drives: a pool of each role, and what their models have in common.
+
+The first verify replica that is met settles which model this orchestrator serves, for its prompts
+are tokenized for that one; whatever may write other tokens is refused from then on.
+"""
 
 import asyncio
-import contextlib
 import logging
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from amusd.core.errors import UnavailableError
+from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.model import ModelDescription, ServiceLimits, check_pair
 from amusd.core.pass_size import StepTimes
-from amusd.rpc import codec, faults
-from amusd.rpc.channel import open_channel
-from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+from amusd.core.pool import ReplicaState, explain_mismatch
+from orchestrator.addresses import Lookup, SystemLookup, parse_entries
+from orchestrator.pool import Pool
+from orchestrator.replica import DRAFT, VERIFY
+from orchestrator.settings import OrchestratorSettings
 
 log = logging.getLogger(__name__)
 
-_INFO_TIMEOUT_SECONDS = 10.0
+_SERVE_THE_SAME = (
+    "serve the pool's model there, or restart the orchestrators after all replicas have changed"
+)
+
+VerifyPool = Pool["verify_pb2_grpc.VerifyServiceAsyncStub"]
+DraftPool = Pool["draft_pb2_grpc.DraftServiceAsyncStub"]
 
 
 class Backends:
-    """One verify service and, if there is one, one draft service."""
+    """The pool of verify replicas and, if there is one, the pool of draft replicas."""
 
-    def __init__(self, verify_address: str, draft_address: str) -> None:
-        """Prepare the channels; an empty draft address means that there is none."""
-        self._verify_address = verify_address
-        self._draft_address = draft_address
-        self._verify_channel = open_channel(verify_address)
-        self._draft_channel = open_channel(draft_address) if draft_address else None
-        self.verify = verify_pb2_grpc.VerifyServiceStub(self._verify_channel)
-        self.draft = (
-            draft_pb2_grpc.DraftServiceStub(self._draft_channel) if self._draft_channel else None
-        )
-        self.verify_model: ModelDescription
-        self.draft_model: ModelDescription | None = None
-        self.limits: ServiceLimits
+    def __init__(self, settings: OrchestratorSettings, lookup: Lookup | None = None) -> None:
+        """Prepare the pools; ``lookup`` finds the addresses of host names."""
+        lookup = lookup or SystemLookup()
+        interval = settings.resolve_interval_seconds
+        verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
+        self.verify: VerifyPool = Pool(VERIFY, verify, self._judge_verify, lookup, interval)
+        self.draft: DraftPool = Pool(DRAFT, draft, self._judge_draft, lookup, interval)
         self.step_times = StepTimes()
+        self._verify_model: ModelDescription | None = None
+        self._draft_model: ModelDescription | None = None
+        self._limits: ServiceLimits | None = None
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether sessions are drafted for, as far as there is a draft replica."""
+        return bool(self.draft.entries)
+
+    @property
+    def verify_model(self) -> ModelDescription:
+        """The model that decides the output; known once ``connect`` has returned."""
+        if self._verify_model is None:
+            raise UnavailableError(self.verify.problem())
+        return self._verify_model
+
+    @property
+    def draft_model(self) -> ModelDescription | None:
+        """The model that drafts, or None as long as no draft replica was met."""
+        return self._draft_model
 
     @property
     def vocabulary_fingerprint(self) -> str:
         """Fingerprint that a draft model's vocabulary has to have."""
         return self.verify_model.vocabulary.fingerprint
 
-    async def connect(self, timeout_seconds: float) -> None:
-        """Wait until the services serve, and check that their models fit each other.
+    @property
+    def limits(self) -> ServiceLimits:
+        """What any pair of replicas takes on; sessions add up. Without replicas the last known."""
+        verify = [one.answer.limits for one in self.verify.usable if one.answer]
+        draft = [one.answer.limits for one in self.draft.usable if one.answer]
+        if verify:
+            num_sessions = [sum(one.max_sessions for one in pool) for pool in (verify, draft)]
+            self._limits = ServiceLimits(
+                max_sessions=min(num for num in num_sessions if num),
+                max_context=min(one.max_context for one in verify),
+                max_lookahead=min(one.max_lookahead for one in (*verify, *draft)),
+                max_waiting=sum(one.max_waiting for one in verify),
+            )
+        if self._limits is None:
+            raise UnavailableError(self.verify.problem())
+        return self._limits
 
-        A draft service that does not come is left out: it costs speed, not tokens.
+    def num_replicas(self) -> dict[tuple[str, ReplicaState], int]:
+        """Return how many replicas there are by role and state; for measurements."""
+        counts = {(role, state): 0 for role in ("verify", "draft") for state in ReplicaState}
+        for verify in self.verify.replicas:
+            counts["verify", verify.state] += 1
+        for draft in self.draft.replicas:
+            counts["draft", draft.state] += 1
+        return counts
+
+    async def run(self) -> None:
+        """Keep the pools up to date until cancelled; drafts are compared with the verify model."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.verify.run())
+            await self.verify.until(lambda: self._verify_model is not None)
+            if self.has_draft:
+                group.create_task(self.draft.run())
+
+    async def connect(self, timeout_seconds: float) -> None:
+        """Wait, while ``run`` runs, until there is a replica of each role.
+
+        Without a draft replica it goes on: that costs speed, not tokens.
 
         Raises:
-            UnavailableError: the verify service does not serve within the timeout.
-            InvalidInputError: the two models have different vocabularies.
+            UnavailableError: no verify replica can be used within the timeout.
+            InvalidInputError: the drafts that are there have another vocabulary.
         """
         end = asyncio.get_running_loop().time() + timeout_seconds
-        service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
-        await _wait_until_serving(self._verify_channel, service, self._verify_address, end)
         try:
-            answer = await self.verify.GetVerifyInfo(
-                verify_pb2.GetVerifyInfoRequest(), timeout=_INFO_TIMEOUT_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            raise faults.error_of(error, f"verify service at {self._verify_address}") from error
-        self.verify_model = codec.model_from_proto(answer.model)
-        self.limits = codec.limits_from_proto(answer.limits)
-        if self._draft_channel is None:
+            async with asyncio.timeout_at(end):
+                await self.verify.until(lambda: bool(self.verify.usable))
+        except TimeoutError:
+            raise UnavailableError(self.verify.problem()) from None
+        _ = self.limits  # known from now on
+        if not self.has_draft:
             return
-        service = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
         try:
-            await _wait_until_serving(self._draft_channel, service, self._draft_address, end)
-            await self._meet_draft()
-        except (UnavailableError, grpc.aio.AioRpcError) as error:
-            log.warning("going on without a draft for now: %s", error)
+            async with asyncio.timeout_at(end):
+                await self.draft.until(
+                    lambda: bool(self.draft.usable) or self.draft.is_refused_as_a_whole
+                )
+        except TimeoutError:
+            log.warning("going on without a draft for now: %s", self.draft.problem())
+        if self.draft.is_refused_as_a_whole:
+            raise InvalidInputError(self.draft.replicas[0].reason)
 
-    async def close(self) -> None:
-        """Close the channels."""
-        await self._verify_channel.close(None)
-        if self._draft_channel is not None:
-            await self._draft_channel.close(None)
+    def _judge_verify(self, model: ModelDescription) -> str | None:
+        if self._verify_model is None:
+            self._verify_model = model
+        mismatch = explain_mismatch(model, self._verify_model)
+        return f"{mismatch}; {_SERVE_THE_SAME}" if mismatch else None
 
-    async def _meet_draft(self) -> None:
-        assert self.draft is not None
-        answer = await self.draft.GetDraftInfo(
-            draft_pb2.GetDraftInfoRequest(), timeout=_INFO_TIMEOUT_SECONDS
-        )
-        model = codec.model_from_proto(answer.model)
-        check_pair(model, self.verify_model)
-        self.draft_model = model
-        self.limits = ServiceLimits(
-            max_sessions=min(self.limits.max_sessions, answer.limits.max_sessions),
-            max_context=self.limits.max_context,
-            max_lookahead=min(self.limits.max_lookahead, answer.limits.max_lookahead),
-            max_waiting=self.limits.max_waiting,
-        )
-
-
-async def _wait_until_serving(
-    channel: grpc.aio.Channel, service: str, address: str, end: float
-) -> None:
-    """Return when health says that ``service`` serves; ``end`` in the event loop's time."""
-    health = health_pb2_grpc.HealthStub(channel)
-    request = health_pb2.HealthCheckRequest(service=service)
-    reason = "it does not answer"
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(end):
-            while True:
-                watch = health.Watch(request, wait_for_ready=True)
-                try:
-                    async for answer in watch:
-                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                            return
-                        reason = "it answers but is not ready"
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                        reason = "it has no health service; is this its port?"
-                    await asyncio.sleep(0.1)  # the watch broke off: do not spin
-                finally:
-                    watch.cancel()
-    kind = service.rpartition(".")[2]
-    raise UnavailableError(
-        f"{kind} at {address} cannot be used: {reason}; start it, or give its address"
-    )
+    def _judge_draft(self, model: ModelDescription) -> str | None:
+        """Refuse another vocabulary only: whatever else a draft is, the output stays the same."""
+        try:
+            check_pair(model, self.verify_model)
+        except InvalidInputError as error:
+            return f"its vocabulary is another: {error}"
+        self._draft_model = self._draft_model or model
+        return None

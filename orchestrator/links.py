@@ -18,6 +18,7 @@ from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.core.strategy import DraftPlan
 from amusd.rpc import codec, faults
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+from orchestrator.pool import Seat
 
 _MAX_OUTGOING = 256
 
@@ -32,6 +33,7 @@ class LinkLost:
 
     role: Role
     error: AmusdError
+    link: object  # which: a session may have had others
 
 
 Event = Proposal | Verdict | LinkLost
@@ -50,11 +52,13 @@ class SessionOpening:
 
 
 class VerifyLink:
-    """The Verify stream of one session."""
+    """The Verify stream of one session, and its seat on a replica."""
 
-    def __init__(self, stub: "verify_pb2_grpc.VerifyServiceAsyncStub", inbox: Inbox) -> None:
+    def __init__(self, seat: "Seat[verify_pb2_grpc.VerifyServiceAsyncStub]", inbox: Inbox) -> None:
         """Start the call; verdicts go to ``inbox``."""
-        self._call = stub.Verify(None)  # None: requests are written one by one
+        self.address = seat.address
+        self._seat = seat
+        self._call = seat.stub.Verify(None)  # None: requests are written one by one
         self._inbox = inbox
 
     async def open(self, opening: SessionOpening) -> None:
@@ -74,17 +78,19 @@ class VerifyLink:
 
     async def read(self) -> None:
         """Carry verdicts to the inbox until the stream ends."""
-        await _pump(
+        error = await _pump(
             self._call, "verify", lambda got: codec.verdict_from_proto(got.verdict), self._inbox
         )
+        await self._inbox.put(LinkLost("verify", error, self))
 
     def cancel(self) -> None:
         """End the session on the service."""
         self._call.cancel()
+        self._seat.give_up()
 
 
 class DraftLink:
-    """The Propose stream of one session, and the rollbacks beside it.
+    """The Propose stream of one session, the rollbacks beside it, and its seat on a replica.
 
     Advances and rollbacks travel on different streams, so one is sent only when the one before
     it has arrived; a bounded queue holds the others.
@@ -92,14 +98,16 @@ class DraftLink:
 
     def __init__(
         self,
-        stub: "draft_pb2_grpc.DraftServiceAsyncStub",
+        seat: "Seat[draft_pb2_grpc.DraftServiceAsyncStub]",
         session_id: str,
         inbox: Inbox,
         timeout_seconds: float,
     ) -> None:
         """Start the call; proposals go to ``inbox``."""
-        self._stub = stub
-        self._call = stub.Propose(None)  # None: requests are written one by one
+        self.address = seat.address
+        self.has_answered = False
+        self._seat = seat
+        self._call = seat.stub.Propose(None)  # None: requests are written one by one
         self._session_id = session_id
         self._inbox = inbox
         self._timeout_seconds = timeout_seconds
@@ -137,22 +145,26 @@ class DraftLink:
                 if isinstance(message, Advance):
                     await _write(self._call, codec.advance_to_proto(message))
                 else:
-                    await self._stub.Rollback(
+                    await self._seat.stub.Rollback(
                         codec.rollback_to_proto(message, self._session_id),
                         timeout=self._timeout_seconds,
                     )
         except grpc.aio.AioRpcError as error:
-            await self._inbox.put(LinkLost("draft", faults.error_of(error, "draft service")))
+            await self._inbox.put(LinkLost("draft", faults.error_of(error, "draft service"), self))
 
     async def read(self) -> None:
         """Carry proposals to the inbox until the stream ends."""
-        await _pump(
-            self._call, "draft", lambda got: codec.proposal_from_proto(got.proposal), self._inbox
-        )
+        error = await _pump(self._call, "draft", self._decode, self._inbox)
+        await self._inbox.put(LinkLost("draft", error, self))
 
     def cancel(self) -> None:
         """End the session on the service."""
         self._call.cancel()
+        self._seat.give_up()
+
+    def _decode(self, response: draft_pb2.ProposeResponse) -> Proposal:
+        self.has_answered = True
+        return codec.proposal_from_proto(response.proposal)
 
 
 async def _write(call: "grpc.aio.StreamStreamCall[Request, Response]", request: Request) -> None:
@@ -166,11 +178,11 @@ async def _pump(
     role: Role,
     decode: Callable[[Response], Proposal | Verdict],
     inbox: Inbox,
-) -> None:
+) -> AmusdError:
+    """Carry responses to the inbox; return why the stream has ended."""
     try:
         async for response in call:
             await inbox.put(decode(response))
-        error: AmusdError = UnavailableError(f"{role} service: ended the session")
     except grpc.aio.AioRpcError as call_error:
-        error = faults.error_of(call_error, f"{role} service")
-    await inbox.put(LinkLost(role, error))
+        return faults.error_of(call_error, f"{role} service")
+    return UnavailableError(f"{role} service: ended the session")

@@ -17,8 +17,8 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
     """Serve until a signal comes.
 
     Raises:
-        AmusdError: the port is taken, the verify service does not come, or the models of the
-            two services do not fit each other.
+        AmusdError: the port is taken, no verify replica comes, or the draft replicas do not fit
+            the verify model.
     """
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     shell = ServiceShell(settings.listen, service)
@@ -26,29 +26,39 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, shell.server)
     with shell.signals_handled(end_with_stdin):
         await shell.start()
-        backends = Backends(settings.verify, settings.draft)
+        backends = Backends(settings)
+        kept = asyncio.ensure_future(backends.run())
         ended = asyncio.ensure_future(shell.wait_for_end())
-        connected = asyncio.ensure_future(_connect(settings, backends, servicer))
+        ready = asyncio.ensure_future(_get_ready(settings, backends, servicer, shell))
         try:
-            await asyncio.wait([ended, connected], return_when=asyncio.FIRST_COMPLETED)
-            if connected.done():
-                connected.result()
-                await shell.set_ready()
-                await ended
+            await _first_of(ended, kept, ready)
+            if ready.done():
+                await _first_of(ended, kept)
         finally:
-            for task in (ended, connected):
+            for task in (ended, ready):
                 task.cancel()
-            await asyncio.gather(ended, connected, return_exceptions=True)
-            await shell.stop()
-            await backends.close()
+            await shell.stop()  # open sessions go on, so the pools are kept till then
+            kept.cancel()
+            await asyncio.gather(ended, ready, kept, return_exceptions=True)
 
 
-async def _connect(
-    settings: OrchestratorSettings, backends: Backends, servicer: OrchestratorServicer
+async def _first_of(*tasks: "asyncio.Future[None]") -> None:
+    """Return when one of ``tasks`` ends, and raise what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _get_ready(
+    settings: OrchestratorSettings,
+    backends: Backends,
+    servicer: OrchestratorServicer,
+    shell: ServiceShell,
 ) -> None:
     await backends.connect(settings.startup_timeout_seconds)
     tokenizer = settings.tokenizer or backends.verify_model.tokenizer
     text = await asyncio.to_thread(load_text_codec, tokenizer)
     servicer.open(backends, text)
+    await shell.set_ready()
     draft = backends.draft_model.summary() if backends.draft_model else "nothing"
     log.info("verifying with %s, drafting with %s", backends.verify_model.summary(), draft)

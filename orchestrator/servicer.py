@@ -3,6 +3,7 @@
 import contextlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import amusd
 from amusd.core.errors import (
@@ -22,6 +23,36 @@ from orchestrator.settings import OrchestratorSettings
 from orchestrator.text import Message, NoText, TextCodec
 
 
+@dataclass(slots=True)
+class RequestCounts:
+    """The generations that are open: those that wait for their first token, and the others."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+
+
+class _Admission:
+    """Counts one generation, from its begin to its end."""
+
+    def __init__(self, counts: RequestCounts) -> None:
+        self._counts = counts
+        self._has_started = False
+        counts.num_waiting += 1
+
+    def start(self) -> None:
+        """Take note of tokens; the first ones end the wait."""
+        if not self._has_started:
+            self._has_started = True
+            self._counts.num_waiting -= 1
+            self._counts.num_running += 1
+
+    def end(self) -> None:
+        if self._has_started:
+            self._counts.num_running -= 1
+        else:
+            self._counts.num_waiting -= 1
+
+
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Serves clients, once the backends are there."""
 
@@ -30,7 +61,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._settings = settings
         self._backends: Backends | None = None
         self._text: TextCodec = NoText()
-        self._num_sessions = 0
+        self.requests = RequestCounts()
 
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
@@ -46,10 +77,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         decoder = self._text.decoder()
 
         async def emit(tokens: tuple[int, ...]) -> None:
+            admission.start()
             chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
             await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
 
-        with self._admitted():
+        with self._admitted() as admission:
             outcome = await Session(backends, plan, emit).run()
         completion = orchestrator_pb2.Completion(
             finish_reason=codec.finish_reason_to_proto(outcome.reason),
@@ -65,13 +97,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.GetServerInfoResponse:
         """See the protocol."""
         backends, settings = self._ready(), self._settings
-        draft_model = backends.draft_model
-        strategies = list(Strategy) if backends.draft is not None else [Strategy.AUTOREGRESSIVE]
+        draft_model, known = backends.draft_model, backends.limits
+        strategies = list(Strategy) if backends.has_draft else [Strategy.AUTOREGRESSIVE]
         limits = ServiceLimits(
-            min(settings.max_sessions, backends.limits.max_sessions),
-            backends.limits.max_context,
-            backends.limits.max_lookahead,
-            backends.limits.max_waiting,
+            min(settings.max_sessions, known.max_sessions),
+            known.max_context,
+            known.max_lookahead,
+            known.max_waiting,
         )
         return orchestrator_pb2.GetServerInfoResponse(
             version=amusd.__version__,
@@ -83,6 +115,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             default_max_tokens=settings.default_max_tokens,
             default_speculative_lookahead=settings.speculative_lookahead,
             default_amusd_lookahead=settings.amusd_lookahead,
+            verify_replicas=[
+                codec.replica_to_proto(one.status) for one in backends.verify.replicas
+            ],
+            draft_replicas=[codec.replica_to_proto(one.status) for one in backends.draft.replicas],
         )
 
     def _ready(self) -> Backends:
@@ -93,16 +129,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return self._backends
 
     @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._num_sessions >= self._settings.max_sessions:
+    def _admitted(self) -> Iterator[_Admission]:
+        num_open = self.requests.num_waiting + self.requests.num_running
+        if num_open >= self._settings.max_sessions:
             raise LimitExceededError(
                 f"{self._settings.max_sessions} generations are running: try again later"
             )
-        self._num_sessions += 1
+        admission = _Admission(self.requests)
         try:
-            yield
+            yield admission
         finally:
-            self._num_sessions -= 1
+            admission.end()
 
     def _plan(self, request: orchestrator_pb2.GenerateRequest, backends: Backends) -> SessionPlan:
         """Check a request and fill in the defaults."""

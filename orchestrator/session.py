@@ -1,6 +1,8 @@
 """One generation: receive, decide, dispatch. The conductor decides; this carries it out.
 
-The session owns two streams and their tasks, and ends them all, however it ends itself.
+The session owns two streams and their tasks, and ends them all, however it ends itself. A replica
+that refuses the session before it has answered is replaced by another one of its pool, opened from
+the ledger, which is all there is to know about a session.
 """
 
 import asyncio
@@ -18,9 +20,18 @@ from amusd.core.pace import make_pace
 from amusd.core.statistics import Statistics, StatisticsRecorder
 from amusd.core.strategy import DraftPlan, Strategy, draft_plan
 from orchestrator.backends import Backends
-from orchestrator.links import DraftLink, Event, Inbox, LinkLost, SessionOpening, VerifyLink
+from orchestrator.links import (
+    DraftLink,
+    Event,
+    Inbox,
+    LinkLost,
+    Role,
+    SessionOpening,
+    VerifyLink,
+)
 
 _MAX_INBOX = 1024
+_MAX_REFUSALS = 4  # of replicas of one role, before a session gives that role up
 
 Emit = Callable[[tuple[int, ...]], Awaitable[None]]
 
@@ -68,7 +79,8 @@ class Session:
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
-        self._verify: VerifyLink
+        self._verify: VerifyLink | None = None
+        self._refused: dict[Role, set[str]] = {"verify": set(), "draft": set()}
 
     async def run(self) -> Outcome:
         """Generate until the output is over.
@@ -76,7 +88,6 @@ class Session:
         Raises:
             AmusdError: the verify service is lost or refuses. The draft's loss only slows down.
         """
-        self._verify = VerifyLink(self._backends.verify, self._inbox)
         try:
             await self._open()
             reason = await self._decode()
@@ -97,9 +108,9 @@ class Session:
                 case Proposal():
                     decision = self._on_proposal(event)
                 case LinkLost(role="draft"):
-                    decision = self._lose_draft(event.error)
+                    decision = await self._on_draft_lost(event)
                 case LinkLost():
-                    raise event.error
+                    decision = await self._on_verify_lost(event)
                 case None:  # no proposal has come in time
                     decision = self._conductor.on_patience_over()
             await self._carry_out(decision)
@@ -141,10 +152,43 @@ class Session:
             # A draft that breaks the rules is as good as none; the output stays the same.
             return self._lose_draft(error)
 
+    async def _on_verify_lost(self, event: LinkLost) -> Decision:
+        """Open the session elsewhere if no token has come yet.
+
+        Raises:
+            AmusdError: one has, or the session is refused for good.
+        """
+        if self._verify is None or event.link is not self._verify:
+            return NOTHING
+        has_token = self._ledger.verified_position > self._ledger.num_prompt_tokens
+        if has_token or not self._may_move("verify", self._verify.address, event.error):
+            raise event.error
+        self._verify.cancel()
+        await self._open_verify()
+        return self._conductor.on_verify_moved()
+
+    async def _on_draft_lost(self, event: LinkLost) -> Decision:
+        """Open the session elsewhere if this draft has not said anything yet; else do without."""
+        draft, drafting = self._draft, self._drafting
+        if draft is None or drafting is None or event.link is not draft:
+            return NOTHING
+        if draft.has_answered or not self._may_move("draft", draft.address, event.error):
+            return self._lose_draft(event.error)
+        draft.cancel()
+        return await self._open_draft(drafting)
+
+    def _may_move(self, role: Role, address: str, error: AmusdError) -> bool:
+        """Take note of a replica that has refused; return whether to ask another one."""
+        self._refused[role].add(address)
+        return isinstance(error, UnavailableError) and len(self._refused[role]) < _MAX_REFUSALS
+
     def _lose_draft(self, error: AmusdError) -> Decision:
         if self._draft is None:
             return NOTHING
         self._draft.cancel()
+        return self._do_without_draft(error)
+
+    def _do_without_draft(self, error: AmusdError) -> Decision:
         self._draft = None
         self._recorder.fallback_reason = str(error)
         return self._conductor.on_draft_lost()
@@ -156,48 +200,62 @@ class Session:
                     self._draft.send(message)
         except UnavailableError as error:
             await self._carry_out(self._lose_draft(error))
-        if decision.forward is not None:
+        if decision.forward is not None and self._verify is not None:
             await self._verify.send(decision.forward)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
             await self._emit(decision.committed)
 
     async def _open(self) -> None:
-        plan = self._plan
-        max_position = len(plan.tokens) + plan.finish.max_tokens
-        opening = SessionOpening(
-            plan.session_id, plan.tokens, max_position, self._backends.vocabulary_fingerprint
-        )
-        self._start(self._verify.read())
         if self._drafting is not None:
-            await self._open_draft(opening, self._drafting)
-        await self._verify.open(opening)
+            if not self._backends.has_draft:
+                raise PreconditionError(
+                    f"strategy {self._plan.strategy.value} needs a draft, and this server has "
+                    "none: ask for autoregressive"
+                )
+            await self._carry_out(await self._open_draft(self._drafting))
+        await self._open_verify()
 
-    async def _open_draft(self, opening: SessionOpening, drafting: DraftPlan) -> None:
-        if self._backends.draft is None:
-            raise PreconditionError(
-                f"strategy {self._plan.strategy.value} needs a draft, and this server has none: "
-                "ask for autoregressive"
-            )
+    def _opening(self) -> SessionOpening:
+        """Return what a replica has to know to go on from where the ledger is."""
+        plan, ledger = self._plan, self._ledger
+        return SessionOpening(
+            plan.session_id,
+            ledger.tokens,
+            ledger.num_prompt_tokens + plan.finish.max_tokens,
+            self._backends.vocabulary_fingerprint,
+            ledger.epoch,
+        )
+
+    async def _open_verify(self) -> None:
+        seat = self._backends.verify.take(self._refused["verify"])
+        self._verify = VerifyLink(seat, self._inbox)
+        self._start(self._verify.read())
+        await self._verify.open(self._opening())
+
+    async def _open_draft(self, drafting: DraftPlan) -> Decision:
+        """Open a draft session; without a replica for it, return how to go on."""
+        try:
+            seat = self._backends.draft.take(self._refused["draft"])
+        except UnavailableError as error:
+            return self._do_without_draft(error)
         draft = DraftLink(
-            self._backends.draft,
-            opening.session_id,
-            self._inbox,
-            self._plan.draft_timeout_seconds,
+            seat, self._plan.session_id, self._inbox, self._plan.draft_timeout_seconds
         )
         self._draft = draft
         self._start(draft.read())
         self._start(draft.write())
-        await draft.open(opening, drafting)
+        await draft.open(self._opening(), drafting)
+        return NOTHING
 
     def _start(self, part: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(part))
 
     async def _close(self) -> None:
         """End both streams, which frees both caches, and every task."""
-        self._verify.cancel()
-        if self._draft is not None:
-            self._draft.cancel()
+        for link in (self._verify, self._draft):
+            if link is not None:
+                link.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

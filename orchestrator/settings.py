@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from amusd.core.errors import InvalidInputError
 from amusd.core.strategy import Strategy
 from amusd.rpc.server import Listen
+from orchestrator.addresses import parse_entries
 
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorSettings:
     """Which services an orchestrator drives, and within what limits.
 
+    ``verify`` and ``draft`` are lists of ``host:port`` and ``file:///path``, separated by commas.
     ``draft`` empty: there is no draft, and everything is decoded by the verify model alone.
     ``tokenizer`` empty: the one that the verify service names. Contexts in tokens.
     """
@@ -25,6 +27,7 @@ class OrchestratorSettings:
     speculative_lookahead: int = 5
     amusd_lookahead: int = 16
     startup_timeout_seconds: float = 300.0
+    resolve_interval_seconds: float = 5.0
     verify_timeout_seconds: float = 120.0
     draft_timeout_seconds: float = 10.0
 
@@ -38,11 +41,12 @@ class OrchestratorSettings:
         ):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        for name in ("startup_timeout", "verify_timeout", "draft_timeout"):
+        for name in ("startup_timeout", "resolve_interval", "verify_timeout", "draft_timeout"):
             seconds = getattr(self, f"{name}_seconds")
             if seconds <= 0:
                 raise InvalidInputError(f"{name} is {seconds} s: use more than 0")
-        if not self.verify:
+        parse_entries(self.draft)
+        if not parse_entries(self.verify):
             raise InvalidInputError("there is no verify service: give its host:port with --verify")
         if not self.draft and self.default_strategy is not Strategy.AUTOREGRESSIVE:
             raise InvalidInputError(

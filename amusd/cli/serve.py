@@ -186,10 +186,16 @@ serve.command("verify", help="Run the verify service: the model that alone decid
 @serve.command()
 def orchestrator(
     verify: Annotated[
-        str, typer.Option(envvar="AMUSD_VERIFY", help="Verify service as host:port.")
+        str,
+        typer.Option(
+            envvar="AMUSD_VERIFY",
+            help="Verify services: host:port,... or file:///path with one a line. A name stands "
+            "for all its addresses.",
+        ),
     ] = "127.0.0.1:50052",
     draft: Annotated[
-        str, typer.Option(envvar="AMUSD_DRAFT", help="Draft service as host:port; empty: none.")
+        str,
+        typer.Option(envvar="AMUSD_DRAFT", help="Draft services, in the same way; empty: none."),
     ] = "127.0.0.1:50051",
     tokenizer: Annotated[
         str,
@@ -217,6 +223,13 @@ def orchestrator(
         float,
         typer.Option(envvar="AMUSD_STARTUP_TIMEOUT", help="Seconds to wait for the services."),
     ] = 300.0,
+    resolve_interval: Annotated[
+        float,
+        typer.Option(
+            envvar="AMUSD_RESOLVE_INTERVAL",
+            help="Seconds after which names and files of addresses are looked up again.",
+        ),
+    ] = 5.0,
     verify_timeout: Annotated[
         float, typer.Option(envvar="AMUSD_VERIFY_TIMEOUT", help="Seconds to wait for a verdict.")
     ] = 120.0,
@@ -240,6 +253,7 @@ def orchestrator(
         speculative_lookahead=speculative_lookahead,
         amusd_lookahead=amusd_lookahead,
         startup_timeout_seconds=startup_timeout,
+        resolve_interval_seconds=resolve_interval,
         verify_timeout_seconds=verify_timeout,
         draft_timeout_seconds=draft_timeout,
     )

@@ -93,6 +93,18 @@ class Conductor:
         self._has_draft = False
         return NOTHING if self._pass_due else self._go_on()
 
+    def on_verify_moved(self) -> Decision:
+        """Go on with another verify service, opened with the final tokens and the epoch.
+
+        It starts with a pass that nobody has to ask for, and gets the whole tail again.
+        """
+        self._pass_due = True
+        self._held = None  # part of the tail
+        forward = self.ledger.tail
+        if forward is None:
+            return NOTHING
+        return Decision(forward=dataclasses.replace(forward, max_checked=self._pace.max_checked))
+
     def _go_on(self) -> Decision:
         """Let the verify model go on with what there is, if only by itself."""
         return self._forwarding(NOTHING, self.ledger.plain_pass())

@@ -129,6 +129,17 @@ class Ledger:
         """The final tokens after the prompt."""
         return tuple(self._final[self._num_prompt :])
 
+    @property
+    def tail(self) -> Forward | None:
+        """What was forwarded and is not verified; None if nothing is.
+
+        Another verify service, opened with the final tokens and the epoch, goes on from it.
+        """
+        if not self._tail:
+            return None
+        tokens = tuple(guess.token for guess in self._tail)
+        return Forward(self._epoch, self.verified_position, tokens)
+
     def plain_pass(self, num_ahead: int = 0) -> Forward:
         """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
         return Forward(self._epoch, self.verified_position + num_ahead, ())

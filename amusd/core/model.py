@@ -45,6 +45,7 @@ class ModelDescription:
     """A model as its service runs it. ``context_length`` and ``output_size`` count tokens.
 
     ``numerics`` and ``weight_format`` are named as in the engine's options; empty: not known.
+    ``weights_fingerprint`` is the same for the same weights, whatever they are called.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelDescription:
     tokenizer: str = ""
     numerics: str = ""
     weight_format: str = ""
+    weights_fingerprint: str = ""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise InvalidInputError if one of ``tokens`` is an id that the model does not know."""

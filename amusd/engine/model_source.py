@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import ModelDescription
 from amusd.core.vocabulary import Vocabulary
+from amusd.engine.fingerprint import weights_fingerprint
 from amusd.engine.reduced_head import load_causal_lm
 
 _NO_LIMIT = 1 << 20
@@ -107,4 +108,5 @@ def _describe(
         vocabulary=vocabulary,
         eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),
         tokenizer=source.name,
+        weights_fingerprint=weights_fingerprint(model, config.to_diff_dict()),
     )

@@ -71,6 +71,12 @@ class SyntheticModel:
             raise InvalidInputError("period and memory need 0 or more")
         return model
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the settings that change what it writes, 32 hexadecimal digits."""
+        settings = (self.vocabulary, self.seed, self.agreement, self.period)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+
     def next_token(self, tokens: Sequence[int]) -> int:
         """Return the token this model writes after ``tokens``."""
         context = f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}"
@@ -113,6 +119,7 @@ class SyntheticEngine:
             tokenizer=BYTES_TOKENIZER if model.vocabulary >= 256 else "",
             numerics=Numerics.EXACT.value,
             weight_format=WeightFormat.PLAIN.value,
+            weights_fingerprint=model.fingerprint,
         )
 
     @property

@@ -5,6 +5,7 @@ from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import InvalidInputError
 from amusd.core.finish import FinishReason
 from amusd.core.model import CacheUsage, ModelDescription, ServiceLimits
+from amusd.core.pool import ReplicaState, ReplicaStatus
 from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.core.vocabulary import Vocabulary
@@ -26,6 +27,12 @@ _SOURCES = {
     model_pb2.DRAFT_SOURCE_LOOKUP: DraftSource.LOOKUP,
 }
 _SOURCE_NUMBERS = {source: number for number, source in _SOURCES.items()}
+_REPLICA_STATES = {
+    ReplicaState.AWAY: orchestrator_pb2.REPLICA_STATE_AWAY,
+    ReplicaState.HEALTHY: orchestrator_pb2.REPLICA_STATE_HEALTHY,
+    ReplicaState.DRAINING: orchestrator_pb2.REPLICA_STATE_DRAINING,
+    ReplicaState.REFUSED: orchestrator_pb2.REPLICA_STATE_REFUSED,
+}
 
 
 def strategy_to_proto(strategy: Strategy) -> orchestrator_pb2.Strategy.ValueType:
@@ -86,6 +93,7 @@ def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
         tokenizer=model.tokenizer,
         numerics=model.numerics,
         weight_format=model.weight_format,
+        weights_fingerprint=model.weights_fingerprint,
     )
 
 
@@ -107,6 +115,7 @@ def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
         tokenizer=info.tokenizer,
         numerics=info.numerics,
         weight_format=info.weight_format,
+        weights_fingerprint=info.weights_fingerprint,
     )
 
 
@@ -242,6 +251,18 @@ def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.R
         verified_position=rollback.verified_position,
         corrected_token_id=rollback.corrected_token,
         lookahead=rollback.lookahead,
+    )
+
+
+def replica_to_proto(replica: ReplicaStatus) -> orchestrator_pb2.Replica:
+    """Return what is known of a replica as a message."""
+    return orchestrator_pb2.Replica(
+        address=replica.address,
+        state=_REPLICA_STATES[replica.state],
+        num_sessions=replica.num_sessions,
+        num_own_sessions=replica.num_own,
+        num_opened_sessions=replica.num_opened,
+        reason=replica.reason,
     )
 
 

@@ -98,6 +98,7 @@ class ModelInfo(_message.Message):
     TOKENIZER_FIELD_NUMBER: _builtins.int
     NUMERICS_FIELD_NUMBER: _builtins.int
     WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name the service was started with: a hub id, a folder or a built-in name."""
     device: _builtins.str
@@ -124,6 +125,10 @@ class ModelInfo(_message.Message):
     """How the weights are kept: "compact" (smaller without loss, where possible), "plain", or
     "int8" (with loss: another output). Empty: the service does not say.
     """
+    weights_fingerprint: _builtins.str
+    """A hash of the model's settings and of samples of its weights: equal for the same model,
+    whatever its name. Empty: the service does not say.
+    """
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
         """The tokens the model knows."""
@@ -146,10 +151,11 @@ class ModelInfo(_message.Message):
         tokenizer: _builtins.str = ...,
         numerics: _builtins.str = ...,
         weight_format: _builtins.str = ...,
+        weights_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics", b"numerics", "output_size", b"output_size", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics", b"numerics", "output_size", b"output_size", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary", "weight_format", b"weight_format", "weights_fingerprint", b"weights_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,6 +72,38 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens were written."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _ReplicaState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
+    """Never sent."""
+    REPLICA_STATE_AWAY: _ReplicaState.ValueType  # 1
+    """Out of reach, or not ready."""
+    REPLICA_STATE_HEALTHY: _ReplicaState.ValueType  # 2
+    """Takes sessions."""
+    REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 3
+    """Ends, or is no longer listed: takes no new session, those that are open go on."""
+    REPLICA_STATE_REFUSED: _ReplicaState.ValueType  # 4
+    """Serves something else than its pool, and is not used."""
+
+class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper):
+    """What a replica is good for."""
+
+REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
+"""Never sent."""
+REPLICA_STATE_AWAY: ReplicaState.ValueType  # 1
+"""Out of reach, or not ready."""
+REPLICA_STATE_HEALTHY: ReplicaState.ValueType  # 2
+"""Takes sessions."""
+REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 3
+"""Ends, or is no longer listed: takes no new session, those that are open go on."""
+REPLICA_STATE_REFUSED: ReplicaState.ValueType  # 4
+"""Serves something else than its pool, and is not used."""
+Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -490,6 +522,48 @@ class Statistics(_message.Message):
 Global___Statistics: _TypeAlias = Statistics  # noqa: Y015
 
 @_typing.final
+class Replica(_message.Message):
+    """One of the equal services of a pool, as this orchestrator sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    NUM_OWN_SESSIONS_FIELD_NUMBER: _builtins.int
+    NUM_OPENED_SESSIONS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Where it is, as host:port."""
+    state: Global___ReplicaState.ValueType
+    """Whether it is used."""
+    num_sessions: _builtins.int
+    """Sessions that are open or wait there, those of other orchestrators too, as far as is known."""
+    num_own_sessions: _builtins.int
+    """How many of them are this orchestrator's."""
+    num_opened_sessions: _builtins.int
+    """Sessions that this orchestrator has opened there since it began to list the replica."""
+    reason: _builtins.str
+    """Why it is not used, in words; empty if it is."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        state: Global___ReplicaState.ValueType = ...,
+        num_sessions: _builtins.int = ...,
+        num_own_sessions: _builtins.int = ...,
+        num_opened_sessions: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "num_opened_sessions", b"num_opened_sessions", "num_own_sessions", b"num_own_sessions", "num_sessions", b"num_sessions", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """Asks for the server's models and limits."""
 
@@ -521,6 +595,8 @@ class GetServerInfoResponse(_message.Message):
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     DEFAULT_SPECULATIVE_LOOKAHEAD_FIELD_NUMBER: _builtins.int
     DEFAULT_AMUSD_LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    VERIFY_REPLICAS_FIELD_NUMBER: _builtins.int
+    DRAFT_REPLICAS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the orchestrator."""
     default_strategy: Global___Strategy.ValueType
@@ -541,11 +617,21 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> _model_pb2.ServiceLimits:
-        """Sessions at once, longest sequence and look-ahead."""
+        """Sessions at once, longest sequence and look-ahead. Of several replicas the sessions add up,
+        and of the others the smallest counts.
+        """
 
     @_builtins.property
     def strategies(self) -> _containers.RepeatedScalarFieldContainer[Global___Strategy.ValueType]:
         """Strategies that a request may ask for."""
+
+    @_builtins.property
+    def verify_replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+        """The verify services that are listed, in the order of their addresses."""
+
+    @_builtins.property
+    def draft_replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+        """The draft services that are listed, in the order of their addresses."""
 
     def __init__(
         self,
@@ -559,10 +645,12 @@ class GetServerInfoResponse(_message.Message):
         default_max_tokens: _builtins.int = ...,
         default_speculative_lookahead: _builtins.int = ...,
         default_amusd_lookahead: _builtins.int = ...,
+        verify_replicas: _abc.Iterable[Global___Replica] | None = ...,
+        draft_replicas: _abc.Iterable[Global___Replica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["draft_model", b"draft_model", "limits", b"limits", "verify_model", b"verify_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_amusd_lookahead", b"default_amusd_lookahead", "default_max_tokens", b"default_max_tokens", "default_speculative_lookahead", b"default_speculative_lookahead", "default_strategy", b"default_strategy", "draft_model", b"draft_model", "limits", b"limits", "strategies", b"strategies", "verify_model", b"verify_model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_amusd_lookahead", b"default_amusd_lookahead", "default_max_tokens", b"default_max_tokens", "default_speculative_lookahead", b"default_speculative_lookahead", "default_strategy", b"default_strategy", "draft_model", b"draft_model", "draft_replicas", b"draft_replicas", "limits", b"limits", "strategies", b"strategies", "verify_model", b"verify_model", "verify_replicas", b"verify_replicas", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

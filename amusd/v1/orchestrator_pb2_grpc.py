@@ -60,8 +60,8 @@ class OrchestratorServiceServicer:
         max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
         UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
         template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
-        not reachable).
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
+        service can be used).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

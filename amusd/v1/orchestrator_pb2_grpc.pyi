@@ -42,8 +42,8 @@ class OrchestratorServiceStub:
     max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
     UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
     template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
-    not reachable).
+    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
+    service can be used).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
     """Says which models this server decodes with, within what limits and how."""
@@ -62,8 +62,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
     UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
     template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
-    not reachable).
+    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
+    service can be used).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Says which models this server decodes with, within what limits and how."""
@@ -85,8 +85,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
         UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
         template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (verify service
-        not reachable).
+        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
+        service can be used).
         """
 
     @_abc_1.abstractmethod
