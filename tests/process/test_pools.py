@@ -1,0 +1,303 @@
+"""Pools of real processes: replicas that drain, join, die or serve something else."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from amusd.client import Client, Options
+from amusd.core.errors import UnavailableError
+from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
+from amusd.v1 import orchestrator_pb2 as pb
+from amusd.v1 import orchestrator_pb2_grpc as rpc
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, amusd
+from tests.process.synthetic import expected_output
+
+pytestmark = pytest.mark.process
+
+BOUND_SECONDS = 20.0
+HEALTHY = pb.REPLICA_STATE_HEALTHY
+
+# Slow passes that many share: generations last, but cost little of the test machine.
+SLOW_VERIFY = "synthetic:pass_ms=300,vocabulary=512,context=600,batch=128"
+SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=60,vocabulary=512,context=600,batch=128"
+
+
+def becomes_true(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + BOUND_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def port_of(service: Service) -> str:
+    return service.address.rpartition(":")[2]
+
+
+def orchestrate(start: Starter, verify: str, draft: str, *flags: str) -> Service:
+    return start(
+        "orchestrator", "--verify", verify, "--draft", draft, "--resolve-interval", "0.2",
+        "--draft-timeout", "3", "--verify-timeout", "20", *flags,
+    )  # fmt: skip
+
+
+def states(client: Client) -> dict[str, pb.ReplicaState.ValueType]:
+    """Return what the orchestrator thinks of each replica, by address."""
+    info = client.server_info()
+    return {one.address: one.state for one in (*info.verify_replicas, *info.draft_replicas)}
+
+
+def generates(client: Client, strategy: Strategy = Strategy.AMUSD) -> bool:
+    """Generate a little; whether it was drafted for."""
+    generation = client.generate(Prompt(tokens=(3,)), Options(strategy, 20)).wait()
+    assert generation.tokens == expected_output(VERIFY_MODEL, (3,), 20)
+    return not generation.summary().fallback_reason
+
+
+def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) -> None:
+    verifies = [start("verify", "--model", VERIFY_MODEL) for _ in range(2)]
+    drafts = [start("draft", "--model", DRAFT_MODEL) for _ in range(2)]
+    services = (*verifies, *drafts)
+    for service in services:
+        service.wait_until_serving()
+    orchestrator = orchestrate(
+        start, ",".join(one.address for one in verifies), ",".join(one.address for one in drafts)
+    )
+    orchestrator.wait_until_serving()
+    with Client(orchestrator.address, timeout_seconds=60) as client:
+        assert becomes_true(lambda: set(states(client).values()) == {HEALTHY})
+        for killed in (verifies[0], drafts[1]):
+            killed.process.kill()
+            # At once, and when it is known: who is refused by a dead replica asks another one.
+            assert all(generates(client) for _ in range(8))
+            assert becomes_true(
+                lambda address=killed.address: states(client)[address] == pb.REPLICA_STATE_AWAY  # type: ignore[misc]
+            )
+            assert all(generates(client) for _ in range(4))
+
+
+def test_without_verify_replicas_there_is_advice_until_one_comes_back(start: Starter) -> None:
+    verifies = [start("verify", "--model", VERIFY_MODEL) for _ in range(2)]
+    for service in verifies:
+        service.wait_until_serving()
+    orchestrator = orchestrate(start, ",".join(one.address for one in verifies), "")
+    orchestrator.wait_until_serving()
+    options = Options(Strategy.AUTOREGRESSIVE, 20)
+    with Client(orchestrator.address, timeout_seconds=60) as client:
+        for service in verifies:
+            service.process.kill()
+            service.process.wait()
+        with pytest.raises(UnavailableError, match=r"verify service cannot be used.*start one"):
+            client.generate(Prompt(tokens=(3,)), options).wait()
+        assert client.server_info().limits.max_context == 600  # as far as is known
+        start("verify", "--model", VERIFY_MODEL, "--port", port_of(verifies[1]))
+        assert becomes_true(lambda: HEALTHY in states(client).values())
+        assert generates(client, Strategy.AUTOREGRESSIVE)
+
+
+def test_what_serves_something_else_is_refused_with_a_line_in_the_log(
+    start: Starter, tmp_path: Path
+) -> None:
+    good = start("verify", "--model", VERIFY_MODEL), start("draft", "--model", DRAFT_MODEL)
+    listed = tmp_path / "verify", tmp_path / "draft"
+    for path, service in zip(listed, good, strict=True):
+        path.write_text(service.address)
+    orchestrator = orchestrate(start, f"file://{listed[0]}", f"file://{listed[1]}")
+    orchestrator.wait_until_serving()
+    bad = (
+        start("verify", "--model", "synthetic:vocabulary=512,context=600,seed=1"),
+        start("draft", "--model", "synthetic:vocabulary=700"),
+    )
+    for path, service in zip(listed, bad, strict=True):
+        with path.open("a") as opened:
+            opened.write(f"\n{service.address}  # other\n")
+    with Client(orchestrator.address, timeout_seconds=60) as client:
+        for service in bad:
+            assert becomes_true(
+                lambda address=service.address: (  # type: ignore[misc]
+                    states(client).get(address) == pb.REPLICA_STATE_REFUSED
+                )
+            )
+        assert all(generates(client) for _ in range(8))
+        info = client.server_info()
+    refused = [one for one in (*info.verify_replicas, *info.draft_replicas) if one.reason]
+    assert [one.num_opened_sessions for one in refused] == [0, 0]
+    log = [line for line in orchestrator.log.read_text().splitlines() if "refusing" in line]
+    verify, draft = sorted(log, key=lambda line: "draft replica" in line)
+    assert "its weights are others" in verify
+    assert "restart the orchestrators" in verify
+    assert "700 tokens" in draft
+    assert "share their tokenizer" in draft
+
+
+def test_a_name_that_resolves_to_nothing_ends_the_start_with_one_line() -> None:
+    done = amusd(
+        "serve", "orchestrator", "--verify", "nothing.invalid:50052", "--draft", "",
+        "--port", "0", "--startup-timeout", "1", "--resolve-interval", "0.2",
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "'nothing.invalid' resolves to nothing" in line
+    assert "check its spelling" in line
+
+
+@pytest.mark.parametrize("address", ["nowhere", "a:b", "file://here"])
+def test_an_address_that_is_none_is_said(address: str) -> None:
+    done = amusd("serve", "orchestrator", "--verify", address, "--port", "0")
+    assert done.returncode == 1
+    assert address in done.stderr
+
+
+@pytest.mark.slow
+async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
+    start: Starter, tmp_path: Path
+) -> None:
+    """Three orchestrators that share nothing; verify and draft replicas that drain and join."""
+    fleet = Fleet.launched(start, tmp_path)
+    async with fleet.stubs() as stubs:
+        await fleet.all_use(stubs, fleet.verifies[:2], fleet.drafts[:4])
+        first = Wave(stubs, range(100), num_tokens=60)
+        await first.begun()
+        await fleet.check_balance(stubs, fleet.verifies[:2])
+        await fleet.check_balance(stubs, fleet.drafts[:4])
+        for leaving in (fleet.verifies[0], fleet.drafts[0]):
+            leaving.process.terminate()
+        fleet.list(fleet.verifies, fleet.drafts[1:])
+        await fleet.all_use(stubs, fleet.verifies[1:], fleet.drafts[1:])
+        second = Wave(stubs, range(100, 200), num_tokens=24)
+        await second.begun()
+        assert first.num_open == 100
+        await fleet.check_balance(stubs, fleet.verifies[1:])
+        await fleet.check_balance(stubs, fleet.drafts[1:])
+        await asyncio.gather(first.done(), second.done())
+    for left in (fleet.verifies[0], fleet.drafts[0]):
+        assert left.process.wait(20) == 0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Three verify and five draft replicas, of which files list some, and three orchestrators."""
+
+    verifies: list[Service]
+    drafts: list[Service]
+    orchestrators: list[Service]
+    files: tuple[Path, Path]
+
+    @classmethod
+    def launched(cls, start: Starter, folder: Path) -> "Fleet":
+        flags = ("--max-sessions", "256", "--grace", "60")
+        fleet = cls(
+            [start("verify", "--model", SLOW_VERIFY, *flags) for _ in range(3)],
+            [start("draft", "--model", SLOW_DRAFT, *flags) for _ in range(5)],
+            [],
+            (folder / "verifies", folder / "drafts"),
+        )
+        fleet.list(fleet.verifies[:2], fleet.drafts[:4])
+        entries = [f"file://{path}" for path in fleet.files]
+        for _ in range(3):
+            fleet.orchestrators.append(orchestrate(start, *entries, "--max-sessions", "100"))
+        return fleet
+
+    def list(self, *listed: Sequence[Service]) -> None:
+        for path, services in zip(self.files, listed, strict=True):
+            other = path.with_suffix(".new")
+            other.write_text("\n".join(service.address for service in services))
+            other.replace(path)  # nobody reads half of it
+
+    @contextlib.asynccontextmanager
+    async def stubs(self) -> "AsyncIterator[list[rpc.OrchestratorServiceAsyncStub]]":
+        async with contextlib.AsyncExitStack() as stack:
+            found = []
+            for orchestrator in self.orchestrators:
+                channel = grpc.aio.insecure_channel(orchestrator.address)
+                await stack.enter_async_context(channel)
+                found.append(rpc.OrchestratorServiceStub(channel))
+            yield found
+
+    async def all_use(
+        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", *used: Sequence[Service]
+    ) -> None:
+        """Wait until each orchestrator uses exactly these replicas."""
+        wanted = {service.address for services in used for service in services}
+        async with asyncio.timeout(BOUND_SECONDS):
+            for stub in stubs:
+                while await healthy(stub) != wanted:
+                    await asyncio.sleep(0.05)  # noqa: ASYNC110  # another process's state
+
+    async def check_balance(
+        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", services: Sequence[Service]
+    ) -> None:
+        """Check that the orchestrators together have opened as many sessions on each."""
+        opened: Counter[str] = Counter()
+        for stub in stubs:
+            info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+            for one in (*info.verify_replicas, *info.draft_replicas):
+                opened[one.address] += one.num_opened_sessions
+        numbers = [opened[service.address] for service in services]
+        mean = sum(numbers) / len(numbers)
+        assert mean > 0
+        assert all(abs(number - mean) <= 0.2 * mean for number in numbers), opened
+
+
+async def healthy(stub: "rpc.OrchestratorServiceAsyncStub") -> set[str]:
+    try:
+        info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+    except grpc.aio.AioRpcError:
+        return set()
+    replicas = (*info.verify_replicas, *info.draft_replicas)
+    return {one.address for one in replicas if one.state == HEALTHY}
+
+
+class Wave:
+    """Generations that begin at once, spread over the orchestrators."""
+
+    def __init__(
+        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", prompts: range, num_tokens: int
+    ) -> None:
+        self._num_tokens = num_tokens
+        self._begun = [asyncio.Event() for _ in prompts]
+        self._tasks = [
+            asyncio.create_task(self._generate(stubs[prompt % len(stubs)], prompt, begun))
+            for prompt, begun in zip(prompts, self._begun, strict=True)
+        ]
+
+    @property
+    def num_open(self) -> int:
+        return sum(not task.done() for task in self._tasks)
+
+    async def begun(self) -> None:
+        """Wait until each generation has its first tokens."""
+        begun = asyncio.gather(*(event.wait() for event in self._begun))
+        await asyncio.wait([begun, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in self._tasks:
+            if task.done():
+                task.result()
+        await begun
+
+    async def done(self) -> None:
+        """Wait for all; their tokens are the verify model's own."""
+        await asyncio.gather(*self._tasks)
+
+    async def _generate(
+        self, stub: "rpc.OrchestratorServiceAsyncStub", prompt: int, begun: asyncio.Event
+    ) -> None:
+        request = pb.GenerateRequest(
+            tokens=pb.TokenIds(ids=[prompt, 7]),
+            max_tokens=self._num_tokens,
+            strategy=pb.STRATEGY_AMUSD,
+        )
+        tokens: list[int] = []
+        async for response in stub.Generate(request, timeout=100):
+            tokens.extend(response.chunk.token_ids)
+            begun.set()
+        assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
