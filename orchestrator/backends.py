@@ -6,11 +6,13 @@ are tokenized for that one; whatever may write other tokens is refused from then
 
 import asyncio
 import logging
+from typing import TypeAlias
 
 from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.model import ModelDescription, ServiceLimits, check_pair
 from amusd.core.pass_size import StepTimes
 from amusd.core.pool import ReplicaState, explain_mismatch
+from amusd.v1 import draft_pb2_grpc, verify_pb2_grpc
 from orchestrator.addresses import Lookup, SystemLookup, parse_entries
 from orchestrator.pool import Pool
 from orchestrator.replica import DRAFT, VERIFY
@@ -22,8 +24,8 @@ _SERVE_THE_SAME = (
     "serve the pool's model there, or restart the orchestrators after all replicas have changed"
 )
 
-VerifyPool = Pool["verify_pb2_grpc.VerifyServiceAsyncStub"]
-DraftPool = Pool["draft_pb2_grpc.DraftServiceAsyncStub"]
+VerifyPool: TypeAlias = "Pool[verify_pb2_grpc.VerifyServiceAsyncStub]"
+DraftPool: TypeAlias = "Pool[draft_pb2_grpc.DraftServiceAsyncStub]"
 
 
 class Backends:

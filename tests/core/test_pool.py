@@ -136,7 +136,7 @@ def test_a_lost_replica_has_no_sessions_but_ours() -> None:
 
 @given(st.sampled_from(["dtype", "numerics", "weight_format", "weights_fingerprint"]))
 def test_what_may_write_other_tokens_is_named(name: str) -> None:
-    other = replace(MODEL, **{name: "another"})
+    other = replace(MODEL, **{name: "another"})  # type: ignore[arg-type]
     found = explain_mismatch(other, MODEL)
     assert found is not None
     assert "another" in found

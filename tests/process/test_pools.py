@@ -172,7 +172,7 @@ async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
         await fleet.check_balance(stubs, fleet.drafts[:4])
         for leaving in (fleet.verifies[0], fleet.drafts[0]):
             leaving.process.terminate()
-        fleet.list(fleet.verifies, fleet.drafts[1:])
+        fleet.publish(fleet.verifies, fleet.drafts[1:])
         await fleet.all_use(stubs, fleet.verifies[1:], fleet.drafts[1:])
         second = Wave(stubs, range(100, 200), num_tokens=24)
         await second.begun()
@@ -202,13 +202,13 @@ class Fleet:
             [],
             (folder / "verifies", folder / "drafts"),
         )
-        fleet.list(fleet.verifies[:2], fleet.drafts[:4])
+        fleet.publish(fleet.verifies[:2], fleet.drafts[:4])
         entries = [f"file://{path}" for path in fleet.files]
         for _ in range(3):
             fleet.orchestrators.append(orchestrate(start, *entries, "--max-sessions", "100"))
         return fleet
 
-    def list(self, *listed: Sequence[Service]) -> None:
+    def publish(self, *listed: Sequence[Service]) -> None:
         for path, services in zip(self.files, listed, strict=True):
             other = path.with_suffix(".new")
             other.write_text("\n".join(service.address for service in services))
@@ -231,8 +231,8 @@ class Fleet:
         wanted = {service.address for services in used for service in services}
         async with asyncio.timeout(BOUND_SECONDS):
             for stub in stubs:
-                while await healthy(stub) != wanted:
-                    await asyncio.sleep(0.05)  # noqa: ASYNC110  # another process's state
+                while await healthy(stub) != wanted:  # noqa: ASYNC110  # a process of its own
+                    await asyncio.sleep(0.05)
 
     async def check_balance(
         self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", services: Sequence[Service]
@@ -277,12 +277,9 @@ class Wave:
 
     async def begun(self) -> None:
         """Wait until each generation has its first tokens."""
-        begun = asyncio.gather(*(event.wait() for event in self._begun))
-        await asyncio.wait([begun, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in self._tasks:
-            if task.done():
-                task.result()
-        await begun
+        async with asyncio.timeout(BOUND_SECONDS):
+            for begun in self._begun:
+                await begun.wait()
 
     async def done(self) -> None:
         """Wait for all; their tokens are the verify model's own."""
@@ -297,7 +294,10 @@ class Wave:
             strategy=pb.STRATEGY_AMUSD,
         )
         tokens: list[int] = []
-        async for response in stub.Generate(request, timeout=100):
-            tokens.extend(response.chunk.token_ids)
-            begun.set()
+        try:
+            async for response in stub.Generate(request, timeout=100):
+                tokens.extend(response.chunk.token_ids)
+                begun.set()
+        finally:
+            begun.set()  # in vain: ``done`` says why
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)

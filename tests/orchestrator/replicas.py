@@ -1,0 +1,179 @@
+"""Draft and verify services without engines, on loopback, that a test has in its hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from amusd.core.events import Verdict
+from amusd.core.model import ModelDescription, ServiceLimits
+from amusd.core.verify_session import VerifySession
+from amusd.core.vocabulary import Vocabulary
+from amusd.engine.synthetic import SyntheticModel
+from amusd.rpc import codec
+from amusd.rpc.channel import SERVER_OPTIONS
+from amusd.rpc.faults import Context
+from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+
+WRITER = SyntheticModel(vocabulary=50)
+MODEL = ModelDescription(
+    name="fake",
+    device="cpu",
+    dtype="none",
+    num_parameters=0,
+    context_length=100,
+    output_size=50,
+    vocabulary=Vocabulary.of([str(token) for token in range(50)]),
+)
+LIMITS = ServiceLimits(max_sessions=8, max_context=100, max_lookahead=16, max_waiting=2)
+
+
+def written(prompt: list[int], num_tokens: int) -> list[int]:
+    """Return what the model writes after a prompt."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(WRITER.next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
+    """Verifies with a synthetic model; with ``refusal`` set it ends its sessions with that.
+
+    ``num_read`` requests of a stream are read before it is refused.
+    """
+
+    model: ModelDescription = MODEL
+    num_sessions: int = 0
+    refusal: grpc.StatusCode | None = None
+    num_read: int = 1
+    opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
+    proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
+
+    async def Verify(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[verify_pb2.VerifyRequest], context: Context
+    ) -> None:
+        session: VerifySession | None = None
+        num_read = 0
+        async for request in request_iterator:
+            num_read += 1
+            if request.HasField("open"):
+                self.opened.append(request.open)
+                session = VerifySession(
+                    list(request.open.token_ids),
+                    request.open.max_position,
+                    16,
+                    request.open.epoch,
+                )
+            else:
+                self.proposals.append(request.proposals)
+            assert session is not None
+            if self.refusal is not None:
+                if num_read == self.num_read:
+                    await context.abort(self.refusal, "the service is shutting down")
+                continue
+            if request.HasField("proposals"):
+                step = request.proposals
+                session.offer(step.epoch, step.position, tuple(step.token_ids))
+            while session.is_due:
+                await context.write(codec.verdict_to_proto(one_pass(session)))
+
+    async def GetVerifyInfo(  # noqa: N802
+        self, request: verify_pb2.GetVerifyInfoRequest, context: Context
+    ) -> verify_pb2.GetVerifyInfoResponse:
+        return verify_pb2.GetVerifyInfoResponse(
+            model=codec.model_to_proto(self.model),
+            limits=codec.limits_to_proto(LIMITS),
+            num_sessions=self.num_sessions,
+        )
+
+
+def one_pass(session: VerifySession) -> Verdict:
+    """Run a pass of the synthetic model."""
+    checked = session.begin_pass(16)
+    tokens = list(session.tokens)
+    predictions = [WRITER.next_token([*tokens, *checked[:n]]) for n in range(len(checked) + 1)]
+    return session.end_pass(predictions, 0.001)
+
+
+@dataclass
+class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
+    """Proposes the right next ``num_proposed`` tokens once, then says it has nothing."""
+
+    model: ModelDescription = MODEL
+    num_sessions: int = 0
+    refusal: grpc.StatusCode | None = None
+    num_proposed: int = 0
+    opened: list[draft_pb2.ProposeOpen] = field(default_factory=list)
+
+    async def Propose(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: Context
+    ) -> None:
+        head, epoch = 0, 0
+        async for request in request_iterator:
+            tokens: list[int] = []
+            if request.HasField("open"):
+                self.opened.append(request.open)
+                if self.refusal is not None:
+                    await context.abort(self.refusal, "the service is shutting down")
+                head, epoch = len(request.open.token_ids), request.open.epoch
+                tokens = written(list(request.open.token_ids), self.num_proposed)
+            else:
+                step = request.advance
+                head = max(head, step.position + len(step.token_ids))
+            proposal = draft_pb2.Proposal(epoch=epoch, position=head, token_ids=tokens)
+            await context.write(draft_pb2.ProposeResponse(proposal=proposal))
+            head += len(tokens)
+
+    async def Rollback(  # noqa: N802
+        self, request: draft_pb2.RollbackRequest, context: Context
+    ) -> draft_pb2.RollbackResponse:
+        return draft_pb2.RollbackResponse()
+
+    async def GetDraftInfo(  # noqa: N802
+        self, request: draft_pb2.GetDraftInfoRequest, context: Context
+    ) -> draft_pb2.GetDraftInfoResponse:
+        return draft_pb2.GetDraftInfoResponse(
+            model=codec.model_to_proto(self.model),
+            limits=codec.limits_to_proto(LIMITS),
+            num_sessions=self.num_sessions,
+        )
+
+
+class Host:
+    """A server with one of the above on it."""
+
+    def __init__(self, service: FakeVerify | FakeDraft) -> None:
+        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        if isinstance(service, FakeVerify):
+            verify_pb2_grpc.add_VerifyServiceServicer_to_server(service, self.server)
+            self._name = "amusd.v1.VerifyService"
+        else:
+            draft_pb2_grpc.add_DraftServiceServicer_to_server(service, self.server)
+            self._name = "amusd.v1.DraftService"
+        self.port = 0
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Serve, and return where."""
+        self.port = self.server.add_insecure_port(f"{host}:{port}")
+        await self.server.start()
+        await self.set_serving(True)
+        return f"{host}:{self.port}"
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say so to who asks for the service's health."""
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if serving else statuses.NOT_SERVING
+        await self._health.set(self._name, status)
+
+
+async def becomes_true(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds that other tasks bring about."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
