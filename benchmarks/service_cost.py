@@ -19,7 +19,7 @@ from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.core.strategy import Strategy
 from amusd.engine.device import DeviceSettings
-from amusd.engine.interface import Engine
+from amusd.engine.interface import Engine, EngineOptions
 from amusd.engine.loading import load_model
 from amusd.engine.plain import decode_autoregressive
 from amusd.prompts import Prompt
@@ -48,7 +48,8 @@ def main(
     """Measure both in turns, on the same core, and print the ratio of each pair."""
     # No draft runs here, but the verify model keeps the place it has beside one.
     _, where = place(LocalSettings(verify=model))
-    settings = LocalSettings(draft="", verify=model)
+    options = EngineOptions(reuse_prefixes=False)
+    settings = LocalSettings(draft="", verify=model, verify_options=options)
     starts = range(10, 10 + num_prompts)
     prompts = [Prompt(tokens=tuple(range(start, start + 20))) for start in starts]
     with local_services(settings) as services, Client(services.address) as client:

@@ -18,7 +18,7 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
     if engine.model == PROMPT_LOOKUP:
         return PromptLookupDrafter()
     loaded = load_model(engine.model, "draft", engine.device, engine.options)
-    model = ModelDrafter(loaded, engine.prefill_tokens, engine.options.reuse_prefixes)
+    model = ModelDrafter(loaded, engine.prefill_budget, engine.options.reuse_prefixes)
     return HybridDrafter(model) if settings.lookup else model
 
 

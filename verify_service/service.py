@@ -16,7 +16,7 @@ def make_worker(settings: EngineServiceSettings) -> VerifyWorker:
     return VerifyWorker(
         engine,
         settings.limits(engine.description),
-        settings.prefill_tokens,
+        settings.prefill_budget,
         settings.options.reuse_prefixes,
     )
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from amusd.cli.local import LocalSettings, local_services
 from amusd.core.errors import InvalidInputError
+from amusd.engine.interface import EngineOptions
 
 errors = Console(stderr=True)
 
@@ -69,12 +70,22 @@ def check_output(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterator[str]:
-    """Yield the address of an orchestrator, our own for as long as the block runs if none."""
+    """Yield the address of an orchestrator, our own for as long as the block runs if none.
+
+    Our own reads every prompt anew, so that ways of decoding compare that get the same one.
+    """
     if address:
         yield address
         return
     with contextlib.ExitStack() as stack:
         with errors.status(f"starting services: verify {verify}, draft {draft or 'none'}"):
-            settings = LocalSettings(draft=draft, verify=verify, lookup=lookup)
+            options = EngineOptions(reuse_prefixes=False)
+            settings = LocalSettings(
+                draft=draft,
+                verify=verify,
+                lookup=lookup,
+                draft_options=options,
+                verify_options=options,
+            )
             services = stack.enter_context(local_services(settings))
         yield services.address

@@ -80,8 +80,9 @@ PrefillTokens = Annotated[
     int,
     typer.Option(
         envvar="AMUSD_PREFILL_TOKENS",
-        min=1,
-        help="Most tokens of prompts that one pass reads, over all sessions.",
+        min=0,
+        help="Most tokens of prompts that one pass reads, over all sessions; 0: 64 on CPU, else "
+        "512.",
     ),
 ]
 MaxWaiting = Annotated[
@@ -133,7 +134,7 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         max_sessions: MaxSessions = 64,
         max_context: MaxContext = 0,
         max_lookahead: MaxLookahead = 64,
-        prefill_tokens: PrefillTokens = 256,
+        prefill_tokens: PrefillTokens = 0,
         max_batch: MaxBatch = 32,
         cache_mib: CacheMib = 0,
         reuse_prefixes: ReusePrefixes = True,

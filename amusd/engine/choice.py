@@ -19,7 +19,7 @@ from amusd.engine.memory import free_bytes
 from amusd.engine.model_source import LoadedModel
 from amusd.engine.native.loading import native_passes
 from amusd.engine.native.passes import NativePasses
-from amusd.engine.packed import EXACT_ROWS, PackedPasses
+from amusd.engine.packed import PackedPasses, exact_rows
 from amusd.engine.passes import GreedyHead, Passes
 from amusd.engine.probes import MISFITS, same_after_rollback, same_to_the_bit, same_when_shared
 from amusd.engine.static_pass import EXACT_WINDOW, Buckets, StaticPasses
@@ -136,7 +136,7 @@ def _exact(case: _Case, reason: str | None) -> Choice:
         found, reason = _try(_static if case.on_cuda else _packed, case)
     description = case.loaded.description
     if found is not None:
-        num_places, num_buffers = EXACT_ROWS, 2
+        num_places, num_buffers = exact_rows(case.loaded.model.dtype), 2
         if isinstance(found.passes, StaticPasses):
             num_places, num_buffers = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
         if same_to_the_bit(found.passes, description.output_size, num_places, num_buffers):
@@ -179,8 +179,8 @@ def _try(make: Callable[[_Case], Choice], case: _Case) -> tuple[Choice | None, s
 
 
 def _packed(case: _Case) -> Choice:
-    exact_rows = EXACT_ROWS if case.is_exact else 0
-    passes = PackedPasses(case.loaded.model, case.head, exact_rows)
+    num_rows = exact_rows(case.loaded.model.dtype) if case.is_exact else 0
+    passes = PackedPasses(case.loaded.model, case.head, num_rows)
     return case.choice(passes, case.options.max_batch)
 
 
@@ -196,7 +196,7 @@ def _static(case: _Case) -> Choice:
             "--cache-mib, or lower --max-batch"
         )
     buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
-    capture = CudaGraphs() if case.on_cuda else direct
+    capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
     passes = StaticPasses(case.loaded.model, buckets, case.head, capture)
     log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
     return Choice(

@@ -34,8 +34,9 @@ def direct(function: Function, inputs: Tensor) -> Replay:
 class CudaGraphs:
     """Captures functions as CUDA graphs that share their memory, for only one runs at a time."""
 
-    def __init__(self) -> None:
-        """Capture nothing yet."""
+    def __init__(self, device: torch.device) -> None:
+        """Make ``device`` the one that this thread, the engine's, works on."""
+        torch.cuda.set_device(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Function, inputs: Tensor) -> Replay:

@@ -122,6 +122,7 @@ class StaticPasses:
         self._pool = Pool(buckets.batches[-1], buckets.lengths[-1])
         self._free = list(range(self._pool.num_rows))
         self._programs: dict[Shape, _Program] = {}
+        self._logits: Tensor | None = None  # [tokens of the largest shape, head]
 
     @property
     def num_rows(self) -> int:
@@ -199,7 +200,15 @@ class StaticPasses:
                 static=cache,
                 use_cache=True,
             ).logits  # [batch, window, head]
-        return logits, self._head.tokens(logits)
+        return self._keep(logits), self._head.tokens(logits)
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        """Copy logits to where those of all shapes go, or each graph would hold memory for its."""
+        batch, window, head_size = logits.shape
+        if self._logits is None:
+            most = max(shape.batch * shape.window for shape in self._buckets.shapes())
+            self._logits = logits.new_empty(most, head_size)
+        return self._logits[: batch * window].view(logits.shape).copy_(logits)
 
 
 class _Program:
@@ -244,7 +253,7 @@ class _Program:
         logits, tokens = self._replay()
         self._tokens.copy_(tokens, non_blocking=True)
         if self._on_cuda:
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(self._inputs.device).synchronize()
         return logits, self._tokens
 
 

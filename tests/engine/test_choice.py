@@ -11,14 +11,18 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from amusd.core.errors import InvalidInputError
+from amusd.engine import choice
 from amusd.engine.alone import AlonePasses
 from amusd.engine.choice import choose_passes
+from amusd.engine.graphs import direct
 from amusd.engine.interface import EngineOptions, Feed, Numerics
 from amusd.engine.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.packed import PackedPasses
+from amusd.engine.passes import refuse_variants
 from amusd.engine.plain import decode_autoregressive, decode_speculative
 from amusd.engine.slot_cache import GrowingCache
 from amusd.engine.slot_engine import SlotEngine, load_engine, serve
+from amusd.engine.static_pass import StaticPasses
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("without_native_passes")
@@ -56,9 +60,9 @@ def greedy(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]
 def test_a_plain_model_shares_passes_and_nothing_is_said(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    choice = choose_passes(load_source(ModelSource("tiny", folder)), EngineOptions())
-    assert isinstance(choice.passes, PackedPasses)
-    assert choice.max_batch == 32
+    found = choose_passes(load_source(ModelSource("tiny", folder)), EngineOptions())
+    assert isinstance(found.passes, PackedPasses)
+    assert found.max_batch == 32
     assert warnings_of(caplog) == []
 
 
@@ -146,3 +150,48 @@ def test_the_limit_counts_what_keys_and_values_really_take(folder: str) -> None:
     )
     bytes_per_token = 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, head size, bfloat16
     assert engine.usage.max_tokens == (1 << 20) // bytes_per_token
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose as for CUDA, and run without graphs."""
+    monkeypatch.setattr(choice._Case, "on_cuda", True)
+    monkeypatch.setattr(choice, "CudaGraphs", lambda _: direct)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("numerics", list(Numerics))
+def test_cuda_gets_passes_of_fixed_shapes(folder: str, numerics: Numerics) -> None:
+    loaded = load_source(ModelSource("tiny", folder))
+    options = EngineOptions(max_batch=2, cache_mib=8, numerics=numerics)
+    engine = serve(loaded, options)
+    assert isinstance(engine._passes, StaticPasses)
+    assert engine.max_batch == 2
+    assert engine.usage.max_tokens == 2 * 448  # the context in whole units, for each session
+    assert decode_autoregressive(engine, PROMPT, 10) == greedy(loaded, PROMPT, 10)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_cuda_without_graphs_packs_passes_and_the_log_says_why(
+    folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_: torch.device) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(choice, "CudaGraphs", failing)
+    engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(cache_mib=16))
+    assert isinstance(engine._passes, PackedPasses)
+    assert "tiny runs without CUDA graphs: RuntimeError" in warnings_of(caplog)[0]
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_too_little_memory_for_all_sessions_is_refused(folder: str) -> None:
+    options = EngineOptions(max_batch=200, cache_mib=1)
+    with pytest.raises(InvalidInputError, match="no room for 200 sessions"):
+        load_engine(ModelSource("tiny", folder), options=options)
+
+
+def test_attention_of_another_kind_is_not_taken_for_plain() -> None:
+    refuse_variants({"sliding_window": None, "dropout": 0.0})
+    with pytest.raises(NotImplementedError, match="softcap"):
+        refuse_variants({"softcap": 30.0})
