@@ -17,7 +17,10 @@ SERVICES = {
     "orchestrator": orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name,
 }
 # Variables that are read by others than the commands.
-OTHERS = {CACHE_VARIABLE, "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", "OMP_NUM_THREADS"}
+OTHERS = {
+    CACHE_VARIABLE, "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "XDG_CACHE_HOME",
+    "OMP_NUM_THREADS", "OTEL_EXPORTER_OTLP_ENDPOINT",
+}  # fmt: skip
 COMING = {"AMUSD_METRICS_PORT"}  # taken by every service once it offers metrics
 
 
