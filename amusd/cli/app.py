@@ -8,6 +8,7 @@ import amusd
 from amusd.cli.acceptance import acceptance
 from amusd.cli.bench import bench
 from amusd.cli.compare import compare
+from amusd.cli.consistency import consistency
 from amusd.cli.distill import distill
 from amusd.cli.generate import generate
 from amusd.cli.serve import serve
@@ -27,6 +28,7 @@ app.command()(compare)
 app.command()(bench)
 app.command()(distill)
 app.command()(acceptance)
+app.command()(consistency)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,73 @@
+"""``amusd consistency`` as people run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+pytestmark = pytest.mark.process
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "amusd", "consistency", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    texts = ["one two three", "a b c d", "never mind", "x"]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_all_ways_of_decoding_are_compared_with_plain_decoding_alone(
+    prompts: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    models = ["--verify", "synthetic:batch=4", "--draft", "synthetic:agreement=0.7"]
+    sizes = ["--max-tokens", "20", "--batch-sizes", "1,4"]
+    done = run("--prompts", prompts, *models, *sizes, "--output", str(report))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert len(found) == 2 * 3 * 2
+    assert {(one["numerics"], one["batch_size"]) for one in found} == {
+        (numerics, size) for numerics in ("fast", "exact") for size in (1, 4)
+    }
+    assert all(one["num_outputs"] == 4 and not one["differences"] for one in found)
+
+
+@pytest.mark.slow
+def test_in_bfloat16_exact_writes_the_same_in_every_way(prompts: str, tmp_path: Path) -> None:
+    verify, near = tiny.build("llama"), tiny.perturbed(tiny.build("llama"), 0.05)
+    folders = [tiny.save(verify, tmp_path / "verify"), tiny.save(near, tmp_path / "draft")]
+    models = ["--verify", folders[0], "--draft", folders[1], "--dtype", "bfloat16"]
+    ways = ["--strategies", "speculative:4,amusd", "--batch-sizes", "4", "--max-tokens", "60"]
+    report = tmp_path / "report.json"
+    done = run("--prompts", prompts, *models, *ways, "--output", str(report))
+    assert done.returncode == 0, done.stderr
+    exact = [one for one in json.loads(report.read_text()) if one["numerics"] == "exact"]
+    assert len(exact) == 2
+    assert not any(one["differences"] for one in exact)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch-sizes", "0"], "cannot read batch sizes '0'"),
+        (["--batch-sizes", "two"], "cannot read batch sizes 'two'"),
+        (["--numerics", "exactly"], "cannot read numerics 'exactly': use fast,exact"),
+        (["--strategies", "guess"], "unknown strategy 'guess'"),
+        (["--output", "/nowhere/report.json"], "no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_starts(
+    prompts: str, arguments: list[str], words: str
+) -> None:
+    done = run("--prompts", prompts, *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
