@@ -45,10 +45,9 @@ class OrchestratorSettings:
             seconds = getattr(self, f"{name}_seconds")
             if seconds <= 0:
                 raise InvalidInputError(f"{name} is {seconds} s: use more than 0")
-        parse_entries(self.draft)
         if not parse_entries(self.verify):
             raise InvalidInputError("there is no verify service: give its host:port with --verify")
-        if not self.draft and self.default_strategy is not Strategy.AUTOREGRESSIVE:
+        if not parse_entries(self.draft) and self.default_strategy is not Strategy.AUTOREGRESSIVE:
             raise InvalidInputError(
                 f"strategy {self.default_strategy.value} needs a draft: give its host:port with "
                 "--draft, or make autoregressive the default"

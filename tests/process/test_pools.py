@@ -294,10 +294,13 @@ class Wave:
             strategy=pb.STRATEGY_AMUSD,
         )
         tokens: list[int] = []
+        fallback = ""
         try:
             async for response in stub.Generate(request, timeout=100):
                 tokens.extend(response.chunk.token_ids)
+                fallback = response.completion.statistics.fallback_reason
                 begun.set()
         finally:
             begun.set()  # in vain: ``done`` says why
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
+        assert not fallback

@@ -5,10 +5,11 @@ import pytest
 from amusd.core.draft_sources import DraftSource
 from amusd.core.events import Proposal, Verdict
 from amusd.core.model import CacheUsage
+from amusd.core.pool import ReplicaState, ReplicaStatus
 from amusd.core.statistics import SourceAcceptance, Statistics
 from amusd.core.strategy import Strategy
 from amusd.rpc import codec
-from amusd.v1 import draft_pb2, model_pb2
+from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 
 
 @pytest.mark.parametrize("source", DraftSource)
@@ -63,3 +64,12 @@ def test_the_use_of_memory_is_kept() -> None:
 def test_an_older_services_model_says_nothing_of_numerics_or_weights() -> None:
     model = codec.model_from_proto(model_pb2.ModelInfo(name="old"))
     assert (model.numerics, model.weight_format) == ("", "")
+
+
+@pytest.mark.parametrize("state", ReplicaState)
+def test_a_replica_shows_its_state_and_its_sessions(state: ReplicaState) -> None:
+    message = codec.replica_to_proto(ReplicaStatus("10.0.0.1:50052", state, 9, 4, 30, "why"))
+    assert orchestrator_pb2.ReplicaState.Name(message.state) == f"REPLICA_STATE_{state.name}"
+    numbers = (message.num_sessions, message.num_own_sessions, message.num_opened_sessions)
+    assert numbers == (9, 4, 30)
+    assert (message.address, message.reason) == ("10.0.0.1:50052", "why")
