@@ -127,6 +127,17 @@ class Backends:
         if self.draft.is_refused_as_a_whole:
             raise InvalidInputError(self.draft.replicas[0].reason)
 
+    async def until_outdated(self) -> None:
+        """Raise UnavailableError once all verify replicas serve another model than we do.
+
+        Whoever restarts this orchestrator then brings it to their model, tokenizer and all.
+        """
+        await self.verify.until(lambda: self.verify.is_refused_as_a_whole)
+        raise UnavailableError(
+            "all verify replicas serve another model than this orchestrator began with "
+            f"({self.verify.replicas[0].reason})"
+        )
+
     def _judge_verify(self, model: ModelDescription) -> str | None:
         if self._verify_model is None:
             self._verify_model = model

@@ -90,7 +90,7 @@ class Pool(Generic[Stub]):
         """Keep the pool up to date until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await self._look_up()
+                await asyncio.gather(*(self._look_up(entry) for entry in self.entries))
                 self._update(group)
                 await asyncio.sleep(self._interval_seconds)
 
@@ -128,19 +128,18 @@ class Pool(Generic[Stub]):
             f"{more}): start one, or give its address by --{self._kind.role}, and try again"
         )
 
-    async def _look_up(self) -> None:
-        """Find out what the entries stand for now; each problem is logged once."""
-        for entry in self.entries:
-            try:
-                found = await resolve(entry, self._lookup)
-            except UnavailableError as error:
-                if entry not in self._problems:
-                    log.warning("%s pool: %s", self._kind.role, error)
-                self._problems[entry] = str(error)
-            else:
-                if self._problems.pop(entry, None):
-                    log.info("%s pool: %s can be looked up now", self._kind.role, entry)
-                self._known[entry] = frozenset(str(endpoint) for endpoint in found)
+    async def _look_up(self, entry: Entry) -> None:
+        """Find out what an entry stands for now; a problem is logged once."""
+        try:
+            found = await resolve(entry, self._lookup)
+        except UnavailableError as error:
+            if entry not in self._problems:
+                log.warning("%s pool: %s", self._kind.role, error)
+            self._problems[entry] = str(error)
+        else:
+            if self._problems.pop(entry, None):
+                log.info("%s pool: %s can be looked up now", self._kind.role, entry)
+            self._known[entry] = frozenset(str(endpoint) for endpoint in found)
 
     def _update(self, group: asyncio.TaskGroup) -> None:
         """Let replicas come and go as they are listed."""

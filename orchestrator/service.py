@@ -17,8 +17,8 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
     """Serve until a signal comes.
 
     Raises:
-        AmusdError: the port is taken, no verify replica comes, or the draft replicas do not fit
-            the verify model.
+        AmusdError: the port is taken, no verify replica comes, the draft replicas do not fit the
+            verify model, or all verify replicas have become another model's.
     """
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     shell = ServiceShell(settings.listen, service)
@@ -28,18 +28,19 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
         await shell.start()
         backends = Backends(settings)
         kept = asyncio.ensure_future(backends.run())
+        outdated = asyncio.ensure_future(backends.until_outdated())
         ended = asyncio.ensure_future(shell.wait_for_end())
         ready = asyncio.ensure_future(_get_ready(settings, backends, servicer, shell))
         try:
             await _first_of(ended, kept, ready)
             if ready.done():
-                await _first_of(ended, kept)
+                await _first_of(ended, kept, outdated)
         finally:
-            for task in (ended, ready):
+            for task in (ended, ready, outdated):
                 task.cancel()
             await shell.stop()  # open sessions go on, so the pools are kept till then
             kept.cancel()
-            await asyncio.gather(ended, ready, kept, return_exceptions=True)
+            await asyncio.gather(ended, ready, outdated, kept, return_exceptions=True)
 
 
 async def _first_of(*tasks: "asyncio.Future[None]") -> None:

@@ -1,11 +1,14 @@
 """Each rule of the ledger, on prompt 10 11, so that the output begins at position 2."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import PreconditionError
 from amusd.core.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.core.ledger import Ledger, LedgerCounts, SourceFate
+from amusd.core.verify_session import VerifySession
 from tests.core.refusal import refused, unchanged
 
 
@@ -122,6 +125,48 @@ def test_a_proposal_that_contradicts_an_earlier_one_is_refused(ledger: Ledger) -
     ledger.proposal(proposed(20, 21))
     with refused(ledger, "contradict each other at position 3"):
         ledger.proposal(proposed(20, 99, 22))
+
+
+# Another verify service
+
+
+def test_what_waits_to_be_verified_can_be_sent_again(ledger: Ledger) -> None:
+    assert ledger.tail is None
+    ledger.proposal(proposed(20, 21, 22))
+    assert ledger.tail == Forward(0, 2, (20, 21, 22))
+    ledger.verdict(verdict(21, accepted=1))
+    assert ledger.tail == Forward(0, 4, (22,))
+    ledger.verdict(verdict(30, at=4))
+    assert ledger.tail is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4), st.booleans()), max_size=12))
+def test_a_verify_session_made_of_the_ledger_goes_on_with_it(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    """Whatever was proposed and verified, another service can take the session over."""
+    ledger, token = Ledger([10, 11]), 100
+    for num_proposed, num_accepted, guesses_next in steps:
+        position = ledger.verified_position
+        known = ledger.tail.tokens if ledger.tail else ()
+        tokens = tuple(range(token, token + num_proposed))
+        ledger.proposal(proposed(*tokens, at=position + len(known), epoch=ledger.epoch))
+        tail = known + tokens
+        accepted = min(num_accepted, len(tail))
+        next_token = tail[accepted] if guesses_next and accepted < len(tail) else 99
+        ledger.verdict(verdict(next_token, accepted, position, ledger.epoch))
+        token += num_proposed
+    session = VerifySession(list(ledger.tokens), 1000, 64, ledger.epoch)
+    forward = ledger.tail
+    if forward is not None:
+        session.offer(forward.epoch, forward.position, forward.tokens)
+    num_checked = len(session.begin_pass(64))
+    assert num_checked == ledger.num_speculated
+    final = ledger.tokens
+    ledger.verdict(session.end_pass([98] * (num_checked + 1), 0.0))
+    assert ledger.tokens == (*final, 98)
+    assert session.tokens == list(ledger.tokens)
+    ledger.check_integrity()
 
 
 # Verdicts

@@ -182,6 +182,25 @@ async def test_a_verify_replica_with_another_model_is_refused(
     assert "restart the orchestrators" in line
 
 
+async def test_an_orchestrator_whose_whole_pool_has_another_model_is_outdated(
+    serve: Serve,
+) -> None:
+    port = int((await serve(FakeVerify())).rpartition(":")[2])
+    await serve(FakeVerify(replace(MODEL, name="other")), "127.0.0.2", port)
+    names = Names(pool=("127.0.0.1",))
+    async with running(f"pool:{port}", names=names) as backends:
+        await backends.connect(10)
+        seat = backends.verify.take()
+        names.addresses["pool"] = ("127.0.0.2",)
+        await becomes_true(lambda: backends.num_replicas()["verify", ReplicaState.REFUSED] == 1)
+        outdated = asyncio.create_task(backends.until_outdated())
+        await asyncio.sleep(0.1)
+        assert not outdated.done()  # a session still runs
+        seat.give_up()
+        with pytest.raises(UnavailableError, match=r"another model.*'other'.*restart"):
+            await outdated
+
+
 async def test_drafts_of_another_vocabulary_end_the_start(serve: Serve) -> None:
     verify = await serve(FakeVerify())
     draft = await serve(FakeDraft(replace(MODEL, vocabulary=Vocabulary.of(["a"]))))
