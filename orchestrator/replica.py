@@ -163,7 +163,12 @@ class Replica(Generic[Stub]):
                     await self._meet()
                     continue
                 was_met = self.answer is not None
-                self._stop_using("it answers but is not ready")
+                is_known = answer.status != health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+                self._stop_using(
+                    "it answers but is not ready"
+                    if is_known
+                    else f"it does not know {self._kind.service}; is this its port?"
+                )
                 if was_met:
                     return  # a server that ends need not wait for our watch to end, too
         finally:

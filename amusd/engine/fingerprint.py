@@ -38,7 +38,8 @@ def _samples(weight: Tensor) -> bytes:
     """Return a few weights of a tensor as bytes, without copying the others."""
     if weight.numel() == 0 or weight.is_meta:
         return b""
-    # [n] places, one index a dimension: the tensor need not be contiguous
-    places = torch.linspace(0, weight.numel() - 1, min(_SAMPLES, weight.numel()))
-    indices = torch.unravel_index(places.long().to(weight.device), weight.shape)
+    # [n] int64; one index a dimension, for the tensor need not be contiguous
+    num_samples = min(_SAMPLES, weight.numel())
+    places = torch.arange(num_samples) * (weight.numel() - 1) // max(1, num_samples - 1)
+    indices = torch.unravel_index(places.to(weight.device), weight.shape)
     return bytes(weight.detach()[indices].float().cpu().numpy().tobytes())

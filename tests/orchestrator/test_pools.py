@@ -159,6 +159,13 @@ async def test_a_replica_that_serves_again_is_used_again(serve: Serve, hosts: li
         await becomes_true(lambda: used(backends) == [address])
 
 
+async def test_a_service_of_another_role_is_said(serve: Serve) -> None:
+    draft = await serve(FakeDraft())
+    async with running(draft) as backends:
+        with pytest.raises(UnavailableError, match=r"does not know amusd\.v1\.VerifyService.*port"):
+            await backends.connect(0.5)
+
+
 async def test_what_a_replica_says_counts(serve: Serve) -> None:
     busy, idle = await serve(FakeVerify(num_sessions=5)), await serve(FakeVerify())
     async with running(f"{busy},{idle}") as backends:
