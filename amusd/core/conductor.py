@@ -114,7 +114,7 @@ class Conductor:
         if not self._has_draft:
             return dataclasses.replace(decision, rollback=None, advance=None)
         if decision.rollback is not None:
-            self._pace.rolled_back(now_seconds)
+            self._pace.rolled_back(decision.rollback.epoch, now_seconds)
         return dataclasses.replace(
             decision,
             rollback=self._bounded(decision.rollback),

@@ -41,8 +41,8 @@ class Pace(Protocol):
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Take note of a proposal."""
 
-    def rolled_back(self, now_seconds: float) -> None:
-        """Take note of a rollback of the draft."""
+    def rolled_back(self, epoch: int, now_seconds: float) -> None:
+        """Take note of a rollback of the draft to ``epoch``."""
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
         """Take note of a pass; the first one has read the prompt."""
@@ -72,7 +72,7 @@ class TakingTurns:
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Nothing to learn."""
 
-    def rolled_back(self, now_seconds: float) -> None:
+    def rolled_back(self, epoch: int, now_seconds: float) -> None:
         """Nothing to learn."""
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
@@ -95,6 +95,8 @@ class Overlapping:
         self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
         self._has_read_prompt = False
         self._num_waits_in_vain = 0
+        self._epoch = 0
+        self._rolled_back_seconds: float | None = None  # until the draft has answered
 
     @property
     def max_checked(self) -> int:
@@ -137,11 +139,20 @@ class Overlapping:
             self._has_read_prompt = True
         self._num_waits_in_vain = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
+        if self._rolled_back_seconds is not None and proposal.epoch >= self._epoch:
+            self._times.observe_rollback(now_seconds - self._rolled_back_seconds)
+            self._rolled_back_seconds = None
 
-    def rolled_back(self, now_seconds: float) -> None:
-        """Expect a proposal after the step that runs and one more."""
+    def rolled_back(self, epoch: int, now_seconds: float) -> None:
+        """Expect a proposal as long after it as after earlier ones.
+
+        Before any it takes the step that runs and one more.
+        """
         step_ends = max(now_seconds, self._next_proposal_seconds)
-        self._next_proposal_seconds = step_ends + self._times.draft_seconds
+        by_steps = step_ends + self._times.draft_seconds - now_seconds
+        self._next_proposal_seconds = now_seconds + (self._times.rollback_seconds or by_steps)
+        self._epoch = epoch
+        self._rolled_back_seconds = now_seconds
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
         """Learn acceptance and pass times."""

@@ -21,16 +21,24 @@ _TIME_WEIGHT = 0.2  # weight of the newest pass time
 class StepTimes:
     """Time of a draft step, and of a verify pass by the number of proposals it checks.
 
+    ``rollback_seconds`` pass from a rollback to the first proposal after it, messages included.
+
     Learned from all sessions, for they are properties of the two devices.
     """
 
     draft_seconds: float = 0.0
+    rollback_seconds: float = 0.0
     _seconds: dict[int, float] = field(default_factory=dict)
 
     def observe_draft(self, step_seconds: float) -> None:
         """Learn from a draft step."""
         known = self.draft_seconds or step_seconds
         self.draft_seconds = known + _TIME_WEIGHT * (step_seconds - known)
+
+    def observe_rollback(self, seconds: float) -> None:
+        """Learn from the first proposal after a rollback."""
+        known = self.rollback_seconds or seconds
+        self.rollback_seconds = known + _TIME_WEIGHT * (seconds - known)
 
     def observe_pass(self, num_checked: int, pass_seconds: float) -> None:
         """Learn from a pass."""

@@ -130,7 +130,7 @@ class DialledPace:
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         pass
 
-    def rolled_back(self, now_seconds: float) -> None:
+    def rolled_back(self, epoch: int, now_seconds: float) -> None:
         pass
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:

@@ -105,10 +105,22 @@ def test_after_a_rollback_the_next_proposal_is_further_away() -> None:
             pace.passed(verdict(num_checked), is_first=False)
         for _ in range(100):
             pace.proposed(proposal(draft_seconds=0.03), 0.0)
-    rolled_back.rolled_back(0.0)
+    rolled_back.rolled_back(1, 0.0)
     late = 0.03  # when a steady draft has its next proposal ready
     assert steady.start_size(0, late) > 0
     assert rolled_back.start_size(0, late) <= steady.start_size(0, late)
+
+
+def test_how_long_the_draft_takes_after_a_rollback_is_learnt_messages_included() -> None:
+    slow, quick = experienced(), experienced()
+    for pace, seconds in ((slow, 1.0), (quick, 0.001)):
+        for epoch in range(1, 20):
+            pace.rolled_back(epoch, float(epoch))
+            pace.proposed(Proposal(epoch - 1, 2, (1,), STEP_SECONDS, 1), epoch + 0.0001)  # stale
+            pace.proposed(Proposal(epoch, 2, (1,), STEP_SECONDS, 1), epoch + seconds)
+        pace.rolled_back(20, 20.0)
+    assert slow.start_size(0, 20.0) == 0
+    assert quick.start_size(0, 20.0) > 0
 
 
 def test_the_first_proposal_and_the_first_pass_have_read_the_prompt_and_teach_nothing() -> None:
