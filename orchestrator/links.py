@@ -22,6 +22,7 @@ from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 _MAX_OUTGOING = 256
 
 Role = Literal["draft", "verify"]
+Metadata = tuple[tuple[str, str], ...]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -52,9 +53,15 @@ class SessionOpening:
 class VerifyLink:
     """The Verify stream of one session."""
 
-    def __init__(self, stub: "verify_pb2_grpc.VerifyServiceAsyncStub", inbox: Inbox) -> None:
-        """Start the call; verdicts go to ``inbox``."""
-        self._call = stub.Verify(None)  # None: requests are written one by one
+    def __init__(
+        self,
+        stub: "verify_pb2_grpc.VerifyServiceAsyncStub",
+        inbox: Inbox,
+        metadata: Metadata | None = None,
+    ) -> None:
+        """Start the call with ``metadata``; verdicts go to ``inbox``."""
+        # None: requests are written one by one
+        self._call = stub.Verify(None, metadata=metadata)
         self._inbox = inbox
 
     async def open(self, opening: SessionOpening) -> None:
@@ -96,10 +103,12 @@ class DraftLink:
         session_id: str,
         inbox: Inbox,
         timeout_seconds: float,
+        metadata: Metadata | None = None,
     ) -> None:
-        """Start the call; proposals go to ``inbox``."""
+        """Start the call with ``metadata``; proposals go to ``inbox``."""
         self._stub = stub
-        self._call = stub.Propose(None)  # None: requests are written one by one
+        # None: requests are written one by one
+        self._call = stub.Propose(None, metadata=metadata)
         self._session_id = session_id
         self._inbox = inbox
         self._timeout_seconds = timeout_seconds
