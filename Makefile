@@ -12,8 +12,11 @@ PROMPT ?= Write a Python function that checks whether a number is prime.
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Programs that check manifests and the Dockerfile. They pin versions that the project cannot live
+# with, so they have an environment of their own.
+CHECK_TOOLS := $(VENV)/check-tools
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check check-tools clean
 
 setup: $(STAMP)
 
@@ -25,10 +28,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps "$(PAIR)"
 	touch $@
 
+check-tools: $(CHECK_TOOLS)/.installed
+
+$(CHECK_TOOLS)/.installed: scripts/check-tools.txt $(STAMP)
+	$(PYTHON) -m venv $(CHECK_TOOLS)
+	$(CHECK_TOOLS)/bin/python -m pip install --quiet --requirement scripts/check-tools.txt
+	touch $@
+
 demo: setup
 	$(BIN)/amusd compare "$(PROMPT)"
 
-test: setup
+test: setup check-tools
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test
 

@@ -60,6 +60,7 @@ async def _serve(
         await shell.set_ready()
         await asyncio.wait(_futures(ended, failed), return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
+            await shell.fail("the engine of this replica failed: use another one")
             raise AmusdError("the engine failed, the log says why: restart the service")
     finally:
         for waiting in (ended, ready, failed):

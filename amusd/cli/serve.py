@@ -34,7 +34,9 @@ Port = Annotated[
 Grace = Annotated[
     float,
     typer.Option(
-        envvar="AMUSD_GRACE", min=0.0, help="Seconds that open calls may take to end at a signal."
+        envvar="AMUSD_GRACE",
+        min=0.0,
+        help="Seconds that open sessions may take to end at a signal.",
     ),
 ]
 Model = Annotated[
@@ -237,6 +239,14 @@ def orchestrator(
     draft_timeout: Annotated[
         float, typer.Option(envvar="AMUSD_DRAFT_TIMEOUT", help="Seconds to wait for the draft.")
     ] = 10.0,
+    max_connection_age: Annotated[
+        float,
+        typer.Option(
+            envvar="AMUSD_MAX_CONNECTION_AGE",
+            min=0.0,
+            help="Seconds until a client connects anew, perhaps to another replica; 0: never.",
+        ),
+    ] = 0.0,
     grace: Grace = 5.0,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
@@ -250,7 +260,7 @@ def orchestrator(
         verify=verify,
         draft=draft,
         tokenizer=tokenizer,
-        listen=Listen(host, port, grace),
+        listen=Listen(host, port, grace, max_connection_age),
         max_sessions=max_sessions,
         default_max_tokens=default_max_tokens,
         default_strategy=default_strategy if draft else Strategy.AUTOREGRESSIVE,

@@ -1,6 +1,9 @@
 """The shell of every service: one port with health and reflection, and an orderly end.
 
-A service is NOT_SERVING until it says that it is ready, and again from the first signal on.
+Health answers for three names. The empty one and the service's full name say whether sessions are
+let in: NOT_SERVING until the service says that it is ready, and again from the first signal on.
+``live`` says whether the process is worth keeping: SERVING while it loads, serves and drains, and
+NOT_SERVING only once it has failed.
 """
 
 import asyncio
@@ -11,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,17 +22,38 @@ from grpc_reflection.v1alpha import reflection
 
 from amusd.core.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
+from amusd.rpc.draining import Drain
 
 log = logging.getLogger(__name__)
+
+LIVE = "live"
+"""Name under which health says whether the process is worth keeping."""
+
+_REFUSED = "the service is shutting down and takes no new session: use another replica"
+_CUT_OFF = "the service is shutting down: this session was cut off {when}, try another replica"
+_STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where a service listens, and how long its open calls may take to end, in seconds."""
+    """Where a service listens, and how long its sessions may take to end, in seconds.
+
+    A connection of ``max_connection_age_seconds`` is given up in good order: calls on it go on, new
+    ones make the client connect anew, perhaps to another replica. 0: connections last.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     grace_seconds: float = 5.0
+    max_connection_age_seconds: float = 0.0
+
+    @property
+    def server_options(self) -> list[tuple[str, Any]]:
+        """Options of the gRPC server."""
+        if not self.max_connection_age_seconds:
+            return SERVER_OPTIONS
+        age = int(1000 * self.max_connection_age_seconds)
+        return [*SERVER_OPTIONS, ("grpc.max_connection_age_ms", age)]
 
 
 class ServiceShell:
@@ -36,12 +61,15 @@ class ServiceShell:
 
     def __init__(self, listen: Listen, service: str) -> None:
         """Make the server; ``service`` is the full name that health answers for."""
-        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._drain = Drain(service)
+        self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
         self._listen = listen
         self._service = service
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._end = asyncio.Event()
+        self._end_at_once = asyncio.Event()
         self._signals = 0
+        self._failure = ""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
@@ -54,6 +82,7 @@ class ServiceShell:
         """
         host, port = self._listen.host, self._listen.port
         await self._set_serving(False)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
             bound = self.server.add_insecure_port(f"{host}:{port}")
         except RuntimeError:
@@ -79,11 +108,35 @@ class ServiceShell:
         """Return when a signal or ``end`` asks the service to end."""
         await self._end.wait()
 
+    async def fail(self, why: str) -> None:
+        """Say that the service cannot go on: it is not alive, and sessions end with ``why``."""
+        self._failure = why
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._end_at_once.set()
+
     async def stop(self) -> None:
-        """Refuse new calls, let the open ones end within their grace, and end."""
+        """Refuse new sessions, let the open ones end within their grace, and end."""
         await self._set_serving(False)
-        grace = 0.0 if self._signals > 1 else self._listen.grace_seconds
-        await self.server.stop(grace)
+        self._drain.refuse(self._failure or _REFUSED)
+        cut_off = await self._wait_for_sessions()
+        await self._drain.end_all(self._failure or _CUT_OFF.format(when=cut_off))
+        await self.server.stop(_STOP_SECONDS)
+
+    async def _wait_for_sessions(self) -> str:
+        """Wait until none is open, the grace is over or must not be waited for; return which."""
+        grace = self._listen.grace_seconds
+        if self._drain.num_sessions and not self._end_at_once.is_set():
+            log.info("%d sessions may end within %g s", self._drain.num_sessions, grace)
+        waits = [
+            asyncio.ensure_future(self._drain.wait_until_empty()),
+            asyncio.ensure_future(self._end_at_once.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return "by a second signal" if self._end_at_once.is_set() else f"after {grace:g} s"
 
     @contextlib.contextmanager
     def signals_handled(self, end_with_stdin: bool = False) -> Iterator[None]:
@@ -104,8 +157,7 @@ class ServiceShell:
         self._signals += 1
         self._end.set()
         if self._signals > 1:
-            # The first stop may be waiting out its grace: this one overtakes it.
-            self._second_stop = asyncio.ensure_future(self.server.stop(0))
+            self._end_at_once.set()
 
     def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
         """End when whoever started the service closes its standard input, or dies."""

@@ -87,12 +87,13 @@ def start_trio(
     draft_model: str = DRAFT_MODEL,
     draft_flags: tuple[str, ...] = (),
     verify_flags: tuple[str, ...] = (),
+    orchestrator_flags: tuple[str, ...] = (),
 ) -> Trio:
     verify = starter("verify", "--model", verify_model, "--max-sessions", "64", *verify_flags)
     draft = starter("draft", "--model", draft_model, "--max-lookahead", "16", *draft_flags)
     orchestrator = starter(
         "orchestrator", "--verify", verify.address, "--draft", draft.address,
-        "--draft-timeout", "3", "--verify-timeout", "20",
+        "--draft-timeout", "3", "--verify-timeout", "20", *orchestrator_flags,
     )  # fmt: skip
     orchestrator.wait_until_serving()
     return Trio(draft, verify, orchestrator)

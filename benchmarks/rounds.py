@@ -1,0 +1,63 @@
+"""Things timed in turns, so that what else happens on the machine hits all of them.
+
+The clock, the warm-up calls and the statistics are those of ``torch.utils.benchmark``, which other
+tools for this (pytest-benchmark, pyperf) are not: they run one thing to the end before the next.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of each round, in their order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The lower and the upper quartile."""
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+    def report(self) -> dict[str, Any]:
+        """Return the figures for a file, in ms."""
+        low, high = self.quartiles
+        return {"ms": 1e3 * self.median, "quartiles_ms": [1e3 * low, 1e3 * high]}
+
+
+def time_in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+    """Call each candidate once a round, after warm-up calls of its own."""
+    timers = {
+        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        for name, run in candidates.items()
+    }
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for number in range(rounds):
+        for name in _rotated(list(timers), number):
+            found[name].append(timers[name].timeit(1).median)
+    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+
+
+def ratio(slow: Times, fast: Times) -> tuple[float, float, float]:
+    """Return how many times faster ``fast`` is, round by round: median and quartiles."""
+    ratios = Times(tuple(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)))
+    return ratios.median, *ratios.quartiles
+
+
+def _rotated(names: list[str], by: int) -> list[str]:
+    """Let another one go first each time, so that no order is favoured."""
+    first = by % len(names)
+    return names[first:] + names[:first]

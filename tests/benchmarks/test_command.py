@@ -1,0 +1,82 @@
+"""The benchmark command with a tiny model: every table comes, whatever its figures are."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from benchmarks import gpu
+from benchmarks.rounds import Times, ratio, time_in_turns
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
+    folder = tiny.save(tiny.build("llama"), tmp_path / "model")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    report = tmp_path / "report.json"
+    few = ["--rounds", "1", "--limit", "2", "--max-tokens", "8", "--prompts", str(prompts)]
+    done = run("--verify", folder, "--draft", folder, *few, "--output", str(report))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert found["machine"]["torch"]
+    tables = found["tables"]
+    assert set(tables) == {
+        "strategies", "clients", "one-token", "passes", "bandwidth", "sessions", "numerics",
+        "gpu-verify", "gpu-draft", "gpu-exact",
+    }  # fmt: skip
+    assert all(one["outputs_identical"] for one in tables["strategies"].values())
+    assert all(one["same_tokens"] for one in tables["one-token"].values())
+    assert set(tables["passes"]) == {"1", "2", "4", "8", "16"}
+    assert all(one["ms"] > 0 for size in tables["passes"].values() for one in size.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "speed"], "unknown table 'speed': use one-token"),
+        (["--verify", "synthetic"], "a synthetic model has no engine"),
+        (["--output", "/nowhere/report.json"], "no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_the_gpu_tables_run_with_tiny_shapes_on_cpu() -> None:
+    config = LlamaConfig(**tiny.COMMON, **tiny.NO_SPECIAL)
+    large = gpu.large("cpu", 1, config, batch=2, context=40)
+    assert [row[0] for row in large.rows] == ["1 token", "8 tokens", "2 sessions, 40 tokens each"]
+    assert large.figures["batch"]["gain"] > 0
+    assert gpu.small("cpu", 1, config).figures["draft step"]["ratio"] > 0
+    assert gpu.exact("cpu", 1, config).figures["exact"]["ratio"] > 0
+
+
+def test_candidates_take_turns_after_a_warm_up_and_none_is_always_first() -> None:
+    calls: list[str] = []
+    times = time_in_turns({name: partial(calls.append, name) for name in "ab"}, rounds=2)
+    runs = [name for index, name in enumerate(calls) if not index or calls[index - 1] != name]
+    assert runs == ["a", "b", "a"]  # a first, then b first
+    assert calls.count("a") == calls.count("b")
+    assert all(len(found.seconds) == 2 for found in times.values())
+
+
+def test_ratios_are_of_pairs() -> None:
+    assert ratio(Times((2.0, 6.0, 30.0)), Times((1.0, 2.0, 5.0))) == (3.0, 2.5, 4.5)

@@ -1,0 +1,159 @@
+"""The Dockerfile's own commands, run in clean folders where no container engine is at hand.
+
+What is not followed: the base images, and the download of what the project depends on, which is
+taken from the interpreter that runs the tests.
+"""
+
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amusd.client import Client, Options
+from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
+from tests.image.dockerfile import ROOT, copy_context, read_stages
+from tests.process.services import DRAFT_MODEL, START_SECONDS, VERIFY_MODEL, Service
+from tests.process.synthetic import expected_output
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+
+class Image:
+    """Folders that stand for those of a build, and the commands that fill them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places = {name: folder / name.strip("/") for name in ("/src", "/wheels", "/opt/amusd")}
+        for place in self.places.values():
+            place.mkdir(parents=True)
+
+    def run(self, command: str) -> None:
+        for name, place in self.places.items():
+            command = command.replace(name, str(place))
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=self.places["/src"], capture_output=True, text=True, timeout=240, check=False,
+            env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+        )  # fmt: skip
+        if "Could not find a version" in done.stderr + done.stdout:
+            pytest.skip("no package index with setuptools, which builds the wheel, can be reached")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a container would see: nothing of this machine's."""
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        return {
+            "PATH": str(self.places["/opt/amusd"] / "bin"),
+            "HOME": str(self.folder / "tmp"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "AMUSD_CACHE_DIR": str(self.folder / "cache"),
+        }
+
+    def start(self, role: str, *flags: str) -> Service:
+        """Run the image's entry point, as a container does."""
+        log = self.folder / f"{role}.log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                ["amusd", "serve", role, "--port", "0", *flags],
+                executable=self.places["/opt/amusd"] / "bin" / "amusd",
+                cwd=self.folder / "tmp", env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            assert selector.select(START_SECONDS), log.read_text()
+        words = process.stdout.readline().decode().split()
+        return Service(role, process, words[-1] if words else "", log)
+
+    def files(self) -> dict[str, int]:
+        """Return every file of the environment with the time of its last change."""
+        paths = self.places["/opt/amusd"].rglob("*")
+        return {str(path): path.lstat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The image, as far as the Dockerfile's commands make it."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler, which the stage of the wheel needs")
+    stages = read_stages()
+    built = Image(tmp_path_factory.mktemp("image"))
+    copy_context(built.places["/src"])
+    for command in stages["wheel"].commands():
+        built.run(command)
+    shutil.rmtree(built.places["/src"])  # the last stage has no sources
+    built.places["/src"].mkdir()
+    built.run("python -m venv /opt/amusd")
+    built.run(stages["cpu"].commands()[-1])
+    third_party = sysconfig.get_path("purelib")
+    (site_packages,) = built.places["/opt/amusd"].glob("lib/python*/site-packages")
+    # A plain line adds the folder alone: not the project, if that is installed to be edited.
+    (site_packages / "third-party.pth").write_text(f"{third_party}\n")
+    return built
+
+
+@pytest.fixture
+def services(image: Image) -> Iterator[list[Service]]:
+    """Verify, draft and orchestrator from the image."""
+    running = [image.start("verify", "--model", VERIFY_MODEL)]
+    try:
+        running.append(image.start("draft", "--model", DRAFT_MODEL))
+        verify, draft = (one.address for one in running)
+        running.append(image.start("orchestrator", "--verify", verify, "--draft", draft))
+        running[-1].wait_until_serving()
+        yield running
+    finally:
+        for service in reversed(running):
+            service.end()
+
+
+def test_what_the_project_depends_on_is_pinned(tmp_path: Path) -> None:
+    image = Image(tmp_path)
+    stage = read_stages()["dependencies"]
+    for name in stage.all("COPY")[0].split()[:-1]:
+        shutil.copy(ROOT / name, image.places["/src"])
+    image.run(stage.commands()[0])
+    lines = (image.places["/src"] / "requirements.txt").read_text().splitlines()
+    constraints = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    for line in lines:
+        name = line.partition(">=")[0].lower().replace("_", "-")
+        assert name == "torch" or f"\n{name}==" in constraints
+    assert len(lines) > 10
+
+
+def test_the_services_run_from_the_wheel_alone(image: Image, services: list[Service]) -> None:
+    before = image.files()
+    with Client(services[-1].address, timeout_seconds=60) as client:
+        generation = client.generate(Prompt(tokens=(1, 2)), Options(Strategy.AMUSD, 30)).wait()
+    assert generation.tokens == expected_output(VERIFY_MODEL, (1, 2), 30)
+    assert not generation.summary().fallback_reason
+    assert image.files() == before  # the root filesystem of the pods is read-only
+
+
+def test_the_wheel_is_whole(image: Image) -> None:
+    code = (
+        "import amusd, amusd.pair.draft; from amusd.engine.native import library; "
+        "assert amusd.pair.draft.ASSET_PATH.is_file(); print(amusd.__file__)"
+    )
+    done = subprocess.run(
+        [image.places["/opt/amusd"] / "bin" / "python", "-c", code],
+        env=image.environment, cwd=image.folder, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(image.places["/opt/amusd"]))
+    package = Path(done.stdout.strip()).parent
+    assert list(package.glob("engine/native/_library*.so"))
+    assert (package / "py.typed").is_file()

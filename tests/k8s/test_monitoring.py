@@ -1,0 +1,117 @@
+"""Dashboards, alerts and autoscalers use metrics that exist, and every alert is explained."""
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.k8s import metric_names
+from tests.k8s.kustomize import ROOT, render
+
+promql = pytest.importorskip("promql_parser", reason="not installed: make setup")
+
+MONITORING = render(ROOT / "k8s/overlays/monitoring")
+SUFFIXES = ("_bucket", "_count", "_sum")
+OTHERS = {"up"}
+
+
+def known_names() -> frozenset[str]:
+    """Return the services' own list of metrics, or what they have promised."""
+    try:
+        names: frozenset[str] = importlib.import_module("amusd.metrics").METRIC_NAMES
+    except (ImportError, AttributeError):
+        names = metric_names.METRIC_NAMES
+    return frozenset(names)
+
+
+def alerts() -> list[dict[str, Any]]:
+    (rules,) = (one for one in MONITORING if one["kind"] == "PrometheusRule")
+    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, Any]:
+    (board,) = (one for one in MONITORING if one["metadata"]["name"] == "amusd-dashboard")
+    read: dict[str, Any] = json.loads(board["data"]["amusd.json"])
+    return read
+
+
+def expressions() -> list[str]:
+    panels = dashboard()["panels"]
+    shown = [target["expr"] for panel in panels for target in panel["targets"]]
+    scaled = [
+        trigger["metadata"]["query"]
+        for one in render(ROOT / "k8s/overlays/autoscaling-keda")
+        if one["kind"] == "ScaledObject"
+        for trigger in one["spec"]["triggers"]
+    ]
+    # A parser does not know Grafana's variable for a length of time.
+    every = [rule["expr"] for rule in alerts()] + shown + scaled
+    return [one.replace("$__rate_interval", "5m") for one in every]
+
+
+def metrics(expression: str) -> Iterator[str]:
+    """Yield the names of the series that an expression reads."""
+    pending = [promql.parse(expression)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, promql.VectorSelector):
+            yield node.name
+        for name in ("lhs", "rhs", "expr", "vector_selector", "args", "param"):
+            part = getattr(node, name, None)
+            parts = part if isinstance(part, list) else [part]
+            pending += [one for one in parts if one is not None and not isinstance(one, str)]
+
+
+def family(series: str) -> str:
+    for suffix in SUFFIXES:
+        base = series.removesuffix(suffix)
+        if base != series and base in metric_names.HISTOGRAMS:
+            return base
+    return series
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_an_expression_reads_metrics_that_exist(expression: str) -> None:
+    series = list(metrics(expression))
+    assert series
+    assert {family(one) for one in series} <= known_names() | OTHERS
+
+
+def test_a_histogram_is_read_by_its_parts_only() -> None:
+    for expression in expressions():
+        assert not metric_names.HISTOGRAMS & set(metrics(expression))
+
+
+def test_an_autoscaler_reads_a_metric_that_exists() -> None:
+    scalers = [
+        one
+        for one in render(ROOT / "k8s/overlays/autoscaling")
+        if one["kind"] == "HorizontalPodAutoscaler"
+    ]
+    read = [entry for one in scalers for entry in one["spec"]["metrics"] if entry["type"] == "Pods"]
+    assert read
+    assert {one["pods"]["metric"]["name"] for one in read} <= known_names()
+
+
+def test_every_alert_is_explained() -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    explained = set(re.findall(r"^### (Amusd\w+)$", text, re.MULTILINE))
+    assert explained == {rule["alert"] for rule in alerts()}
+
+
+def test_metrics_are_read_where_the_pods_offer_them() -> None:
+    (monitor,) = (one for one in MONITORING if one["kind"] == "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for deployment in (one for one in MONITORING if one["kind"] == "Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert endpoint["port"] in [one["name"] for one in container["ports"]]
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [panel["gridPos"] for panel in dashboard()["panels"]]
+    cells = {(one["x"], one["y"]) for one in places}
+    assert len(cells) == len(places)
+    assert all(one["x"] + one["w"] <= 24 for one in places)

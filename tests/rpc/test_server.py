@@ -1,0 +1,84 @@
+"""What health says over a service's life, in one process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from amusd.core.errors import AmusdError
+from amusd.engine.thread import EngineThread
+from amusd.hosting import run_engine_service
+from amusd.rpc.server import LIVE, Listen, ServiceShell
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "amusd.v1.VerifyService"
+
+
+class FailingWorker:
+    """Fails at its first pass."""
+
+    def step(self) -> bool:
+        raise RuntimeError("out of memory")
+
+
+def address_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.split()[-1]
+
+
+async def statuses(health: health_pb2_grpc.HealthStub, name: str) -> AsyncIterator[int]:
+    """Yield what health says of ``name``, as it changes."""
+    call = health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    async for answer in call:
+        yield int(answer.status)
+
+
+async def test_live_comes_with_the_port_and_readiness_with_the_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shell = ServiceShell(Listen(), SERVICE)
+    await shell.start()
+    async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        live, ready, any_name = (statuses(health, name) for name in (LIVE, SERVICE, ""))
+        assert [await anext(one) for one in (live, ready, any_name)] == [
+            SERVING,
+            NOT_SERVING,
+            NOT_SERVING,
+        ]
+        await shell.set_ready()
+        assert [await anext(one) for one in (ready, any_name)] == [SERVING, SERVING]
+        stopped = asyncio.ensure_future(shell.stop())
+        assert [await anext(one) for one in (ready, any_name)] == [NOT_SERVING, NOT_SERVING]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(live)  # it never said anything but SERVING
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await stopped
+
+
+async def test_an_engine_that_fails_is_not_alive(capsys: pytest.CaptureFixture[str]) -> None:
+    shell = ServiceShell(Listen(grace_seconds=60), SERVICE)
+    listening, go = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def make() -> FailingWorker:
+        loop.call_soon_threadsafe(listening.set)  # the engine thread starts after the server
+        asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
+        return FailingWorker()
+
+    thread = EngineThread("failing", make)
+    service = asyncio.ensure_future(run_engine_service(shell, thread, lambda _: "it", False))
+    await listening.wait()
+    async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
+        live = statuses(health_pb2_grpc.HealthStub(channel), LIVE)
+        assert await anext(live) == SERVING
+        go.set()
+        await asyncio.wrap_future(thread.ready)
+        thread.submit(lambda _: None)
+        assert await anext(live) == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="engine of this replica failed"):
+            await anext(live)
+    with pytest.raises(AmusdError, match="the engine failed"):
+        await service
