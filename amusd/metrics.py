@@ -57,7 +57,7 @@ METRICS = (
     ),
     Metric(
         "amusd_request_seconds",
-        "From a request that was let in to its end, however it ended.",
+        "From a request to its end, however it ended, refused ones too.",
         buckets=_REQUEST_BUCKETS,
     ),
     Metric(

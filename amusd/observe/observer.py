@@ -195,10 +195,11 @@ class RequestWatch:
     def close(self) -> None:
         """Take note that the request has ended; the last that is told of it."""
         seconds = time.monotonic() - self._started
-        if self._metrics is not None and self._is_open:
+        if self._metrics is not None:
             self._metrics.request_seconds.observe(seconds)
-            self._metrics.sessions_open.dec()
-            (self._metrics.running if self._has_tokens else self._metrics.waiting).dec()
+            if self._is_open:
+                self._metrics.sessions_open.dec()
+                (self._metrics.running if self._has_tokens else self._metrics.waiting).dec()
         fields = {**self._fields, "status": self._status}
         if self._span is not None:
             self._end(self._span, fields)
