@@ -53,7 +53,9 @@ def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
 
 def status_of(error: Exception) -> grpc.StatusCode:
     """Return the status that a call ends with if ``error`` ends it."""
-    return _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL)  # type: ignore[call-overload,no-any-return]
+    if isinstance(error, errors.AmusdError):
+        return _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL)
+    return grpc.StatusCode.INTERNAL
 
 
 def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:

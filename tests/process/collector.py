@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
@@ -50,7 +51,8 @@ def collecting(address: str = "127.0.0.1:0") -> Iterator[Collector]:
     """Run a collector on loopback."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    add_servicer: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server  # untyped
+    add_servicer(collector, server)
     port = server.add_insecure_port(address)
     collector.endpoint = f"http://127.0.0.1:{port}"
     server.start()

@@ -5,19 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from amusd.cli.local import LocalSettings, local_services
 from amusd.client import Client, Generation, Options
 from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.core.strategy import Strategy
-from amusd.metrics import METRIC_NAMES, names_of
+from amusd.metrics import METRIC_NAMES, Role, names_of
 from amusd.prompts import Prompt
-from tests.process.scrape import Scrape, WatchedTrio, free_port, start_watched
+from tests.process.scrape import Scrape, WatchedTrio, free_port, scrape, start_watched
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Starter, amusd
 from tests.process.test_lifecycle import becomes_true
 
 pytestmark = pytest.mark.process
 
 OF_A_GPU = "amusd_device_"
-ROLES = ("orchestrator", "draft", "verify")
+ROLES: tuple[Role, ...] = ("orchestrator", "draft", "verify")
 
 
 @pytest.fixture
@@ -159,3 +160,14 @@ def test_metrics_are_off_unless_asked_for(start: Starter) -> None:
         if connection.status == "LISTEN"
     ]
     assert listening == [int(service.address.rpartition(":")[2])]
+
+
+def test_local_services_have_metrics_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = (free_port(), free_port(), free_port())
+    monkeypatch.setenv("AMUSD_METRICS_PORT", str(free_port()))  # one port cannot do for three
+    settings = LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL, metrics_ports=ports)
+    with local_services(settings):
+        for role, port in zip(ROLES, ports, strict=True):
+            assert scrape(port).names <= names_of(role)
+    with local_services(LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL)):
+        pass  # none of them stumbled over the port in the environment
