@@ -24,7 +24,7 @@ ARG PIP_EXTRA_INDEX_URL
 ARG TORCH=torch==2.13.0
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = project["optional-dependencies"]; print(*project["dependencies"], *extras["traces"], *extras["gpu"], sep="\n")' > requirements.txt
 RUN python -m venv /opt/amusd \
     && /opt/amusd/bin/pip install --no-cache-dir "${TORCH}" \
     && /opt/amusd/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt

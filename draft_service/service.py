@@ -4,6 +4,8 @@ from amusd.core.model import PROMPT_LOOKUP
 from amusd.engine.loading import load_model
 from amusd.engine.thread import EngineThread
 from amusd.hosting import run_engine_service
+from amusd.observe.engine import EngineState, watch_engine
+from amusd.observe.observer import Observer
 from amusd.rpc.server import ServiceShell
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from draft_service.drafters import Drafter, HybridDrafter, ModelDrafter, PromptLookupDrafter
@@ -22,18 +24,22 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
     return HybridDrafter(model) if settings.lookup else model
 
 
-def make_worker(settings: DraftServiceSettings) -> DraftWorker:
+def make_worker(settings: DraftServiceSettings, observer: Observer) -> DraftWorker:
     """Return the worker of a draft service; for its engine thread."""
     drafter = make_drafter(settings)
-    return DraftWorker(drafter, settings.engine.limits(drafter.description))
+    limits = settings.engine.limits(drafter.description)
+    return DraftWorker(drafter, limits, observer.on_pass)
 
 
-async def run_draft_service(settings: DraftServiceSettings, end_with_stdin: bool = False) -> None:
+async def run_draft_service(
+    settings: DraftServiceSettings, observer: Observer, end_with_stdin: bool = False
+) -> None:
     """Serve until a signal comes."""
     service = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
     shell = ServiceShell(settings.engine.listen, service)
-    thread = EngineThread("draft-engine", lambda: make_worker(settings))
-    servicer = DraftServicer(thread, settings.engine.max_wait_seconds)
+    thread = EngineThread("draft-engine", lambda: make_worker(settings, observer))
+    watch_engine(observer, thread, _state, settings.engine.device.device)
+    servicer = DraftServicer(thread, settings.engine.max_wait_seconds, observer)
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, shell.server)
     await run_engine_service(shell, thread, _describe, end_with_stdin)
 
@@ -41,3 +47,7 @@ async def run_draft_service(settings: DraftServiceSettings, end_with_stdin: bool
 def _describe(worker: DraftWorker) -> str:
     sources = " and ".join(sorted(source.value for source in worker.drafter.sources))
     return f"{worker.drafter.description.summary()}, drafting by {sources}"
+
+
+def _state(worker: DraftWorker) -> EngineState:
+    return EngineState(worker.num_sessions, worker.num_waiting, worker.drafter.usage)

@@ -10,6 +10,7 @@ from amusd.core.errors import InvalidInputError
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.engine.thread import EngineThread
 from amusd.hosting import opened_session
+from amusd.observe.observer import Observer, RequestWatch
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.sessions import MAX_MESSAGES_WAITING, CommandWindow, check_session_id
@@ -20,11 +21,14 @@ from draft_service.worker import DraftOpening, DraftWorker
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     """Opens sessions on the engine thread and carries messages to and from it."""
 
-    def __init__(self, engine: EngineThread[DraftWorker], max_wait_seconds: float) -> None:
+    def __init__(
+        self, engine: EngineThread[DraftWorker], max_wait_seconds: float, observer: Observer
+    ) -> None:
         """Serve the worker of ``engine``, once it is ready.
 
         A session waits for memory for at most ``max_wait_seconds``.
         """
+        self._observer = observer
         self._engine = engine
         self._max_wait_seconds = max_wait_seconds
 
@@ -33,6 +37,16 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: faults.Context
     ) -> None:
         """See the protocol."""
+        with self._observer.request(context) as watch:
+            await self._propose(request_iterator, context, watch)
+
+    async def _propose(
+        self,
+        request_iterator: AsyncIterator[draft_pb2.ProposeRequest],
+        context: faults.Context,
+        watch: RequestWatch,
+    ) -> None:
+        """Open the session that the first request asks for, and serve it to its end."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("step") != "open":
             raise InvalidInputError("the first request of a Propose stream is an open")
@@ -40,6 +54,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         outbox: Outbox[Proposal] = Outbox(MAX_MESSAGES_WAITING)
 
         async def write(proposal: Proposal) -> None:
+            watch.proposed(proposal)
             await context.write(codec.proposal_to_proto(proposal))
 
         async with opened_session(
@@ -49,6 +64,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             lambda worker: worker.give_up(opening.session_id),
             self._max_wait_seconds,
         ):
+            watch.opened(opening.session_id, len(opening.tokens))
             await until_first_ends(
                 self._receive(request_iterator, opening.session_id), outbox.drain(write)
             )
@@ -69,6 +85,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         num_dropped = await asyncio.wrap_future(
             self._engine.submit(lambda worker: worker.rollback(request.session_id, rollback))
         )
+        self._observer.rolled_back(request.session_id, rollback)
         return draft_pb2.RollbackResponse(num_dropped=num_dropped)
 
     @faults.reported

@@ -22,6 +22,7 @@ from amusd.engine.sessions import Sessions, fail, shares, slot_of
 from draft_service.drafters import Drafted, Drafter, DraftRequest, Outcome
 
 Emit = Callable[[Proposal | AmusdError], None]
+OnPass = Callable[[float, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,17 @@ class _Task:
 class DraftWorker:
     """Drafts for all open sessions, several in one step."""
 
-    def __init__(self, drafter: Drafter, limits: ServiceLimits) -> None:
-        """Draft with ``drafter`` within ``limits``."""
+    def __init__(
+        self,
+        drafter: Drafter,
+        limits: ServiceLimits,
+        on_pass: OnPass = lambda seconds, num_sessions: None,
+    ) -> None:
+        """Draft with ``drafter`` within ``limits``.
+
+        ``on_pass`` is told of each step: its seconds, and how many sessions shared it.
+        """
+        self._on_pass = on_pass
         self.drafter = drafter
         self.limits = limits
         self._sessions: Sessions[_Task] = Sessions(drafter, limits)
@@ -152,6 +162,7 @@ class DraftWorker:
             for task, outcome in zip(due, outcomes, strict=True)
             if outcome is not None
         ]
+        self._on_pass(seconds, len(turns))
         self._sessions.took_turn(task for task, _ in turns)
         parts = shares(seconds, [_num_read(outcome) for _, outcome in turns])
         for (task, outcome), part in zip(turns, parts, strict=True):

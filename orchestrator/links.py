@@ -23,6 +23,7 @@ from orchestrator.pool import Seat
 _MAX_OUTGOING = 256
 
 Role = Literal["draft", "verify"]
+Metadata = tuple[tuple[str, str], ...]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -54,11 +55,17 @@ class SessionOpening:
 class VerifyLink:
     """The Verify stream of one session, and its seat on a replica."""
 
-    def __init__(self, seat: "Seat[verify_pb2_grpc.VerifyServiceAsyncStub]", inbox: Inbox) -> None:
-        """Start the call; verdicts go to ``inbox``."""
+    def __init__(
+        self,
+        seat: "Seat[verify_pb2_grpc.VerifyServiceAsyncStub]",
+        inbox: Inbox,
+        metadata: Metadata | None = None,
+    ) -> None:
+        """Start the call with ``metadata``; verdicts go to ``inbox``."""
         self.address = seat.address
         self._seat = seat
-        self._call = seat.stub.Verify(None)  # None: requests are written one by one
+        # None: requests are written one by one
+        self._call = seat.stub.Verify(None, metadata=metadata)
         self._inbox = inbox
 
     async def open(self, opening: SessionOpening) -> None:
@@ -102,12 +109,14 @@ class DraftLink:
         session_id: str,
         inbox: Inbox,
         timeout_seconds: float,
+        metadata: Metadata | None = None,
     ) -> None:
-        """Start the call; proposals go to ``inbox``."""
+        """Start the call with ``metadata``; proposals go to ``inbox``."""
         self.address = seat.address
         self.has_answered = False
         self._seat = seat
-        self._call = seat.stub.Propose(None)  # None: requests are written one by one
+        # None: requests are written one by one
+        self._call = seat.stub.Propose(None, metadata=metadata)
         self._session_id = session_id
         self._inbox = inbox
         self._timeout_seconds = timeout_seconds

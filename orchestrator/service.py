@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from amusd.observe.observer import Observer
 from amusd.rpc.server import ServiceShell
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
@@ -13,7 +14,9 @@ from orchestrator.text import load_text_codec
 log = logging.getLogger(__name__)
 
 
-async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool = False) -> None:
+async def run_orchestrator(
+    settings: OrchestratorSettings, observer: Observer, end_with_stdin: bool = False
+) -> None:
     """Serve until a signal comes.
 
     Raises:
@@ -22,11 +25,12 @@ async def run_orchestrator(settings: OrchestratorSettings, end_with_stdin: bool 
     """
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     shell = ServiceShell(settings.listen, service)
-    servicer = OrchestratorServicer(settings)
+    servicer = OrchestratorServicer(settings, observer)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, shell.server)
     with shell.signals_handled(end_with_stdin):
         await shell.start()
         backends = Backends(settings)
+        observer.count_replicas_by(backends.num_replicas)
         kept = asyncio.ensure_future(backends.run())
         outdated = asyncio.ensure_future(backends.until_outdated())
         ended = asyncio.ensure_future(shell.wait_for_end())

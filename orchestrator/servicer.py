@@ -15,6 +15,7 @@ from amusd.core.errors import (
 from amusd.core.finish import FinishRule
 from amusd.core.model import ServiceLimits
 from amusd.core.strategy import Strategy
+from amusd.observe.observer import Observer, RequestWatch
 from amusd.rpc import codec, faults
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
@@ -56,8 +57,9 @@ class _Admission:
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Serves clients, once the backends are there."""
 
-    def __init__(self, settings: OrchestratorSettings) -> None:
+    def __init__(self, settings: OrchestratorSettings, observer: Observer) -> None:
         """Serve by ``settings``; ``open`` lets requests in."""
+        self._observer = observer
         self._settings = settings
         self._backends: Backends | None = None
         self._text: TextCodec = NoText()
@@ -72,6 +74,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, context: faults.Context
     ) -> None:
         """See the protocol."""
+        with self._observer.request(context) as watch:
+            await self._generate(request, context, watch)
+
+    async def _generate(
+        self,
+        request: orchestrator_pb2.GenerateRequest,
+        context: faults.Context,
+        watch: RequestWatch,
+    ) -> None:
+        """Run the session that a request asks for, and write what comes of it."""
         backends = self._ready()
         plan = self._plan(request, backends)
         decoder = self._text.decoder()
@@ -80,9 +92,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             admission.start()
             chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
             await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
+            watch.wrote(len(tokens))
 
         with self._admitted() as admission:
-            outcome = await Session(backends, plan, emit).run()
+            watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
+            outcome = await Session(backends, plan, emit, watch).run()
         completion = orchestrator_pb2.Completion(
             finish_reason=codec.finish_reason_to_proto(outcome.reason),
             text=decoder.finish(),

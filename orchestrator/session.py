@@ -19,6 +19,7 @@ from amusd.core.ledger import Ledger
 from amusd.core.pace import make_pace
 from amusd.core.statistics import Statistics, StatisticsRecorder
 from amusd.core.strategy import DraftPlan, Strategy, draft_plan
+from amusd.observe.observer import RequestWatch
 from orchestrator.backends import Backends
 from orchestrator.links import (
     DraftLink,
@@ -60,8 +61,14 @@ class Outcome:
 class Session:
     """Decodes one request; ``run`` is called once."""
 
-    def __init__(self, backends: Backends, plan: SessionPlan, emit: Emit) -> None:
-        """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come."""
+    def __init__(
+        self, backends: Backends, plan: SessionPlan, emit: Emit, watch: RequestWatch
+    ) -> None:
+        """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
+
+        ``watch`` is told of what happens.
+        """
+        self._watch = watch
         self._backends = backends
         self._plan = plan
         self._emit = emit
@@ -93,10 +100,14 @@ class Session:
             reason = await self._decode()
         finally:
             await self._close()
+            statistics = self._summary()
+            self._watch.decoded(statistics)
+        return Outcome(reason, statistics)
+
+    def _summary(self) -> Statistics:
         self._ledger.close()
         num_output = self._conductor.num_output
-        statistics = self._recorder.summary(self._ledger, num_output, time.monotonic())
-        return Outcome(reason, statistics)
+        return self._recorder.summary(self._ledger, num_output, time.monotonic())
 
     async def _decode(self) -> FinishReason:
         """Receive, decide, dispatch until the output is over; this is the hot loop."""
@@ -191,6 +202,7 @@ class Session:
     def _do_without_draft(self, error: AmusdError) -> Decision:
         self._draft = None
         self._recorder.fallback_reason = str(error)
+        self._watch.fell_back(error)
         return self._conductor.on_draft_lost()
 
     async def _carry_out(self, decision: Decision) -> None:
@@ -198,6 +210,8 @@ class Session:
             for message in (decision.rollback, decision.advance):
                 if message is not None and self._draft is not None:
                     self._draft.send(message)
+            if decision.rollback is not None:
+                self._watch.rolled_back(decision.rollback)
         except UnavailableError as error:
             await self._carry_out(self._lose_draft(error))
         if decision.forward is not None and self._verify is not None:
@@ -229,7 +243,7 @@ class Session:
 
     async def _open_verify(self) -> None:
         seat = self._backends.verify.take(self._refused["verify"])
-        self._verify = VerifyLink(seat, self._inbox)
+        self._verify = VerifyLink(seat, self._inbox, self._watch.metadata)
         self._start(self._verify.read())
         await self._verify.open(self._opening())
 
@@ -240,7 +254,11 @@ class Session:
         except UnavailableError as error:
             return self._do_without_draft(error)
         draft = DraftLink(
-            seat, self._plan.session_id, self._inbox, self._plan.draft_timeout_seconds
+            seat,
+            self._plan.session_id,
+            self._inbox,
+            self._plan.draft_timeout_seconds,
+            self._watch.metadata,
         )
         self._draft = draft
         self._start(draft.read())

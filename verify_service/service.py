@@ -3,6 +3,8 @@
 from amusd.engine.loading import load_model
 from amusd.engine.thread import EngineThread
 from amusd.hosting import run_engine_service
+from amusd.observe.engine import EngineState, watch_engine
+from amusd.observe.observer import Observer
 from amusd.rpc.server import ServiceShell
 from amusd.settings import EngineServiceSettings
 from amusd.v1 import verify_pb2, verify_pb2_grpc
@@ -10,7 +12,7 @@ from verify_service.servicer import VerifyServicer
 from verify_service.worker import VerifyWorker
 
 
-def make_worker(settings: EngineServiceSettings) -> VerifyWorker:
+def make_worker(settings: EngineServiceSettings, observer: Observer) -> VerifyWorker:
     """Return the worker of a verify service; for its engine thread."""
     engine = load_model(settings.model, "verify", settings.device, settings.options)
     return VerifyWorker(
@@ -18,16 +20,24 @@ def make_worker(settings: EngineServiceSettings) -> VerifyWorker:
         settings.limits(engine.description),
         settings.prefill_budget,
         settings.options.reuse_prefixes,
+        observer.on_pass,
     )
 
 
-async def run_verify_service(settings: EngineServiceSettings, end_with_stdin: bool = False) -> None:
+async def run_verify_service(
+    settings: EngineServiceSettings, observer: Observer, end_with_stdin: bool = False
+) -> None:
     """Serve until a signal comes."""
     service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
     shell = ServiceShell(settings.listen, service)
-    thread = EngineThread("verify-engine", lambda: make_worker(settings))
-    servicer = VerifyServicer(thread, settings.max_wait_seconds)
+    thread = EngineThread("verify-engine", lambda: make_worker(settings, observer))
+    watch_engine(observer, thread, _state, settings.device.device)
+    servicer = VerifyServicer(thread, settings.max_wait_seconds, observer)
     verify_pb2_grpc.add_VerifyServiceServicer_to_server(servicer, shell.server)
     await run_engine_service(
         shell, thread, lambda worker: worker.engine.description.summary(), end_with_stdin
     )
+
+
+def _state(worker: VerifyWorker) -> EngineState:
+    return EngineState(worker.num_sessions, worker.num_waiting, worker.engine.usage)

@@ -8,6 +8,7 @@ from amusd.core.errors import InvalidInputError
 from amusd.core.events import Forward, Verdict
 from amusd.engine.thread import EngineThread
 from amusd.hosting import opened_session
+from amusd.observe.observer import Observer, RequestWatch
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.sessions import MAX_MESSAGES_WAITING, CommandWindow, check_session_id
@@ -18,11 +19,14 @@ from verify_service.worker import VerifyOpening, VerifyWorker
 class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     """Opens sessions on the engine thread and carries messages to and from it."""
 
-    def __init__(self, engine: EngineThread[VerifyWorker], max_wait_seconds: float) -> None:
+    def __init__(
+        self, engine: EngineThread[VerifyWorker], max_wait_seconds: float, observer: Observer
+    ) -> None:
         """Serve the worker of ``engine``, once it is ready.
 
         A session waits for memory for at most ``max_wait_seconds``.
         """
+        self._observer = observer
         self._engine = engine
         self._max_wait_seconds = max_wait_seconds
 
@@ -31,6 +35,16 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
         self, request_iterator: AsyncIterator[verify_pb2.VerifyRequest], context: faults.Context
     ) -> None:
         """See the protocol."""
+        with self._observer.request(context) as watch:
+            await self._verify(request_iterator, context, watch)
+
+    async def _verify(
+        self,
+        request_iterator: AsyncIterator[verify_pb2.VerifyRequest],
+        context: faults.Context,
+        watch: RequestWatch,
+    ) -> None:
+        """Open the session that the first request asks for, and serve it to its end."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("step") != "open":
             raise InvalidInputError("the first request of a Verify stream is an open")
@@ -38,6 +52,7 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
         outbox: Outbox[Verdict] = Outbox(MAX_MESSAGES_WAITING)
 
         async def write(verdict: Verdict) -> None:
+            watch.verified(verdict)
             await context.write(codec.verdict_to_proto(verdict))
 
         async with opened_session(
@@ -47,6 +62,7 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
             lambda worker: worker.give_up(opening.session_id),
             self._max_wait_seconds,
         ):
+            watch.opened(opening.session_id, len(opening.tokens))
             await until_first_ends(
                 self._receive(request_iterator, opening.session_id), outbox.drain(write)
             )

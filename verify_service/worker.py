@@ -18,6 +18,7 @@ from amusd.engine.reading import PromptReader, run_pass
 from amusd.engine.sessions import Sessions, fail, shares, slot_of
 
 Emit = Callable[[Verdict | AmusdError], None]
+OnPass = Callable[[float, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,15 @@ class VerifyWorker:
         limits: ServiceLimits,
         prefill_tokens: int,
         reuse_prefixes: bool = True,
+        on_pass: OnPass = lambda seconds, num_sessions: None,
     ) -> None:
-        """Verify with ``engine`` within ``limits``, ``prefill_tokens`` of prompts a pass."""
+        """Verify with ``engine`` within ``limits``, ``prefill_tokens`` of prompts a pass.
+
+        ``on_pass`` is told of each pass: its seconds, and how many sessions shared it.
+        """
         self.engine = engine
         self.limits = limits
+        self._on_pass = on_pass
         self._reader = PromptReader(engine, prefill_tokens, reuse_prefixes)
         self._sessions: Sessions[_Task] = Sessions(engine, limits)
 
@@ -135,6 +141,7 @@ class VerifyWorker:
                 fail(task, error)
             return
         seconds = time.perf_counter() - started
+        self._on_pass(seconds, len(batch))
         parts = shares(seconds, [len(feed.tokens) for feed in feeds])
         for (task, feed), predictions, part in zip(batch, outputs, parts, strict=True):
             task.pass_seconds += seconds

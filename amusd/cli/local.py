@@ -23,6 +23,7 @@ from amusd.engine.interface import EngineOptions
 
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
+_ROLES = ("orchestrator", "draft", "verify")  # in the order of the ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class LocalSettings:
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     draft_options: EngineOptions | None = None
     verify_options: EngineOptions | None = None
+    metrics_ports: tuple[int, int, int] = (0, 0, 0)  # in the same order; 0: none
+    traces_endpoint: str | None = None
     log_level: LogLevel = LogLevel.WARNING
     start_seconds: float = 600.0
 
@@ -173,6 +176,11 @@ def _start_engine(
 
 def _start(role: str, settings: LocalSettings, flags: list[str]) -> LocalService:
     command = [sys.executable, "-m", "amusd", "serve", role, "--end-with-stdin", *flags]
+    # Three services cannot share the port that the environment may name.
+    metrics_port = settings.metrics_ports[_ROLES.index(role)]
+    command += ["--metrics-port", str(metrics_port)]
+    if settings.traces_endpoint is not None:
+        command += ["--traces-endpoint", settings.traces_endpoint]
     process = subprocess.Popen(
         [*command, "--log-level", settings.log_level],
         stdin=subprocess.PIPE,

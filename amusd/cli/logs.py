@@ -3,6 +3,8 @@
 import logging
 from enum import StrEnum
 
+from amusd.observe.logs import LogFormat, make_formatter
+
 
 class LogLevel(StrEnum):
     """How much a service says."""
@@ -13,9 +15,11 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def start_logging(role: str, level: LogLevel) -> None:
+def start_logging(role: str, level: LogLevel, log_format: LogFormat = LogFormat.TEXT) -> None:
     """Write log lines of ``level`` and above to standard error."""
-    logging.basicConfig(level=level.upper(), format=f"%(asctime)s %(levelname)s {role} %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(make_formatter(log_format, role))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     # Model loaders of the hub announce every request at INFO.
     for name in ("httpx", "httpx2", "huggingface_hub", "transformers"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

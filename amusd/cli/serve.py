@@ -9,10 +9,13 @@ import typer
 
 from amusd.cli.engine_options import CacheMib, MaxBatch, NumericsChoice, ReusePrefixes, Weights
 from amusd.cli.logs import LogLevel, start_logging
+from amusd.cli.observation import Format, MetricsPort, TracesEndpoint
 from amusd.core.model import wants_lookup
 from amusd.core.strategy import Strategy
 from amusd.engine.device import DeviceSettings, parse_cpus
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
+from amusd.observe.logs import LogFormat
+from amusd.observe.observer import ObservationSettings, Observer, observing
 from amusd.rpc.server import Listen
 from amusd.settings import EngineServiceSettings
 from draft_service.service import run_draft_service
@@ -145,9 +148,12 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
         lookup: Lookup = None,
         grace: Grace = 5.0,
         log_level: Level = LogLevel.INFO,
+        log_format: Format = LogFormat.TEXT,
+        metrics_port: MetricsPort = 0,
+        traces_endpoint: TracesEndpoint = "",
         end_with_stdin: WithStdin = False,
     ) -> None:
-        start_logging(role, log_level)
+        start_logging(role, log_level, log_format)
         settings = EngineServiceSettings(
             model=model,
             device=DeviceSettings(device, dtype, threads, parse_cpus(cpus)),
@@ -160,13 +166,21 @@ def _engine_command(role: Literal["draft", "verify"], default_port: int) -> Call
             max_wait_seconds=max_wait,
             options=EngineOptions(max_batch, cache_mib, reuse_prefixes, numerics, weights),
         )
-        if role == "draft":
-            looks_up = wants_lookup(model, lookup)
-            asyncio.run(run_draft_service(DraftServiceSettings(settings, looks_up), end_with_stdin))
-        else:
-            asyncio.run(run_verify_service(settings, end_with_stdin))
+        looks_up = role == "draft" and wants_lookup(model, lookup)
+        with observing(role, ObservationSettings(host, metrics_port, traces_endpoint)) as observer:
+            asyncio.run(_run_engine(settings, looks_up, observer, end_with_stdin))
 
     return _without_flag(command, "numerics" if role == "draft" else "lookup")
+
+
+async def _run_engine(
+    settings: EngineServiceSettings, looks_up: bool, observer: Observer, end_with_stdin: bool
+) -> None:
+    if observer.role == "draft":
+        draft_settings = DraftServiceSettings(settings, looks_up)
+        await run_draft_service(draft_settings, observer, end_with_stdin)
+    else:
+        await run_verify_service(settings, observer, end_with_stdin)
 
 
 def _without_flag(command: Callable[..., None], name: str) -> Callable[..., None]:
@@ -248,10 +262,13 @@ def orchestrator(
     ] = 0.0,
     grace: Grace = 5.0,
     log_level: Level = LogLevel.INFO,
+    log_format: Format = LogFormat.TEXT,
+    metrics_port: MetricsPort = 0,
+    traces_endpoint: TracesEndpoint = "",
     end_with_stdin: WithStdin = False,
 ) -> None:
     """Run the orchestrator: what clients call."""
-    start_logging("orchestrator", log_level)
+    start_logging("orchestrator", log_level, log_format)
     settings = OrchestratorSettings(
         verify=verify,
         draft=draft,
@@ -267,4 +284,6 @@ def orchestrator(
         verify_timeout_seconds=verify_timeout,
         draft_timeout_seconds=draft_timeout,
     )
-    asyncio.run(run_orchestrator(settings, end_with_stdin))
+    observation = ObservationSettings(host, metrics_port, traces_endpoint)
+    with observing("orchestrator", observation) as observer:
+        asyncio.run(run_orchestrator(settings, observer, end_with_stdin))

@@ -45,6 +45,15 @@ def up(
     verify_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the verify service.")
     ] = 50052,
+    metrics_port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65533,
+            help="First of three ports that serve /metrics: of orchestrator, draft and verify "
+            "service; 0: none.",
+        ),
+    ] = 0,
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run draft, verify and orchestrator on loopback; Ctrl-C stops them."""
@@ -59,6 +68,9 @@ def up(
         draft_options=dataclasses.replace(verify_options, weights=draft_weights),
         verify_options=verify_options,
         ports=(port, draft_port, verify_port),
+        metrics_ports=(metrics_port, metrics_port + 1, metrics_port + 2)
+        if metrics_port
+        else (0, 0, 0),
         log_level=log_level,
     )
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -76,3 +76,20 @@ def prepare_torch(settings: DeviceSettings) -> None:
         raise InvalidInputError(
             f"device {settings.device!r} cannot be used: {reason}; choose another with --device"
         ) from None
+
+
+def gpu_uuid(device: str) -> str | None:
+    """Return the name by which the driver knows a GPU; None if the device is no NVIDIA GPU.
+
+    PyTorch counts only the GPUs that this process may use, the driver all of them.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch  # noqa: PLC0415
+
+    try:
+        properties = torch.cuda.get_device_properties(device)
+    except (RuntimeError, AssertionError):
+        return None
+    uuid = getattr(properties, "uuid", None)
+    return None if uuid is None or torch.version.hip else f"GPU-{uuid}"

@@ -40,7 +40,7 @@ def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
         try:
             return await handler(self, request, context)
         except errors.AmusdError as error:
-            code, message = _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL), str(error)
+            code, message = status_of(error), str(error)
         except grpc.aio.AbortError:
             raise
         except Exception:
@@ -49,6 +49,13 @@ def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
         return await context.abort(code, message)
 
     return report
+
+
+def status_of(error: Exception) -> grpc.StatusCode:
+    """Return the status that a call ends with if ``error`` ends it."""
+    if isinstance(error, errors.AmusdError):
+        return _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL)
+    return grpc.StatusCode.INTERNAL
 
 
 def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:

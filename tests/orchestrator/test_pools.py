@@ -14,6 +14,7 @@ from amusd.core.finish import FinishRule
 from amusd.core.pool import ReplicaState
 from amusd.core.strategy import Strategy
 from amusd.core.vocabulary import Vocabulary
+from amusd.observe.observer import Observer, RequestWatch
 from orchestrator.backends import Backends
 from orchestrator.session import Outcome, Session, SessionPlan
 from orchestrator.settings import OrchestratorSettings
@@ -91,7 +92,7 @@ async def generate(backends: Backends, strategy: Strategy) -> Outcome:
         tokens.extend(some)
 
     plan = SessionPlan("one", (1, 2), strategy, 4, FinishRule(12, frozenset()), 10.0, 5.0)
-    outcome = await Session(backends, plan, emit).run()
+    outcome = await Session(backends, plan, emit, RequestWatch(Observer("orchestrator"))).run()
     assert tokens == written([1, 2], 12)
     return outcome
 

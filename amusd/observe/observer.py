@@ -1,0 +1,243 @@
+"""What happens to the requests of a service, told once, and passed on to whoever is to know.
+
+The observer belongs to the service's event loop; only ``on_pass`` is called on its engine thread.
+Nothing here waits, and nothing knows what is in a prompt or an output.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amusd.core.errors import AmusdError
+from amusd.core.events import Proposal, Rollback, Verdict
+from amusd.core.pool import ReplicaState
+from amusd.core.statistics import Statistics
+from amusd.metrics import Metrics, MetricsServer, Role
+from amusd.observe.logs import current_session
+from amusd.observe.tracing import Tracing, attributes_of
+from amusd.rpc import faults
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+log = logging.getLogger(__name__)
+
+_SPAN_NAMES = {"orchestrator": "generate", "draft": "draft", "verify": "verify"}
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationSettings:
+    """What a service tells of itself: metrics on ``host``, traces to an OTLP collector.
+
+    A ``metrics_port`` of 0 and an empty ``traces_endpoint`` mean none.
+    """
+
+    host: str = "127.0.0.1"
+    metrics_port: int = 0
+    traces_endpoint: str = ""
+
+
+class Observer:
+    """Watches over the requests of one service."""
+
+    def __init__(
+        self, role: Role, metrics: Metrics | None = None, tracing: Tracing | None = None
+    ) -> None:
+        """Tell ``metrics`` and ``tracing``, as far as there are any, and the log."""
+        self.role = role
+        self.metrics = metrics
+        self.tracing = tracing
+        self._watches: dict[str, RequestWatch] = {}
+
+    @property
+    def on_pass(self) -> Callable[[float, int], None]:
+        """What to tell of each pass: its seconds, and how many sessions shared it."""
+        return self.metrics.passed if self.metrics is not None else _ignore_pass
+
+    @contextlib.contextmanager
+    def request(self, context: faults.Context) -> "Iterator[RequestWatch]":
+        """Watch over a call from its first message to its end, however it ends."""
+        span = None
+        if self.tracing is not None:
+            metadata = context.invocation_metadata() or ()
+            span = self.tracing.start_span(_SPAN_NAMES[self.role], metadata)
+        watch = RequestWatch(self, span)
+        try:
+            yield watch
+        except asyncio.CancelledError:
+            # This is how an orchestrator ends a session; to it, it means that its client is gone.
+            if self.role == "orchestrator":
+                watch.fail("CANCELLED")
+            raise
+        except Exception as error:
+            watch.fail(faults.status_of(error).name)
+            raise
+        finally:
+            self._watches.pop(watch.session_id, None)
+            watch.close()
+
+    def watch_session(self, watch: "RequestWatch") -> None:
+        """Keep a watch under the name of its session until its call ends."""
+        self._watches[watch.session_id] = watch
+
+    def rolled_back(self, session_id: str, rollback: Rollback) -> None:
+        """Take note of a rollback that came in a call beside the session's own."""
+        if self.metrics is not None:
+            self.metrics.rollbacks.inc()
+        watch = self._watches.get(session_id)
+        if watch is not None:
+            watch.count("rollbacks")
+            watch.rolled_back(rollback)
+
+    def count_replicas_by(
+        self, count: Callable[[], Mapping[tuple[str, ReplicaState], int]]
+    ) -> None:
+        """Say at each scrape how many replicas of a role are in a state."""
+        if self.metrics is not None:
+            self.metrics.count_replicas_by(count)
+
+
+class RequestWatch:
+    """Takes note of what happens to one request."""
+
+    def __init__(self, observer: Observer, span: "Span | None" = None) -> None:
+        """Start with a request that has not been let in yet."""
+        self.session_id = ""
+        self._observer = observer
+        self._metrics = observer.metrics
+        self._span = span
+        self._started = time.monotonic()
+        self._status = "OK"
+        self._is_open = False
+        self._has_tokens = False
+        self._fields: dict[str, str | int | float] = {}
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What calls for this request carry, so that their spans stand below its own."""
+        if self._span is None or self._observer.tracing is None:
+            return None
+        return self._observer.tracing.metadata_of(self._span)
+
+    def opened(self, session_id: str, num_prompt: int, strategy: str = "") -> None:
+        """Take note that the request was let in, with so many tokens of prompt."""
+        self._is_open = True
+        self.session_id = session_id
+        current_session.set(session_id)
+        if strategy:
+            self._fields["strategy"] = strategy
+        self._fields["prompt_tokens"] = num_prompt
+        self._observer.watch_session(self)
+        if self._metrics is not None:
+            self._metrics.sessions_open.inc()
+            self._metrics.waiting.inc()
+            self._metrics.prompt_tokens.inc(num_prompt)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a number that the span and the log line at the end will tell."""
+        self._fields[name] = int(self._fields.get(name, 0)) + amount
+
+    def wrote(self, num_tokens: int) -> None:
+        """Take note of tokens on their way out."""
+        self.count("tokens", num_tokens)
+        if self._metrics is not None:
+            self._metrics.generation_tokens.inc(num_tokens)
+            if not self._has_tokens:
+                self._metrics.first_token_seconds.observe(time.monotonic() - self._started)
+                self._metrics.waiting.dec()
+                self._metrics.running.inc()
+        self._has_tokens = True
+
+    def proposed(self, proposal: Proposal) -> None:
+        """Take note of a proposal on its way out."""
+        if proposal.tokens:
+            self.count("proposals")
+            self.wrote(len(proposal.tokens))
+
+    def verified(self, verdict: Verdict) -> None:
+        """Take note of a verdict on its way out."""
+        self.count("passes")
+        self.count("checked", verdict.num_checked)
+        self.count("accepted", verdict.num_accepted)
+        self.wrote(verdict.num_accepted + 1)
+        if verdict.num_accepted < verdict.num_checked and self._span is not None:
+            place = {"epoch": verdict.epoch, "position": verdict.position + verdict.num_accepted}
+            self._span.add_event("mismatch", attributes_of(place))
+
+    def rolled_back(self, rollback: Rollback) -> None:
+        """Take note that the draft is brought back to the verified position."""
+        if self._span is not None:
+            place = {"epoch": rollback.epoch, "position": rollback.verified_position}
+            self._span.add_event("rollback", attributes_of(place))
+
+    def fell_back(self, error: AmusdError) -> None:
+        """Take note that the draft is lost and the request goes on without."""
+        # Not the error's words: they may quote a token.
+        reason = faults.status_of(error).name
+        self._fields["fallback"] = reason
+        if self._span is not None:
+            self._span.add_event("fallback", attributes_of({"reason": reason}))
+
+    def decoded(self, statistics: Statistics) -> None:
+        """Take note of what a generation took, whether or not it came to its end."""
+        for name in ("passes", "drafted", "accepted", "rejected", "wasted", "rollbacks"):
+            self._fields[name] = getattr(statistics, f"num_{name}")
+        if self._metrics is not None:
+            self._metrics.generation_ended(statistics)
+
+    def fail(self, status: str) -> None:
+        """Take note that the request ends with an error of this gRPC status."""
+        self._status = status
+        if self._metrics is not None:
+            self._metrics.failures.labels(status).inc()
+
+    def close(self) -> None:
+        """Take note that the request has ended; the last that is told of it."""
+        seconds = time.monotonic() - self._started
+        if self._metrics is not None:
+            self._metrics.request_seconds.observe(seconds)
+            if self._is_open:
+                self._metrics.sessions_open.dec()
+                (self._metrics.running if self._has_tokens else self._metrics.waiting).dec()
+        fields = {**self._fields, "status": self._status}
+        if self._span is not None:
+            self._end(self._span, fields)
+        message = "session ended" if self._is_open else "request refused"
+        log.info(message, extra={"fields": {**fields, "seconds": round(seconds, 4)}})
+
+    def _end(self, span: "Span", fields: dict[str, str | int | float]) -> None:
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415
+
+        span.set_attributes(attributes_of({**fields, "session": self.session_id}))
+        if self._status not in ("OK", "CANCELLED"):
+            span.set_status(StatusCode.ERROR, self._status)
+        span.end()
+
+
+@contextlib.contextmanager
+def observing(role: Role, settings: ObservationSettings) -> Iterator[Observer]:
+    """Serve metrics and send traces while the service runs, as far as its settings ask for them.
+
+    Raises:
+        UnavailableError: the port for metrics is taken.
+        InvalidInputError: traces are asked for, but OpenTelemetry is not installed.
+    """
+    with contextlib.ExitStack() as closing:
+        metrics = tracing = None
+        if settings.metrics_port:
+            metrics = Metrics(role)
+            server = MetricsServer(metrics.registry, settings.host, settings.metrics_port)
+            closing.callback(server.close)
+            log.info("metrics at http://%s:%d/metrics", settings.host, settings.metrics_port)
+        if settings.traces_endpoint:
+            tracing = Tracing(settings.traces_endpoint, role)
+            closing.callback(tracing.close)
+        yield Observer(role, metrics, tracing)
+
+
+def _ignore_pass(seconds: float, num_sessions: int) -> None:
+    """Do nothing: nobody asks."""
