@@ -4,29 +4,28 @@ Run it on an idle machine. What each table says stands in the README beside this
 """
 
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import amusd
 from amusd.cli import reporting_errors
+from amusd.cli.machine import provenance
 from amusd.cli.options import check_output
 from amusd.core.errors import InvalidInputError
 from amusd.core.model import is_synthetic
+from amusd.engine.device import parse_cpus
+from amusd.engine.interface import WeightFormat
 from amusd.prompts import Prompt, load_prompts
 from benchmarks import engine_tables, gpu, service_tables
 from benchmarks.engine_tables import Contestants, TableOfFigures
-from benchmarks.engines import Bench
+from benchmarks.engines import Bench, verify_cores
 
 ENGINE = ("one-token", "passes", "bandwidth", "sessions", "numerics")
 SERVICES = ("strategies", "clients")
@@ -34,11 +33,36 @@ GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure, on what, and how often."""
+
+    verify: str
+    draft: str
+    rounds: int
+    prompts: list[Prompt]
+    max_tokens: int
+    cpus: tuple[int, ...]
+    weights: tuple[WeightFormat, ...]
+
+
 def main(
     verify: Annotated[str, typer.Option(help="Verify model.")] = "smollm2",
     draft: Annotated[str, typer.Option(help="Draft model of the strategies.")] = "smollm2",
     only: Annotated[str, typer.Option(help=f"Tables in a row, of {', '.join(TABLES)}.")] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each table.")] = 15,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of each table; a fifth of it for whole texts.")
+    ] = 15,
+    cpus: Annotated[
+        str,
+        typer.Option(
+            help="Cores of the engine tables, as 0 or 0-3, with a thread each; "
+            "empty: those that the verify service has beside a draft."
+        ),
+    ] = "",
+    weights: Annotated[
+        str, typer.Option(help="Formats of the engine's weights: compact, plain, int8.")
+    ] = ",".join(engine_tables.FORMATS),
     prompts: Annotated[str, typer.Option(help="Prompts of the strategies.")] = "humaneval",
     limit: Annotated[int, typer.Option(min=1, help="Most prompts of the strategies.")] = 10,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
@@ -49,9 +73,11 @@ def main(
     wanted = _wanted(only)
     if is_synthetic(verify):
         raise InvalidInputError("a synthetic model has no engine to measure: name a real one")
-    report: dict[str, Any] = {"machine": _machine(), "tables": {}}
-    loaded = load_prompts(prompts, limit) if set(wanted) & set(SERVICES) else []
-    for name, make in _makers(verify, draft, rounds, loaded, max_tokens):
+    loaded = load_prompts(prompts, limit) if "strategies" in wanted else []
+    cores = parse_cpus(cpus) or verify_cores()
+    plan = Plan(verify, draft, rounds, loaded, max_tokens, cores, _formats(weights))
+    report = _head(plan, prompts)
+    for name, make in _makers(plan):
         if name not in wanted:
             continue
         if name in GPU and not torch.cuda.is_available():
@@ -73,21 +99,29 @@ def _wanted(only: str) -> tuple[str, ...]:
     return names
 
 
-def _makers(
-    verify: str, draft: str, rounds: int, prompts: list[Prompt], max_tokens: int
-) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
+def _formats(text: str) -> tuple[WeightFormat, ...]:
+    try:
+        return tuple(WeightFormat(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise InvalidInputError(
+            f"cannot read weights {text!r}: use {','.join(WeightFormat)}"
+        ) from None
+
+
+def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     """Yield the tables; services come first, for they take their cores from this thread's."""
-    settings = service_tables.settings_of(draft, verify)
+    settings = service_tables.settings_of(plan.draft, plan.verify)
+    rounds, max_tokens = plan.rounds, plan.max_tokens
     few = max(1, rounds // 5)
-    yield "strategies", lambda: service_tables.strategies(settings, prompts, max_tokens)
+    yield "strategies", lambda: service_tables.strategies(settings, plan.prompts, max_tokens)
     yield "clients", lambda: service_tables.clients(settings, _EIGHT, max_tokens, few)
-    bench = Bench(verify)
-    them = _Lazily(bench)
+    them = _Lazily(Bench(plan.verify, cpus=plan.cpus), plan.weights)
     yield "one-token", lambda: engine_tables.one_token(them.get(), few)
     yield "passes", lambda: engine_tables.passes(them.get(), rounds)
     yield "bandwidth", lambda: engine_tables.bandwidth(them.get(), rounds)
     yield "sessions", lambda: engine_tables.sessions(them.get(), rounds)
-    yield "numerics", lambda: engine_tables.numerics(_prepared(Bench(verify, "bfloat16")), rounds)
+    halves = Bench(plan.verify, "bfloat16", plan.cpus)
+    yield "numerics", lambda: engine_tables.numerics(_prepared(halves), rounds)
     yield "gpu-verify", lambda: gpu.large("cuda:0", rounds)
     yield "gpu-draft", lambda: gpu.small("cuda:0", rounds)
     yield "gpu-exact", lambda: gpu.exact("cuda:0", rounds)
@@ -99,13 +133,14 @@ _EIGHT = [Prompt(tokens=tuple(range(first, first + 20))) for first in range(40, 
 class _Lazily:
     """What the engine tables share, loaded when the first of them needs it."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, formats: tuple[WeightFormat, ...]) -> None:
         self._bench = bench
+        self._formats = formats
         self._them: Contestants | None = None
 
     def get(self) -> Contestants:
         if self._them is None:
-            self._them = Contestants.of(_prepared(self._bench))
+            self._them = Contestants.of(_prepared(self._bench), self._formats)
         return self._them
 
 
@@ -114,17 +149,21 @@ def _prepared(bench: Bench) -> Bench:
     return bench
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "amusd": amusd.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+def _head(plan: Plan, prompts: str) -> dict[str, Any]:
+    """Return a report without tables yet."""
+    head = provenance()
+    head["machine"]["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    settings = {
+        "verify": plan.verify,
+        "draft": plan.draft,
+        "rounds": plan.rounds,
+        "prompts": prompts,
+        "num_prompts": len(plan.prompts),
+        "max_tokens": plan.max_tokens,
+        "engine_cpus": list(plan.cpus),
+        "weights": list(plan.weights),
     }
+    return head | {"settings": settings, "tables": {}}
 
 
 def _show(table: TableOfFigures) -> None:

@@ -1,6 +1,6 @@
 """The tables of one model on one CPU core, each against Transformers or against itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from benchmarks.engines import (
     transformers_text,
 )
 from benchmarks.rounds import Times, ratio, time_in_turns
+
+FORMATS = (WeightFormat.COMPACT, WeightFormat.PLAIN)
+"""Weights without loss."""
 
 SIZES = (1, 2, 4, 8, 16)
 _PROMPT = range(10, 26)
@@ -43,10 +46,10 @@ class Contestants:
     engines: dict[str, SlotEngine]
 
     @classmethod
-    def of(cls, bench: Bench) -> "Contestants":
+    def of(cls, bench: Bench, formats: Sequence[WeightFormat] = FORMATS) -> "Contestants":
         """Load all of them; formats that come out the same are named once."""
         engines: dict[str, SlotEngine] = {}
-        for weights in (WeightFormat.COMPACT, WeightFormat.PLAIN):
+        for weights in formats:
             engine = bench.engine(weights)
             engines.setdefault(engine.weight_format, engine)
         return cls(bench.load().model, engines)
@@ -61,7 +64,8 @@ def one_token(them: Contestants, rounds: int) -> TableOfFigures:
     for name, engine in them.engines.items():
         runs[name] = engine_text(engine, prompt, _TEXT_TOKENS)
     outputs = {name: run() for name, run in runs.items()}
-    times = _per_token(time_in_turns(runs, rounds), _TEXT_TOKENS)
+    texts = time_in_turns(runs, rounds)
+    times = {name: found.scaled(1 / _TEXT_TOKENS) for name, found in texts.items()}
     table = TableOfFigures(
         "One token, ms, weights by format", ("", "ms a token", "quartiles", "faster", "same tokens")
     )
@@ -76,32 +80,34 @@ def one_token(them: Contestants, rounds: int) -> TableOfFigures:
 
 
 def passes(them: Contestants, rounds: int) -> TableOfFigures:
-    """Passes over several tokens against Transformers' pass over as many."""
-    names = list(them.engines)
+    """Passes over several tokens against Transformers' pass over as many, and against one token."""
+    engines = list(them.engines)
+    names = ["transformers", *engines]
+    runs: dict[str, Callable[[], object]] = {}
+    for size in SIZES:
+        runs[_way("transformers", size)] = transformers_pass(them.model, size)
+        for name, engine in them.engines.items():
+            runs[_way(name, size)] = engine_pass(engine, size)
+    times = time_in_turns(runs, rounds)
     table = TableOfFigures(
         "A pass behind 128 tokens, ms",
-        ("tokens", "transformers", *names, *(f"{name} faster" for name in names), "/ 1 token"),
+        ("tokens", *names, *(f"{name} faster" for name in engines), "/ 1 token"),
     )
-    single: dict[str, Times] = {}
     for size in SIZES:
-        runs = {"transformers": transformers_pass(them.model, size)}
-        for name, engine in them.engines.items():
-            runs[name] = engine_pass(engine, size)
-        times = time_in_turns(runs, rounds)
-        single = single or times
-        faster = {name: ratio(times["transformers"], times[name]) for name in names}
-        growth = {name: times[name].median / single[name].median for name in times}
+        found = {name: times[_way(name, size)] for name in names}
+        faster = {name: ratio(found["transformers"], found[name]) for name in engines}
+        growth = {name: ratio(found[name], times[_way(name, 1)]) for name in names}
         table.rows.append(
             (
                 str(size),
-                *(_ms(found) for found in times.values()),
-                *(f"{faster[name][0]:.2f}x" for name in names),
-                ", ".join(f"{growth[name]:.2f}" for name in names),
+                *(_ms(found[name]) for name in names),
+                *(f"{faster[name][0]:.2f}x" for name in engines),
+                ", ".join(f"{growth[name][0]:.2f}" for name in engines),
             )
         )
         table.figures[str(size)] = {
-            name: found.report() | {"faster": faster.get(name), "to_one_token": growth[name]}
-            for name, found in times.items()
+            name: found[name].report() | {"faster": faster.get(name), "to_one_token": growth[name]}
+            for name in names
         }
     return table
 
@@ -119,18 +125,19 @@ def bandwidth(them: Contestants, rounds: int) -> TableOfFigures:
     times = time_in_turns(reads | passes_over_one, rounds)
     sizes = dict.fromkeys(reads, _PLAIN_READ_BYTES)
     sizes |= {name: engine.weight_bytes for name, engine in them.engines.items()}
-    speeds = {name: sizes[name] / times[name].median for name in times}
-    best = max(speeds[name] for name in reads)
+    per_byte = {name: times[name].scaled(1 / sizes[name]) for name in times}
+    best = per_byte[min(reads, key=lambda name: per_byte[name].median)]
     table = TableOfFigures(
         "Weights read in a pass over one token", ("", "MB", "ms", "GB/s", "of the best plain read")
     )
-    for name, speed in speeds.items():
-        row = (name, f"{sizes[name] / 1e6:.0f}", _ms(times[name]), f"{speed / 1e9:.1f}")
-        table.rows.append((*row, f"{speed / best:.0%}"))
+    for name, found in per_byte.items():
+        share = ratio(best, found)
+        row = (name, f"{sizes[name] / 1e6:.0f}", _ms(times[name]), f"{1e-9 / found.median:.1f}")
+        table.rows.append((*row, f"{share[0]:.0%}"))
         table.figures[name] = times[name].report() | {
             "bytes": sizes[name],
-            "bytes_per_second": speed,
-            "of_plain_read": speed / best,
+            "bytes_per_second": 1 / found.median,
+            "of_plain_read": share,
         }
     return table
 
@@ -141,12 +148,15 @@ def sessions(them: Contestants, rounds: int) -> TableOfFigures:
         "Sessions in one pass, one token each", ("", "sessions", "ms", "tokens/s", "against 1")
     )
     for name, engine in them.engines.items():
-        runs = {str(count): engine_pass(engine, 1, count) for count in (1, 4, engine.max_batch)}
+        counts = [count for count in (1, 4, 8) if count <= engine.max_batch]
+        runs = {str(count): engine_pass(engine, 1, count) for count in counts}
         times = time_in_turns(runs, rounds)
-        for count, found in times.items():
-            rate = int(count) / found.median
-            gain = int(count) * times["1"].median / found.median
-            table.rows.append((name, count, _ms(found), f"{rate:.0f}", f"{gain:.2f}x"))
+        for count in counts:
+            found = times[str(count)]
+            per_token = found.scaled(1 / count)
+            gain = ratio(times["1"], per_token)
+            rate = 1 / per_token.median
+            table.rows.append((name, str(count), _ms(found), f"{rate:.0f}", f"{gain[0]:.2f}x"))
             table.figures[f"{name}, {count} sessions"] = found.report() | {
                 "tokens_per_second": rate,
                 "gain": gain,
@@ -173,11 +183,8 @@ def numerics(bench: Bench, rounds: int) -> TableOfFigures:
     return table
 
 
-def _per_token(times: dict[str, Times], count: int) -> dict[str, Times]:
-    return {
-        name: Times(tuple(seconds / count for seconds in found.seconds))
-        for name, found in times.items()
-    }
+def _way(name: str, size: int) -> str:
+    return f"{name}, {size}"
 
 
 def _ms(times: Times) -> str:

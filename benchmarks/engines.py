@@ -20,18 +20,27 @@ CONTEXT = 128
 """Tokens that stand before those of a timed pass."""
 
 
+def verify_cores() -> tuple[int, ...]:
+    """Return the cores that a verify service has beside a draft; none: there is only one.
+
+    To be asked before this thread is bound, for it counts the cores that are left to it.
+    """
+    _, where = place(LocalSettings(verify_device="cpu", draft_device="cpu"))
+    return where.cpus
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One model on the verify service's core, for Transformers and for engines."""
+    """One model on cores of this machine, for Transformers and for engines."""
 
     name: str
     dtype: str = "auto"
+    cpus: tuple[int, ...] = ()
     max_batch: int = 8
 
     def prepare(self) -> None:
-        """Bind this thread to the core and threads of the verify service."""
-        _, where = place(LocalSettings(verify=self.name))
-        device = DeviceSettings(where.device, self.dtype, len(where.cpus), where.cpus)
+        """Bind this thread to the cores, with a thread for each of them."""
+        device = DeviceSettings("cpu", self.dtype, len(self.cpus), self.cpus)
         bind_engine_thread(device)
         prepare_torch(device)
 

@@ -7,10 +7,12 @@ tools for this (pytest-benchmark, pyperf) are not: they run one thing to the end
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.benchmark import Timer
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class Times:
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
 
+    def scaled(self, factor: float) -> "Times":
+        """Return all of them times ``factor``: per token, per byte."""
+        return Times(tuple(factor * seconds for seconds in self.seconds))
+
     def report(self) -> dict[str, Any]:
         """Return the figures for a file, in ms."""
         low, high = self.quartiles
@@ -46,7 +52,7 @@ def time_in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -
     }
     found: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(rounds):
-        for name in _rotated(list(timers), number):
+        for name in rotated(list(timers), number):
             found[name].append(timers[name].timeit(1).median)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
@@ -57,7 +63,7 @@ def ratio(slow: Times, fast: Times) -> tuple[float, float, float]:
     return ratios.median, *ratios.quartiles
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
+def rotated(names: list[Name], by: int) -> list[Name]:
     """Let another one go first each time, so that no order is favoured."""
     first = by % len(names)
     return names[first:] + names[:first]

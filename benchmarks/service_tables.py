@@ -12,7 +12,7 @@ from amusd.core.strategy import Strategy
 from amusd.engine.interface import EngineOptions
 from amusd.prompts import Prompt
 from benchmarks.engine_tables import TableOfFigures
-from benchmarks.rounds import Times, ratio
+from benchmarks.rounds import Times, ratio, rotated
 
 STRATEGIES = "autoregressive,speculative:5,amusd"
 _FRESH = EngineOptions(reuse_prefixes=False)  # each way of decoding reads its prompts anew
@@ -88,15 +88,20 @@ def _in_turns(
     """Return the seconds a token of one client and of as many as there are prompts."""
     found: dict[int, list[float]] = {1: [], len(prompts): []}
     runner.run(prompts[0], max_tokens)
-    for _ in range(rounds):
-        for count, seconds in found.items():
+    for number in range(rounds):
+        for count in rotated(list(found), number):
             started = time.perf_counter()
             with ThreadPoolExecutor(count) as pool:
                 samples = pool.map(lambda one: runner.run(one, max_tokens), prompts[:count])
                 num_tokens = sum(len(sample.tokens) for sample in samples)
-            seconds.append((time.perf_counter() - started) / num_tokens)
+            found[count].append((time.perf_counter() - started) / num_tokens)
     return {count: Times(tuple(seconds)) for count, seconds in found.items()}
 
 
 def _figures(found: Times, gain: tuple[float, float, float]) -> dict[str, Any]:
-    return {"tokens_per_second": 1 / found.median, "gain": gain}
+    low, high = found.quartiles
+    return {
+        "tokens_per_second": 1 / found.median,
+        "quartiles": [1 / high, 1 / low],
+        "gain": gain,
+    }

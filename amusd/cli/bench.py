@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +9,8 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import amusd
 from amusd.cli.local import LocalSettings, place
+from amusd.cli.machine import provenance
 from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
 from amusd.cli.options import (
     Address,
@@ -91,13 +88,7 @@ def _report(
             del info[role]["vocabulary"]
     reference = reference_of(measurements)
     return {
-        "amusd": amusd.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        **provenance(),
         "server": info,
         "prompts": prompts,
         "num_prompts": len(reference.samples),

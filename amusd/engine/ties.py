@@ -1,11 +1,13 @@
 """How near a tie was: the gap between two tokens' logits after a text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from amusd.core.consistency import Tie
 from amusd.engine.model_source import ModelSource, load_source
 from amusd.prompts import Prompt, encode
 
@@ -23,11 +25,19 @@ class TieJudge:
         return encode(prompt, self._tokenizer)
 
     @torch.inference_mode()
-    def gap(self, text: Sequence[int], expected: int, found: int) -> float:
-        """Return the logit of ``expected`` after ``text`` less that of ``found``."""
+    def tie(self, text: Sequence[int], expected: int, found: int) -> Tie:
+        """Return how near ``expected`` and ``found`` are after ``text``."""
         ids = torch.tensor([list(text)], device=self._model.device)
-        logits = self._model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
-        return float(logits[expected] - logits[found])
+        logits = self._model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # [vocab]
+        one, other = float(logits[expected]), float(logits[found])
+        return Tie(one - other, spacing(max(abs(one), abs(other)), logits.dtype))
+
+
+def spacing(value: float, dtype: torch.dtype) -> float:
+    """Return the distance from ``value`` to the next larger number of ``dtype``."""
+    limits = torch.finfo(dtype)
+    _, exponent = math.frexp(max(abs(value), limits.tiny))
+    return math.ldexp(limits.eps, exponent - 1)
 
 
 def load_judge(name: str, location: str, device: str, dtype: str) -> TieJudge:

@@ -35,6 +35,8 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert found["machine"]["torch"]
+    assert found["machine"]["processor"]
+    assert found["settings"]["weights"] == ["compact", "plain"]
     tables = found["tables"]
     assert set(tables) == {
         "strategies", "clients", "one-token", "passes", "bandwidth", "sessions", "numerics",
@@ -43,6 +45,7 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
     assert all(one["outputs_identical"] for one in tables["strategies"].values())
     assert all(one["same_tokens"] for one in tables["one-token"].values())
     assert set(tables["passes"]) == {"1", "2", "4", "8", "16"}
+    assert all(one["to_one_token"] == [1, 1, 1] for one in tables["passes"]["1"].values())
     assert all(one["ms"] > 0 for size in tables["passes"].values() for one in size.values())
 
 
@@ -51,6 +54,8 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
     [
         (["--only", "speed"], "unknown table 'speed': use one-token"),
         (["--verify", "synthetic"], "a synthetic model has no engine"),
+        (["--weights", "light"], "cannot read weights 'light': use compact,plain,int8"),
+        (["--cpus", "3-1"], "cpus '3-1' run backwards"),
         (["--output", "/nowhere/report.json"], "no folder /nowhere"),
     ],
 )
@@ -64,9 +69,10 @@ def test_the_gpu_tables_run_with_tiny_shapes_on_cpu() -> None:
     config = LlamaConfig(**tiny.COMMON, **tiny.NO_SPECIAL)
     large = gpu.large("cpu", 1, config, batch=2, context=40)
     assert [row[0] for row in large.rows] == ["1 token", "8 tokens", "2 sessions, 40 tokens each"]
-    assert large.figures["batch"]["gain"] > 0
-    assert gpu.small("cpu", 1, config).figures["draft step"]["ratio"] > 0
-    assert gpu.exact("cpu", 1, config).figures["exact"]["ratio"] > 0
+    assert large.figures["batch"]["gain"][0] > 0
+    assert large.figures["1 token"]["ratio"][0] > 0
+    assert gpu.small("cpu", 1, config).figures["draft step"]["ratio"][0] > 0
+    assert gpu.exact("cpu", 1, config).figures["exact"]["ratio"][0] > 0
 
 
 def test_candidates_take_turns_after_a_warm_up_and_none_is_always_first() -> None:
@@ -80,3 +86,8 @@ def test_candidates_take_turns_after_a_warm_up_and_none_is_always_first() -> Non
 
 def test_ratios_are_of_pairs() -> None:
     assert ratio(Times((2.0, 6.0, 30.0)), Times((1.0, 2.0, 5.0))) == (3.0, 2.5, 4.5)
+
+
+def test_the_floor_of_a_pass_counts_both_ways_of_a_copy() -> None:
+    copy = gpu.MemoryCopy("cuda:0")  # 1 GiB, of which each byte is read and written
+    assert copy.floor(Times((0.5, 1.0)), 1 << 30) == Times((0.25, 0.5))
