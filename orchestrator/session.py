@@ -17,6 +17,7 @@ from amusd.core.ledger import Ledger
 from amusd.core.pace import make_pace
 from amusd.core.statistics import Statistics, StatisticsRecorder
 from amusd.core.strategy import DraftPlan, Strategy, draft_plan
+from amusd.core.timeline import Timeline, TimelineRecorder
 from orchestrator.backends import Backends
 from orchestrator.links import DraftLink, Event, Inbox, LinkLost, SessionOpening, VerifyLink
 
@@ -36,6 +37,7 @@ class SessionPlan:
     finish: FinishRule
     verify_timeout_seconds: float
     draft_timeout_seconds: float
+    records_timeline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Outcome:
 
     reason: FinishReason
     statistics: Statistics
+    timeline: Timeline | None = None
 
 
 class Session:
@@ -65,6 +68,7 @@ class Session:
             has_draft=self._drafting is not None,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
+        self._timeline = TimelineRecorder(time.time_ns()) if plan.records_timeline else None
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
@@ -85,7 +89,8 @@ class Session:
         self._ledger.close()
         num_output = self._conductor.num_output
         statistics = self._recorder.summary(self._ledger, num_output, time.monotonic())
-        return Outcome(reason, statistics)
+        timeline = self._timeline.timeline() if self._timeline is not None else None
+        return Outcome(reason, statistics, timeline)
 
     async def _decode(self) -> FinishReason:
         """Receive, decide, dispatch until the output is over; this is the hot loop."""
@@ -102,6 +107,8 @@ class Session:
                     raise event.error
                 case None:  # no proposal has come in time
                     decision = self._conductor.on_patience_over()
+            if self._timeline is not None:
+                self._timeline.decided(event, decision, time.time_ns())
             await self._carry_out(decision)
             if self._conductor.finish_reason is not None:
                 return self._conductor.finish_reason
