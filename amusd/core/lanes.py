@@ -199,22 +199,26 @@ def _step_kinds(proposal: Proposal, fates: tuple[Fate, ...], surplus: Kind) -> l
 
 def _verify_works(events: Sequence[TimelineEvent]) -> Iterator[_Told]:
     is_first = True
-    for event in events:
+    # What a verdict calls for follows it at once.
+    for event, following in zip(events, (*events[1:], None), strict=False):
         verdict = event.message
         if not isinstance(verdict, Verdict):
             continue
-        kind = _pass_kind(verdict, is_first)
+        rolls_back = following is not None and isinstance(following.message, Rollback)
+        kind = _pass_kind(verdict, is_first, rolls_back)
         is_first = False
         for index, one in enumerate(verdict.passes, 1):
             is_last = index == len(verdict.passes)
             yield _Told(one, kind if is_last else Kind.PROMPT, event, verdict, is_last)
 
 
-def _pass_kind(verdict: Verdict, is_first: bool) -> Kind:
-    if verdict.num_checked == 0:
-        return Kind.PROMPT if is_first else Kind.PLAIN
-    is_right = verdict.num_accepted == verdict.num_checked
-    return Kind.CONFIRMED if is_right else Kind.CORRECTED
+def _pass_kind(verdict: Verdict, is_first: bool, rolls_back: bool) -> Kind:
+    if verdict.num_checked == 0 and is_first:
+        return Kind.PROMPT
+    # The proposal after those that were checked may turn out wrong, too.
+    if verdict.num_accepted < verdict.num_checked or rolls_back:
+        return Kind.CORRECTED
+    return Kind.CONFIRMED if verdict.num_checked else Kind.PLAIN
 
 
 def _clock_shift(
