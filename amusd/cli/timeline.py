@@ -1,6 +1,6 @@
 """``amusd timeline``: what draft and verify device did in one generation, as trace and picture."""
 
-import importlib.util
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +87,13 @@ def timeline(
 
 
 def _check_matplotlib() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
+    """Raise PreconditionError before anything is started if the picture cannot be drawn."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
         raise PreconditionError(
             "the picture needs matplotlib, which is not installed: pip install 'amusd[timeline]'"
-        )
+        ) from None
 
 
 def _paths(prefix: Path, force: bool) -> tuple[Path, Path]:
