@@ -10,21 +10,26 @@ from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.core.finish import FinishReason
 from amusd.core.statistics import Statistics
 from amusd.core.strategy import Strategy
+from amusd.core.timeline import Timeline
 from amusd.prompts import Prompt
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, timeline_codec
 from amusd.rpc.channel import CHANNEL_OPTIONS
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to decode; None leaves the choice to the server."""
+    """How to decode; None leaves the choice to the server.
+
+    ``timeline`` asks for a record of what happened when.
+    """
 
     strategy: Strategy | None = None
     max_tokens: int | None = None
     lookahead: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    timeline: bool = False
 
 
 @dataclass(slots=True)
@@ -37,6 +42,8 @@ class Generation:
     text: str = ""
     finish_reason: FinishReason | None = None
     statistics: Statistics | None = None
+    timeline: Timeline | None = None
+    strategy: Strategy | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Yield pieces of text as their tokens become final.
@@ -76,6 +83,11 @@ class Generation:
             completion = response.completion
             self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
             self.statistics = codec.statistics_from_proto(completion.statistics)
+            number = completion.statistics.strategy
+            if number:
+                self.strategy = codec.strategy_from_proto(number, Strategy.AMUSD)
+            if completion.HasField("timeline"):
+                self.timeline = timeline_codec.timeline_from_proto(completion.timeline)
             piece = completion.text
         self.text += piece
         return piece
@@ -134,7 +146,9 @@ def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.Gener
         InvalidInputError: the prompt holds halves of characters (surrogates).
     """
     request = orchestrator_pb2.GenerateRequest(
-        stop_token_ids=options.stop_token_ids, ignore_eos=options.ignore_eos
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=options.ignore_eos,
+        timeline=options.timeline,
     )
     try:
         _set_prompt(request, prompt)

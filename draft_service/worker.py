@@ -7,7 +7,7 @@ for longer than a step.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amusd.core.draft_session import DraftLimits, DraftSession
 from amusd.core.errors import (
@@ -16,7 +16,7 @@ from amusd.core.errors import (
     LimitExceededError,
     UnknownSessionError,
 )
-from amusd.core.events import Advance, Proposal, Rollback
+from amusd.core.events import Advance, DeviceTime, Proposal, Rollback
 from amusd.core.model import ServiceLimits
 from amusd.engine.sessions import Sessions, fail, shares, slot_of
 from draft_service.drafters import Drafted, Drafter, DraftRequest, Outcome
@@ -46,7 +46,7 @@ class _Task:
     slot: int | None = None
     draft_seconds: float = 0.0
     device_seconds: float = 0.0
-    num_steps: int = 0
+    steps: list[DeviceTime] = field(default_factory=list)
     failed: bool = False
 
     def tell(self, error: AmusdError) -> None:
@@ -154,7 +154,7 @@ class DraftWorker:
             )
             for task in due
         ]
-        started = time.perf_counter()
+        started, started_nanos = time.perf_counter(), time.time_ns()
         outcomes = self.drafter.draft(requests)
         seconds = time.perf_counter() - started
         turns = [
@@ -168,7 +168,7 @@ class DraftWorker:
         for (task, outcome), part in zip(turns, parts, strict=True):
             task.draft_seconds += seconds
             task.device_seconds += part
-            task.num_steps += 1
+            task.steps.append(DeviceTime(started_nanos, seconds))
             _settle(task, outcome)
         return True
 
@@ -228,10 +228,11 @@ def _send(task: _Task) -> None:
                 run.position,
                 run.tokens,
                 task.draft_seconds,
-                task.num_steps,
+                len(task.steps),
                 run.source,
                 task.device_seconds,
+                tuple(task.steps),
             )
         )
         task.draft_seconds = task.device_seconds = 0.0
-        task.num_steps = 0
+        task.steps.clear()

@@ -16,7 +16,7 @@ from amusd.core.finish import FinishRule
 from amusd.core.model import ServiceLimits
 from amusd.core.strategy import Strategy
 from amusd.observe.observer import Observer, RequestWatch
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, timeline_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
 from orchestrator.session import Session, SessionPlan
@@ -102,6 +102,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             text=decoder.finish(),
             session_id=plan.session_id,
             statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
+            timeline=timeline_codec.timeline_to_proto(outcome.timeline),
         )
         await context.write(orchestrator_pb2.GenerateResponse(completion=completion))
 
@@ -180,6 +181,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ),
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
+            records_timeline=request.timeline,
         )
 
     def _prompt(self, request: orchestrator_pb2.GenerateRequest) -> tuple[int, ...]:

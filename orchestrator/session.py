@@ -19,6 +19,7 @@ from amusd.core.ledger import Ledger
 from amusd.core.pace import make_pace
 from amusd.core.statistics import Statistics, StatisticsRecorder
 from amusd.core.strategy import DraftPlan, Strategy, draft_plan
+from amusd.core.timeline import Timeline, TimelineRecorder
 from amusd.observe.observer import RequestWatch
 from orchestrator.backends import Backends
 from orchestrator.links import (
@@ -48,6 +49,7 @@ class SessionPlan:
     finish: FinishRule
     verify_timeout_seconds: float
     draft_timeout_seconds: float
+    records_timeline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Outcome:
 
     reason: FinishReason
     statistics: Statistics
+    timeline: Timeline | None = None
 
 
 class Session:
@@ -83,6 +86,7 @@ class Session:
             has_draft=self._drafting is not None,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
+        self._timeline = TimelineRecorder(time.time_ns()) if plan.records_timeline else None
         self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
         self._tasks: list[asyncio.Task[None]] = []
         self._draft: DraftLink | None = None
@@ -102,7 +106,8 @@ class Session:
             await self._close()
             statistics = self._summary()
             self._watch.decoded(statistics)
-        return Outcome(reason, statistics)
+        timeline = self._timeline.timeline() if self._timeline is not None else None
+        return Outcome(reason, statistics, timeline)
 
     def _summary(self) -> Statistics:
         self._ledger.close()
@@ -124,6 +129,8 @@ class Session:
                     decision = await self._on_verify_lost(event)
                 case None:  # no proposal has come in time
                     decision = self._conductor.on_patience_over()
+            if self._timeline is not None:
+                self._timeline.decided(event, decision, time.time_ns())
             await self._carry_out(decision)
             if self._conductor.finish_reason is not None:
                 return self._conductor.finish_reason

@@ -7,10 +7,10 @@ in pieces beside them, so that nobody waits for a long one.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amusd.core.errors import AmusdError, InvalidInputError, LimitExceededError
-from amusd.core.events import Forward, Verdict
+from amusd.core.events import DeviceTime, Forward, Verdict
 from amusd.core.model import ServiceLimits
 from amusd.core.verify_session import VerifySession
 from amusd.engine.interface import Engine, Feed
@@ -43,6 +43,7 @@ class _Task:
     slot: int | None = None
     pass_seconds: float = 0.0
     device_seconds: float = 0.0
+    passes: list[DeviceTime] = field(default_factory=list)
     num_reused: int = 0
     failed: bool = False
 
@@ -117,7 +118,7 @@ class VerifyWorker:
 
     def step(self) -> bool:
         """Run one pass for the sessions whose turn it is; return whether there was one."""
-        started = time.perf_counter()
+        started, started_nanos = time.perf_counter(), time.time_ns()
         batch: list[tuple[_Task, Feed]] = []
         self._reader.begin_pass()
         for task in self._sessions.due(lambda task: task.session.is_due):
@@ -129,10 +130,10 @@ class VerifyWorker:
         if not batch:
             return False
         self._sessions.took_turn(task for task, _ in batch)
-        self._run(batch, started)
+        self._run(batch, started, started_nanos)
         return True
 
-    def _run(self, batch: list[tuple[_Task, Feed]], started: float) -> None:
+    def _run(self, batch: list[tuple[_Task, Feed]], started: float, started_nanos: int) -> None:
         feeds = [feed for _, feed in batch]
         try:
             outputs = run_pass(self.engine, feeds)
@@ -146,6 +147,7 @@ class VerifyWorker:
         for (task, feed), predictions, part in zip(batch, outputs, parts, strict=True):
             task.pass_seconds += seconds
             task.device_seconds += part
+            task.passes.append(DeviceTime(started_nanos, seconds))
             if feed.num_outputs:
                 self._settle(task, predictions)
 
@@ -167,10 +169,15 @@ class VerifyWorker:
 
     def _settle(self, task: _Task, predictions: list[int]) -> None:
         verdict = task.session.end_pass(
-            predictions, task.pass_seconds, task.device_seconds, task.num_reused
+            predictions,
+            task.pass_seconds,
+            task.device_seconds,
+            task.num_reused,
+            tuple(task.passes),
         )
         task.pass_seconds = task.device_seconds = 0.0
         task.num_reused = 0
+        task.passes.clear()
         # The verify model's own next token has not been through the model yet.
         self.engine.truncate(slot_of(task), task.session.verified_position - 1)
         task.emit(verdict)

@@ -12,6 +12,7 @@ from amusd.cli.consistency import consistency
 from amusd.cli.distill import distill
 from amusd.cli.generate import generate
 from amusd.cli.serve import serve
+from amusd.cli.timeline import timeline
 from amusd.cli.up import up
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command()(bench)
 app.command()(distill)
 app.command()(acceptance)
 app.command()(consistency)
+app.command()(timeline)
 
 
 def _show_version(wanted: bool) -> None:

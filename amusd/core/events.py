@@ -9,12 +9,21 @@ from amusd.core.draft_sources import DraftSource
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceTime:
+    """When a device worked on a session: ``seconds`` long, by the clock of its own host."""
+
+    started_unix_nanos: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
 
     No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
     ``draft_seconds`` is how long its ``num_steps`` steps took, ``device_seconds`` the session's
-    share of that time, which it had with others; 0: the service does not say.
+    share of that time, which it had with others; 0: the service does not say. ``steps`` says when
+    each of the steps ran.
     """
 
     epoch: int
@@ -24,6 +33,7 @@ class Proposal:
     num_steps: int = 0
     source: DraftSource = DraftSource.MODEL
     device_seconds: float = 0.0
+    steps: tuple[DeviceTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Verdict:
     ``position + num_accepted``. ``pass_seconds`` is how long the pass took, ``device_seconds`` the
     session's share of that time, which it had with others; 0: the service does not say.
     ``num_reused`` tokens of the prompt did not have to be computed; only a first verdict says so.
+    ``passes`` says when the pass ran, and before it those that read pieces of the prompt.
     """
 
     epoch: int
@@ -44,6 +55,7 @@ class Verdict:
     pass_seconds: float = 0.0
     device_seconds: float = 0.0
     num_reused: int = 0
+    passes: tuple[DeviceTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ Intervals, for V final tokens, c in the running pass and n that wait:
 """
 
 from amusd.core.errors import InvalidInputError, LimitExceededError, PreconditionError
-from amusd.core.events import Verdict
+from amusd.core.events import DeviceTime, Verdict
 
 
 class VerifySession:
@@ -133,6 +133,7 @@ class VerifySession:
         pass_seconds: float,
         device_seconds: float = 0.0,
         num_reused: int = 0,
+        passes: tuple[DeviceTime, ...] = (),
     ) -> Verdict:
         """Settle the pass and return its verdict.
 
@@ -142,6 +143,7 @@ class VerifySession:
             pass_seconds: how long the pass took.
             device_seconds: this session's share of it.
             num_reused: tokens of the prompt that did not have to be computed.
+            passes: when it ran, and before it those that read pieces of the prompt.
         """
         num_checked = len(self._checking)
         num_accepted = 0
@@ -159,6 +161,7 @@ class VerifySession:
             pass_seconds=pass_seconds,
             device_seconds=device_seconds,
             num_reused=num_reused,
+            passes=passes,
         )
         self._final.extend((*self._checking[:num_accepted], next_token))
         self._checking = ()

@@ -161,6 +161,16 @@ def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
     )
 
 
+def time_to_proto(time: events.DeviceTime) -> model_pb2.DeviceTime:
+    """Return a time of work as a message."""
+    return model_pb2.DeviceTime(started_unix_nanos=time.started_unix_nanos, seconds=time.seconds)
+
+
+def time_from_proto(time: model_pb2.DeviceTime) -> events.DeviceTime:
+    """Return a time of work from its message."""
+    return events.DeviceTime(time.started_unix_nanos, time.seconds)
+
+
 def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
     """Return a proposal as the draft service sends it."""
     return draft_pb2.ProposeResponse(
@@ -172,6 +182,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             num_steps=proposal.num_steps,
             source=source_to_proto(proposal.source),
             device_seconds=proposal.device_seconds,
+            steps=[time_to_proto(step) for step in proposal.steps],
         )
     )
 
@@ -186,6 +197,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         num_steps=proposal.num_steps,
         source=source_from_proto(proposal.source),
         device_seconds=proposal.device_seconds,
+        steps=tuple(time_from_proto(step) for step in proposal.steps),
     )
 
 
@@ -201,6 +213,7 @@ def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
             pass_seconds=verdict.pass_seconds,
             device_seconds=verdict.device_seconds,
             num_reused_tokens=verdict.num_reused,
+            passes=[time_to_proto(one) for one in verdict.passes],
         )
     )
 
@@ -216,6 +229,7 @@ def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
         pass_seconds=verdict.pass_seconds,
         device_seconds=verdict.device_seconds,
         num_reused=verdict.num_reused_tokens,
+        passes=tuple(time_from_proto(one) for one in verdict.passes),
     )
 
 

@@ -204,6 +204,7 @@ class Proposal(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
@@ -227,6 +228,12 @@ class Proposal(_message.Message):
         context, or a session that waits in line).
         """
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.DeviceTime]:
+        """When the steps in draft_seconds ran, in order, num_steps of them. Empty though there were
+        steps: an older service.
+        """
+
     def __init__(
         self,
         *,
@@ -237,10 +244,11 @@ class Proposal(_message.Message):
         num_steps: _builtins.int = ...,
         source: _model_pb2.DraftSource.ValueType = ...,
         device_seconds: _builtins.float = ...,
+        steps: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -206,6 +206,35 @@ class CacheUsage(_message.Message):
 Global___CacheUsage: _TypeAlias = CacheUsage  # noqa: Y015
 
 @_typing.final
+class DeviceTime(_message.Message):
+    """When a device worked on a session, alone or with others in the same pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_UNIX_NANOS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    started_unix_nanos: _builtins.int
+    """The beginning, in nanoseconds since 1970 by the clock of the service's host. Within one host
+    it compares with other services' times; across hosts it is off by the difference of their
+    clocks.
+    """
+    seconds: _builtins.float
+    """How long it took, in seconds; it does not depend on the clock being set."""
+    def __init__(
+        self,
+        *,
+        started_unix_nanos: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "started_unix_nanos", b"started_unix_nanos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceTime: _TypeAlias = DeviceTime  # noqa: Y015
+
+@_typing.final
 class ServiceLimits(_message.Message):
     """What a service takes on at most. What goes beyond is refused, never queued without bound."""
 

@@ -3,7 +3,9 @@
 isort:skip_file
 """
 
+from amusd.v1 import draft_pb2 as _draft_pb2
 from amusd.v1 import model_pb2 as _model_pb2
+from amusd.v1 import verify_pb2 as _verify_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -193,6 +195,7 @@ class GenerateRequest(_message.Message):
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    TIMELINE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue; not empty. Special tokens in it are read as such."""
     strategy: Global___Strategy.ValueType
@@ -209,6 +212,8 @@ class GenerateRequest(_message.Message):
     """
     ignore_eos: _builtins.bool
     """Go on after the model's own end-of-text tokens (for measurements). Default false."""
+    timeline: _builtins.bool
+    """Record when every message came and went, and send it with the completion. Default false."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation to answer."""
@@ -233,10 +238,11 @@ class GenerateRequest(_message.Message):
         lookahead: _builtins.int | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         ignore_eos: _builtins.bool = ...,
+        timeline: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "chat", b"chat", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "temperature", b"temperature", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "chat", b"chat", "ignore_eos", b"ignore_eos", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "temperature", b"temperature", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "chat", b"chat", "ignore_eos", b"ignore_eos", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "temperature", b"temperature", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
     _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015
@@ -329,6 +335,7 @@ class Completion(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
+    TIMELINE_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
@@ -339,6 +346,10 @@ class Completion(_message.Message):
     def statistics(self) -> Global___Statistics:
         """What it took."""
 
+    @_builtins.property
+    def timeline(self) -> Global___Timeline:
+        """What happened when; set if the request asked for it."""
+
     def __init__(
         self,
         *,
@@ -346,14 +357,104 @@ class Completion(_message.Message):
         text: _builtins.str = ...,
         session_id: _builtins.str = ...,
         statistics: Global___Statistics | None = ...,
+        timeline: Global___Timeline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics", "timeline", b"timeline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "session_id", b"session_id", "statistics", b"statistics", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "session_id", b"session_id", "statistics", b"statistics", "text", b"text", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Completion: _TypeAlias = Completion  # noqa: Y015
+
+@_typing.final
+class Timeline(_message.Message):
+    """The messages between the orchestrator and the services in one generation, and when each came or
+    went. The times of the devices' work are in them (Proposal.steps, Verdict.passes), by the clocks
+    of their own hosts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_UNIX_NANOS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    IS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    started_unix_nanos: _builtins.int
+    """When the request arrived, in nanoseconds since 1970 by the clock of the orchestrator's host."""
+    is_truncated: _builtins.bool
+    """Whether the generation went on after the last event, for there was too much to record."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]:
+        """In the order in which they happened; what was sent follows what called for it."""
+
+    def __init__(
+        self,
+        *,
+        started_unix_nanos: _builtins.int = ...,
+        events: _abc.Iterable[Global___TimelineEvent] | None = ...,
+        is_truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "is_truncated", b"is_truncated", "started_unix_nanos", b"started_unix_nanos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timeline: _TypeAlias = Timeline  # noqa: Y015
+
+@_typing.final
+class TimelineEvent(_message.Message):
+    """A message that the orchestrator took up or sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    FORWARD_FIELD_NUMBER: _builtins.int
+    ADVANCE_FIELD_NUMBER: _builtins.int
+    ROLLBACK_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """When, in seconds since the request's arrival, by the orchestrator's clock."""
+    @_builtins.property
+    def proposal(self) -> _draft_pb2.Proposal:
+        """Taken up from the draft service, one of an old epoch included."""
+
+    @_builtins.property
+    def verdict(self) -> _verify_pb2.Verdict:
+        """Taken up from the verify service."""
+
+    @_builtins.property
+    def forward(self) -> _verify_pb2.VerifyProposals:
+        """Sent to the verify service."""
+
+    @_builtins.property
+    def advance(self) -> _draft_pb2.ProposeAdvance:
+        """Sent to the draft service."""
+
+    @_builtins.property
+    def rollback(self) -> _draft_pb2.RollbackRequest:
+        """Sent to the draft service; session_id is left out."""
+
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        proposal: _draft_pb2.Proposal | None = ...,
+        verdict: _verify_pb2.Verdict | None = ...,
+        forward: _verify_pb2.VerifyProposals | None = ...,
+        advance: _draft_pb2.ProposeAdvance | None = ...,
+        rollback: _draft_pb2.RollbackRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advance", b"advance", "forward", b"forward", "message", b"message", "proposal", b"proposal", "rollback", b"rollback", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advance", b"advance", "forward", b"forward", "message", b"message", "proposal", b"proposal", "rollback", b"rollback", "seconds", b"seconds", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["proposal", "verdict", "forward", "advance", "rollback"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___TimelineEvent: _TypeAlias = TimelineEvent  # noqa: Y015
 
 @_typing.final
 class PositionAcceptance(_message.Message):

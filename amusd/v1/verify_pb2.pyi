@@ -200,6 +200,7 @@ class Verdict(_message.Message):
     PASS_SECONDS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the tokens that were checked."""
     position: _builtins.int
@@ -223,6 +224,12 @@ class Verdict(_message.Message):
     """Tokens of the prompt that did not have to be computed, for another session began with the
     same; set in the first verdict only.
     """
+    @_builtins.property
+    def passes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.DeviceTime]:
+        """When the passes in pass_seconds ran, in order; the last one led to this verdict, those before
+        it read pieces of the prompt. Empty: an older service.
+        """
+
     def __init__(
         self,
         *,
@@ -234,10 +241,11 @@ class Verdict(_message.Message):
         pass_seconds: _builtins.float = ...,
         device_seconds: _builtins.float = ...,
         num_reused_tokens: _builtins.int = ...,
+        passes: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_checked", b"num_checked", "num_reused_tokens", b"num_reused_tokens", "pass_seconds", b"pass_seconds", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_checked", b"num_checked", "num_reused_tokens", b"num_reused_tokens", "pass_seconds", b"pass_seconds", "passes", b"passes", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,6 @@
 """The drafting loop over a synthetic model: turns, limits, and sessions that fail or end."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -237,6 +238,21 @@ def test_a_proposal_tells_how_many_steps_it_took() -> None:
     run(worker)
     assert [proposal.num_steps for proposal in receiver.proposals] == [3, 1, 1, 1]
     assert all(proposal.draft_seconds > 0 for proposal in receiver.proposals)
+
+
+def test_a_proposal_tells_when_each_of_its_steps_ran() -> None:
+    worker = make_worker(prefill_tokens=2)
+    receiver = opened(worker, named("a", 1, 2, 3, 4, 5))
+    before = time.time_ns()
+    run(worker)
+    for proposal in receiver.proposals:
+        assert len(proposal.steps) == proposal.num_steps
+        seconds = sum(step.seconds for step in proposal.steps)
+        assert seconds == pytest.approx(proposal.draft_seconds)
+    starts = [step.started_unix_nanos for one in receiver.proposals for step in one.steps]
+    assert starts == sorted(starts)
+    assert before <= starts[0]
+    assert starts[-1] <= time.time_ns()
 
 
 # Turns

@@ -3,7 +3,7 @@
 import pytest
 
 from amusd.core.draft_sources import DraftSource
-from amusd.core.events import Proposal, Verdict
+from amusd.core.events import DeviceTime, Proposal, Verdict
 from amusd.core.model import CacheUsage
 from amusd.core.pool import ReplicaState, ReplicaStatus
 from amusd.core.statistics import SourceAcceptance, Statistics
@@ -14,7 +14,8 @@ from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 
 @pytest.mark.parametrize("source", DraftSource)
 def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
-    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125)
+    steps = (DeviceTime(1 << 60, 0.125), DeviceTime((1 << 60) + 1, 0.125))
+    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps)
     assert codec.proposal_from_proto(codec.proposal_to_proto(proposal).proposal) == proposal
 
 
@@ -52,7 +53,10 @@ def test_statistics_keep_what_each_source_has_done() -> None:
 
 
 def test_a_verdict_keeps_its_times_and_what_was_reused() -> None:
-    verdict = Verdict(1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_reused=40)
+    passes = (DeviceTime(1 << 60, 0.5),)
+    verdict = Verdict(
+        1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_reused=40, passes=passes
+    )
     assert codec.verdict_from_proto(codec.verdict_to_proto(verdict).verdict) == verdict
 
 

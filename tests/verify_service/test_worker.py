@@ -1,5 +1,6 @@
 """The verify loop over a synthetic model: passes, turns, limits, sessions that fail or end."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -123,7 +124,9 @@ def test_an_open_session_gets_its_first_token_without_being_asked() -> None:
     receiver = opened(worker)
     assert run(worker) == 1
     [verdict] = receiver.verdicts
-    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0) == Verdict(0, 3, 0, 0, FIRST)
+    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0, passes=()) == Verdict(
+        0, 3, 0, 0, FIRST
+    )
     assert verdict.pass_seconds > 0
 
 
@@ -134,7 +137,9 @@ def test_a_pass_checks_what_has_been_proposed_since_the_last() -> None:
     worker.offer("a", Forward(0, 4, (SECOND, WRONG)))
     run(worker)
     [verdict] = receiver.verdicts
-    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0) == Verdict(0, 3, 3, 2, THIRD)
+    assert replace(verdict, pass_seconds=0.0, device_seconds=0.0, passes=()) == Verdict(
+        0, 3, 3, 2, THIRD
+    )
 
 
 def test_after_a_rejection_the_next_pass_is_as_in_a_fresh_session() -> None:
@@ -206,6 +211,24 @@ def test_the_time_for_a_prompt_in_pieces_counts_into_its_first_pass() -> None:
     assert run(worker) == 3
     [verdict] = receiver.verdicts
     assert verdict.pass_seconds >= 0.003
+
+
+def test_a_verdict_tells_when_each_of_its_passes_ran() -> None:
+    worker = make_worker(prefill_tokens=1)
+    receiver = opened(worker)
+    before = time.time_ns()
+    run(worker)
+    worker.offer("a", Forward(0, 4, (SECOND,)))
+    run(worker)
+    first, second = receiver.verdicts
+    assert (len(first.passes), len(second.passes)) == (3, 1)
+    for verdict in (first, second):
+        seconds = sum(one.seconds for one in verdict.passes)
+        assert seconds == pytest.approx(verdict.pass_seconds)
+    starts = [one.started_unix_nanos for one in (*first.passes, *second.passes)]
+    assert starts == sorted(starts)
+    assert before <= starts[0]
+    assert starts[-1] <= time.time_ns()
 
 
 def test_a_long_prompt_leaves_others_their_turns() -> None:

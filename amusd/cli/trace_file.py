@@ -1,0 +1,113 @@
+"""A generation as a trace that ui.perfetto.dev and chrome://tracing open.
+
+The format is the Trace Event Format: times in microseconds, here since the request's arrival.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
+from amusd.core.lanes import Lane, Lanes, Work, checks
+from amusd.core.timeline import Message, Timeline
+
+TraceEvent = dict[str, Any]
+
+DRAFT, VERIFY, MESSAGES = 1, 2, 3  # thread ids, in the order in which they are shown
+_PROCESS = 1
+_THREAD_NAMES = {DRAFT: "draft device", VERIFY: "verify device", MESSAGES: "orchestrator"}
+
+
+def trace(timeline: Timeline, lanes: Lanes, about: dict[str, Any]) -> dict[str, Any]:
+    """Return the trace; ``about`` says what was generated, and how."""
+    events = [
+        *_names(),
+        *_lane(lanes.draft, DRAFT, "draft"),
+        *_lane(lanes.verify, VERIFY, "verify"),
+        *_messages(timeline),
+        *_arrows(lanes),
+    ]
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+
+def _names() -> Iterator[TraceEvent]:
+    for thread, name in _THREAD_NAMES.items():
+        common = {"ph": "M", "pid": _PROCESS, "tid": thread}
+        yield {**common, "name": "thread_name", "args": {"name": name}}
+        yield {**common, "name": "thread_sort_index", "args": {"sort_index": thread}}
+    yield {"ph": "M", "pid": _PROCESS, "name": "process_name", "args": {"name": "amusd"}}
+
+
+def _lane(lane: Lane, thread: int, category: str) -> Iterator[TraceEvent]:
+    common = {"ph": "X", "pid": _PROCESS, "tid": thread}
+    for work in lane.works:
+        yield {
+            **common,
+            "name": work.kind.value,
+            "cat": category,
+            "ts": 1e6 * work.span.started_seconds,
+            "dur": 1e6 * work.span.seconds,
+            "args": _words(work.message),
+        }
+    for span in lane.idle:
+        yield {
+            **common,
+            "name": "idle",
+            "cat": "idle",
+            "ts": 1e6 * span.started_seconds,
+            "dur": 1e6 * span.seconds,
+        }
+
+
+def _messages(timeline: Timeline) -> Iterator[TraceEvent]:
+    for event in timeline.events:
+        yield {
+            "ph": "i",
+            "s": "p" if isinstance(event.message, Rollback) else "t",  # a mark over all lanes
+            "pid": _PROCESS,
+            "tid": MESSAGES,
+            "name": type(event.message).__name__.lower(),
+            "cat": "message",
+            "ts": 1e6 * event.seconds,
+            "args": _words(event.message),
+        }
+
+
+def _arrows(lanes: Lanes) -> Iterator[TraceEvent]:
+    """Draw an arrow from each step to the pass that checked its token."""
+    for number, check in enumerate(checks(lanes), 1):
+        common = {"pid": _PROCESS, "name": "proposal", "cat": "proposal", "id": number}
+        yield {**common, "ph": "s", "tid": DRAFT, "ts": _middle(check.step)}
+        yield {**common, "ph": "f", "bp": "e", "tid": VERIFY, "ts": _middle(check.checked_by)}
+
+
+def _middle(work: Work) -> float:
+    """Return a time that lies within the work, so that an arrow is bound to it."""
+    return 5e5 * (work.span.started_seconds + work.span.ended_seconds)
+
+
+def _words(message: Message) -> dict[str, Any]:
+    """Return what a message says, for its tooltip."""
+    match message:
+        case Proposal(epoch, position, tokens):
+            return {
+                "epoch": epoch,
+                "position": position,
+                "tokens": list(tokens),
+                "source": message.source.value,
+            }
+        case Verdict(epoch, position, num_checked, num_accepted, next_token):
+            return {
+                "epoch": epoch,
+                "position": position,
+                "checked": num_checked,
+                "accepted": num_accepted,
+                "next_token": next_token,
+            }
+        case Forward(epoch, position, tokens) | Advance(epoch, position, tokens):
+            return {"epoch": epoch, "position": position, "tokens": list(tokens)}
+        case Rollback(epoch, verified_position, corrected_token):
+            return {
+                "epoch": epoch,
+                "verified_position": verified_position,
+                "corrected_token": corrected_token,
+            }

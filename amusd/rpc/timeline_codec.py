@@ -1,0 +1,87 @@
+"""Timelines as messages: the part of the codec that only a request for a timeline needs."""
+
+from amusd.core.errors import UnavailableError
+from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
+from amusd.core.timeline import Message, Timeline, TimelineEvent
+from amusd.rpc import codec
+from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2
+
+
+def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | None:
+    """Return a timeline as a message; None if none was asked for."""
+    if timeline is None:
+        return None
+    return orchestrator_pb2.Timeline(
+        started_unix_nanos=timeline.started_unix_nanos,
+        events=[_event_to_proto(event) for event in timeline.events],
+        is_truncated=timeline.is_truncated,
+    )
+
+
+def timeline_from_proto(timeline: orchestrator_pb2.Timeline) -> Timeline:
+    """Return a timeline from its message.
+
+    Raises:
+        UnavailableError: it holds an event that is not known here.
+    """
+    return Timeline(
+        timeline.started_unix_nanos,
+        tuple(TimelineEvent(event.seconds, _message(event)) for event in timeline.events),
+        timeline.is_truncated,
+    )
+
+
+def _event_to_proto(event: TimelineEvent) -> orchestrator_pb2.TimelineEvent:
+    message, seconds = event.message, event.seconds
+    match message:
+        case Proposal():
+            proposal = codec.proposal_to_proto(message).proposal
+            return orchestrator_pb2.TimelineEvent(seconds=seconds, proposal=proposal)
+        case Verdict():
+            verdict = codec.verdict_to_proto(message).verdict
+            return orchestrator_pb2.TimelineEvent(seconds=seconds, verdict=verdict)
+        case Forward():
+            forward = codec.forward_to_proto(message).proposals
+            return orchestrator_pb2.TimelineEvent(seconds=seconds, forward=forward)
+        case Advance():
+            advance = codec.advance_to_proto(message).advance
+            return orchestrator_pb2.TimelineEvent(seconds=seconds, advance=advance)
+        case Rollback():
+            rollback = codec.rollback_to_proto(message, session_id="")
+            return orchestrator_pb2.TimelineEvent(seconds=seconds, rollback=rollback)
+
+
+def _message(event: orchestrator_pb2.TimelineEvent) -> Message:
+    match event.WhichOneof("message"):
+        case "proposal":
+            return codec.proposal_from_proto(event.proposal)
+        case "verdict":
+            return codec.verdict_from_proto(event.verdict)
+        case "forward":
+            return _forward(event.forward)
+        case "advance":
+            return _advance(event.advance)
+        case "rollback":
+            return _rollback(event.rollback)
+        case _:
+            raise UnavailableError(
+                "the orchestrator's timeline holds an event that this client does not know: "
+                "use the client of its version"
+            )
+
+
+def _forward(message: verify_pb2.VerifyProposals) -> Forward:
+    return Forward(message.epoch, message.position, tuple(message.token_ids), message.max_checked)
+
+
+def _advance(message: draft_pb2.ProposeAdvance) -> Advance:
+    return Advance(message.epoch, message.position, tuple(message.token_ids), message.lookahead)
+
+
+def _rollback(message: draft_pb2.RollbackRequest) -> Rollback:
+    return Rollback(
+        message.epoch,
+        message.verified_position,
+        message.corrected_token_id,
+        message.lookahead,
+    )
