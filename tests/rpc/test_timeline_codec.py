@@ -13,14 +13,14 @@ from amusd.core.events import (
     Rollback,
     Verdict,
 )
-from amusd.core.timeline import MAX_ENTRIES, Timeline, TimelineEvent, TimelineRecorder
+from amusd.core.timeline import MAX_ENTRIES, Message, Timeline, TimelineEvent, TimelineRecorder
 from amusd.rpc import timeline_codec
 from amusd.rpc.channel import MAX_MESSAGE_BYTES
 from amusd.v1 import orchestrator_pb2
 
 NOW = 1_800_000_000_000_000_000
 WORKED = (DeviceTime(NOW, 0.1),)
-MESSAGES = (
+MESSAGES: tuple[Message, ...] = (
     Proposal(1, 5, (7, 8), 0.25, 1, device_seconds=0.25, steps=(DeviceTime(NOW, 0.25),)),
     Verdict(1, 5, 2, 1, 9, 0.5, 0.5, 3, (DeviceTime(NOW + 1, 0.5),)),
     Forward(1, 5, (7, 8), 4),
