@@ -14,7 +14,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --constraint constraints.txt --wheel-dir /wheels . \
-    && python -m zipfile --list /wheels/amusd-*.whl | grep -q 'amusd/engine/native/_library'
+    && python -m zipfile --list /wheels/amusd-*.whl | grep 'amusd/engine/native/_library' > /dev/null
 
 # What the project depends on, in exact versions. No source is among it, so that a change of the
 # project leaves these layers, which are nearly all of the image, as they are.

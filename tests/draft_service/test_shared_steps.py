@@ -1,6 +1,5 @@
 """Draft sessions that share steps, prompts and memory."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,29 +9,14 @@ from amusd.core.draft_sources import DraftSource
 from amusd.core.errors import AmusdError, CacheFullError
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.core.model import ServiceLimits
-from amusd.engine.interface import Feed
-from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.engine.synthetic import SyntheticModel
 from draft_service.drafters import HybridDrafter, ModelDrafter
 from draft_service.worker import DraftOpening, DraftWorker
+from tests.counting import CountingEngine
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
 LIMITS = ServiceLimits(max_sessions=16, max_context=2000, max_lookahead=8, max_waiting=2)
 SYSTEM = [token % 400 for token in range(1000)]
-
-
-class CountingEngine(SyntheticEngine):
-    """Remembers the feeds of each step."""
-
-    def __init__(self, model: SyntheticModel) -> None:
-        super().__init__(model)
-        self.steps: list[list[Feed]] = []
-
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
-        self.steps.append(list(feeds))
-        return super().run(feeds)
-
-    def sizes(self) -> list[list[int]]:
-        return [[len(feed.tokens) for feed in feeds] for feeds in self.steps]
 
 
 class Client:
@@ -97,7 +81,7 @@ def test_a_long_prompt_does_not_hold_up_those_who_draft() -> None:
         worker.step()
     assert len(drafting.proposals) == 6
     assert all(1 in sizes and sum(sizes) - 1 <= 50 for sizes in engine.sizes()[1:])
-    readers = [[feed.slot for feed in feeds if feed.is_prompt] for feeds in engine.steps[1:]]
+    readers = [[feed.slot for feed in feeds if feed.is_prompt] for feeds in engine.passes[1:]]
     assert readers == [[2], [3], [4], [2], [3]]
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
+from tests.process.scrape import free_port, scrape
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, amusd
 from tests.process.synthetic import expected_output
 
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.process
 
 BOUND_SECONDS = 20.0
 HEALTHY = pb.REPLICA_STATE_HEALTHY
+
+Stubs = dict[int, "rpc.OrchestratorServiceAsyncStub"]
 
 # Slow passes that many share: generations last, but cost little of the test machine.
 SLOW_VERIFY = "synthetic:pass_ms=300,vocabulary=512,context=600,batch=128"
@@ -162,7 +166,7 @@ def test_an_address_that_is_none_is_said(address: str) -> None:
 async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
     start: Starter, tmp_path: Path
 ) -> None:
-    """Three orchestrators that share nothing; verify and draft replicas that drain and join."""
+    """Orchestrators that share nothing; a replica of each kind drains, and another one joins."""
     fleet = Fleet.launched(start, tmp_path)
     async with fleet.stubs() as stubs:
         await fleet.all_use(stubs, fleet.verifies[:2], fleet.drafts[:4])
@@ -176,37 +180,57 @@ async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
         await fleet.all_use(stubs, fleet.verifies[1:], fleet.drafts[1:])
         second = Wave(stubs, range(100, 200), num_tokens=24)
         await second.begun()
-        assert first.num_open == 100
+        assert first.num_open == second.num_open == 100
         await fleet.check_balance(stubs, fleet.verifies[1:])
         await fleet.check_balance(stubs, fleet.drafts[1:])
-        await asyncio.gather(first.done(), second.done())
-    for left in (fleet.verifies[0], fleet.drafts[0]):
-        assert left.process.wait(20) == 0
+        fleet.orchestrators[0].process.terminate()
+        fleet.orchestrate()
+        async with fleet.stubs(first=1) as rest:
+            await fleet.all_use(rest, fleet.verifies[1:], fleet.drafts[1:])
+            third = Wave(rest, range(200, 212), num_tokens=12)
+            waves = (first, second, third)
+            await asyncio.gather(*(wave.done() for wave in waves))
+    for port in rest:
+        check_metrics(port, [one for wave in waves for one in wave.statistics[port]])
+    for drained in (fleet.verifies[0], fleet.drafts[0], fleet.orchestrators[0]):
+        assert drained.process.wait(20) == 0
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Three verify and five draft replicas, of which files list some, and three orchestrators."""
+    """Three verify and five draft replicas, of which files list some, and three orchestrators.
 
+    ``metrics_ports`` are those of the orchestrators.
+    """
+
+    start: Starter
     verifies: list[Service]
     drafts: list[Service]
-    orchestrators: list[Service]
     files: tuple[Path, Path]
+    orchestrators: list[Service] = field(default_factory=list)
+    metrics_ports: list[int] = field(default_factory=list)
 
     @classmethod
     def launched(cls, start: Starter, folder: Path) -> "Fleet":
         flags = ("--max-sessions", "256", "--grace", "60")
         fleet = cls(
+            start,
             [start("verify", "--model", SLOW_VERIFY, *flags) for _ in range(3)],
             [start("draft", "--model", SLOW_DRAFT, *flags) for _ in range(5)],
-            [],
             (folder / "verifies", folder / "drafts"),
         )
         fleet.publish(fleet.verifies[:2], fleet.drafts[:4])
-        entries = [f"file://{path}" for path in fleet.files]
         for _ in range(3):
-            fleet.orchestrators.append(orchestrate(start, *entries, "--max-sessions", "100"))
+            fleet.orchestrate()
         return fleet
+
+    def orchestrate(self) -> None:
+        """Let another orchestrator join."""
+        entries = [f"file://{path}" for path in self.files]
+        port = free_port()
+        flags = ("--max-sessions", "100", "--grace", "60", "--metrics-port", str(port))
+        self.orchestrators.append(orchestrate(self.start, *entries, *flags))
+        self.metrics_ports.append(port)
 
     def publish(self, *listed: Sequence[Service]) -> None:
         for path, services in zip(self.files, listed, strict=True):
@@ -215,31 +239,30 @@ class Fleet:
             other.replace(path)  # nobody reads half of it
 
     @contextlib.asynccontextmanager
-    async def stubs(self) -> "AsyncIterator[list[rpc.OrchestratorServiceAsyncStub]]":
+    async def stubs(self, first: int = 0) -> "AsyncIterator[Stubs]":
+        """Yield stubs of the orchestrators from ``first`` on, by their metrics' ports."""
         async with contextlib.AsyncExitStack() as stack:
-            found = []
-            for orchestrator in self.orchestrators:
-                channel = grpc.aio.insecure_channel(orchestrator.address)
+            found: Stubs = {}
+            for port, service in list(zip(self.metrics_ports, self.orchestrators, strict=True))[
+                first:
+            ]:
+                channel = grpc.aio.insecure_channel(service.address)
                 await stack.enter_async_context(channel)
-                found.append(rpc.OrchestratorServiceStub(channel))
+                found[port] = rpc.OrchestratorServiceStub(channel)
             yield found
 
-    async def all_use(
-        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", *used: Sequence[Service]
-    ) -> None:
+    async def all_use(self, stubs: "Stubs", *used: Sequence[Service]) -> None:
         """Wait until each orchestrator uses exactly these replicas."""
         wanted = {service.address for services in used for service in services}
         async with asyncio.timeout(BOUND_SECONDS):
-            for stub in stubs:
+            for stub in stubs.values():
                 while await healthy(stub) != wanted:  # noqa: ASYNC110  # a process of its own
                     await asyncio.sleep(0.05)
 
-    async def check_balance(
-        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", services: Sequence[Service]
-    ) -> None:
+    async def check_balance(self, stubs: "Stubs", services: Sequence[Service]) -> None:
         """Check that the orchestrators together have opened as many sessions on each."""
         opened: Counter[str] = Counter()
-        for stub in stubs:
+        for stub in stubs.values():
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
             for one in (*info.verify_replicas, *info.draft_replicas):
                 opened[one.address] += one.num_opened_sessions
@@ -258,17 +281,37 @@ async def healthy(stub: "rpc.OrchestratorServiceAsyncStub") -> set[str]:
     return {one.address for one in replicas if one.state == HEALTHY}
 
 
-class Wave:
-    """Generations that begin at once, spread over the orchestrators."""
+def check_metrics(port: int, seen: list[pb.Statistics]) -> None:
+    """Check that an orchestrator's metrics are the sums of what its clients were told."""
+    metrics = scrape(port)
+    assert metrics["amusd_request_seconds_count"] == len(seen) > 0
+    assert metrics["amusd_request_failures_total"] == 0
+    of_statistics = {
+        "amusd_generation_tokens_total": "num_output_tokens",
+        "amusd_spec_decode_num_drafted_tokens_total": "num_drafted",
+        "amusd_spec_decode_num_accepted_tokens_total": "num_accepted",
+        "amusd_spec_decode_num_wasted_tokens_total": "num_wasted",
+        "amusd_rollbacks_total": "num_rollbacks",
+    }
+    for name, number in of_statistics.items():
+        assert metrics[name] == sum(getattr(one, number) for one in seen) > 0, name
 
-    def __init__(
-        self, stubs: "list[rpc.OrchestratorServiceAsyncStub]", prompts: range, num_tokens: int
-    ) -> None:
+
+class Wave:
+    """Generations that begin at once, spread over the orchestrators.
+
+    ``statistics`` are those of the ones that are done, by their orchestrator's metrics port.
+    """
+
+    def __init__(self, stubs: "Stubs", prompts: range, num_tokens: int) -> None:
         self._num_tokens = num_tokens
+        self.statistics: defaultdict[int, list[pb.Statistics]] = defaultdict(list)
         self._begun = [asyncio.Event() for _ in prompts]
         self._tasks = [
-            asyncio.create_task(self._generate(stubs[prompt % len(stubs)], prompt, begun))
-            for prompt, begun in zip(prompts, self._begun, strict=True)
+            asyncio.create_task(self._generate(port, stub, prompt, begun))
+            for (port, stub), prompt, begun in zip(
+                itertools.cycle(stubs.items()), prompts, self._begun, strict=False
+            )
         ]
 
     @property
@@ -286,7 +329,11 @@ class Wave:
         await asyncio.gather(*self._tasks)
 
     async def _generate(
-        self, stub: "rpc.OrchestratorServiceAsyncStub", prompt: int, begun: asyncio.Event
+        self,
+        port: int,
+        stub: "rpc.OrchestratorServiceAsyncStub",
+        prompt: int,
+        begun: asyncio.Event,
     ) -> None:
         request = pb.GenerateRequest(
             tokens=pb.TokenIds(ids=[prompt, 7]),
@@ -294,13 +341,14 @@ class Wave:
             strategy=pb.STRATEGY_AMUSD,
         )
         tokens: list[int] = []
-        fallback = ""
+        statistics = pb.Statistics()
         try:
             async for response in stub.Generate(request, timeout=100):
                 tokens.extend(response.chunk.token_ids)
-                fallback = response.completion.statistics.fallback_reason
+                statistics = response.completion.statistics
                 begun.set()
         finally:
             begun.set()  # in vain: ``done`` says why
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
-        assert not fallback
+        assert not statistics.fallback_reason
+        self.statistics[port].append(statistics)

@@ -1,6 +1,5 @@
 """Verify sessions that share passes, prompts and memory."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,28 +7,13 @@ import pytest
 from amusd.core.errors import AmusdError, CacheFullError
 from amusd.core.events import Forward, Verdict
 from amusd.core.model import ServiceLimits
-from amusd.engine.interface import Feed
-from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.engine.synthetic import SyntheticModel
+from tests.counting import CountingEngine
 from verify_service.worker import VerifyOpening, VerifyWorker
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
 LIMITS = ServiceLimits(max_sessions=16, max_context=2000, max_lookahead=8, max_waiting=2)
 SYSTEM = [token % 400 for token in range(1000)]
-
-
-class CountingEngine(SyntheticEngine):
-    """Remembers the feeds of each pass."""
-
-    def __init__(self, model: SyntheticModel) -> None:
-        super().__init__(model)
-        self.passes: list[list[Feed]] = []
-
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
-        self.passes.append(list(feeds))
-        return super().run(feeds)
-
-    def sizes(self) -> list[list[int]]:
-        return [[len(feed.tokens) for feed in feeds] for feeds in self.passes]
 
 
 class Client:
