@@ -74,7 +74,7 @@ def test_ports_are_the_same_everywhere(manifests: list[Manifest]) -> None:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["grpc"]["port"] == default
         for service in (one for one in manifests if one["kind"] == "Service"):
-            if service["spec"]["selector"]["app.kubernetes.io/component"] == role:
+            if service["spec"]["selector"].get("app.kubernetes.io/component") == role:
                 assert [one["port"] for one in service["spec"]["ports"]] == [default]
 
 

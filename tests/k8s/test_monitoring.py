@@ -94,11 +94,22 @@ def test_every_alert_is_explained() -> None:
 
 
 def test_metrics_are_read_where_the_pods_offer_them() -> None:
-    (monitor,) = (one for one in MONITORING if one["kind"] == "PodMonitor")
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    for deployment in (one for one in MONITORING if one["kind"] == "Deployment"):
-        (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        assert endpoint["port"] in [one["name"] for one in container["ports"]]
+    (monitor,) = (one for one in MONITORING if one["kind"] == "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    services = (one for one in MONITORING if one["kind"] == "Service")
+    (service,) = (one for one in services if wanted <= one["metadata"]["labels"].items())
+    (endpoint,) = monitor["spec"]["endpoints"]
+    (port,) = service["spec"]["ports"]
+    assert endpoint["port"] == port["name"]
+    # What alerts ask for.
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "amusd"
+    deployments = [one for one in MONITORING if one["kind"] == "Deployment"]
+    assert len(deployments) == 3
+    for deployment in deployments:
+        template = deployment["spec"]["template"]
+        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        (container,) = template["spec"]["containers"]
+        assert port["targetPort"] in [one["name"] for one in container["ports"]]
 
 
 def test_panels_do_not_overlap() -> None:

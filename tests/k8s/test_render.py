@@ -15,7 +15,7 @@ validator = pytest.importorskip("kubernetes_validate.utils", reason="not install
 # The three newest that it knows.
 VERSIONS = list(dict.fromkeys(map(validator.major_minor, validator.all_versions())))[-3:]
 # Custom resources, of which the validator knows nothing: their operators check them.
-CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
 
 def identity(manifest: Manifest) -> tuple[str, str]:
