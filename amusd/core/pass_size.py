@@ -4,6 +4,8 @@ On a device where a pass over n tokens costs more than one over a single token, 
 that a quick draft has written is waste: late proposals are rarely right, and all pay for them.
 """
 
+import bisect
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -19,7 +21,7 @@ _TIME_WEIGHT = 0.2  # weight of the newest pass time
 
 @dataclass(slots=True)
 class StepTimes:
-    """Time of a draft step, and of a verify pass by the number of proposals it checks.
+    """Time of a draft step, and of a verify pass by the number of its tokens.
 
     ``rollback_seconds`` pass from a rollback to the first proposal after it, messages included.
 
@@ -29,6 +31,8 @@ class StepTimes:
     draft_seconds: float = 0.0
     rollback_seconds: float = 0.0
     _seconds: dict[int, float] = field(default_factory=dict)
+    _sizes: list[int] = field(default_factory=list)
+    _least_seconds: list[float] = field(default_factory=list)
 
     def observe_draft(self, step_seconds: float) -> None:
         """Learn from a draft step."""
@@ -40,47 +44,74 @@ class StepTimes:
         known = self.rollback_seconds or seconds
         self.rollback_seconds = known + _TIME_WEIGHT * (seconds - known)
 
-    def observe_pass(self, num_checked: int, pass_seconds: float) -> None:
-        """Learn from a pass."""
-        known = self._seconds.get(num_checked, pass_seconds)
-        self._seconds[num_checked] = known + _TIME_WEIGHT * (pass_seconds - known)
+    def observe_pass(self, num_tokens: int, pass_seconds: float) -> None:
+        """Learn from a pass over ``num_tokens``, those of all sessions in it."""
+        size = _rounded(num_tokens)
+        known = self._seconds.get(size, pass_seconds)
+        self._seconds[size] = known + _TIME_WEIGHT * (pass_seconds - known)
+        self._sizes = sorted(self._seconds)
+        # A pass over more tokens takes no less: what disturbed one is not held against its size.
+        seconds = [self._seconds[size] for size in self._sizes]
+        self._least_seconds = list(itertools.accumulate(reversed(seconds), min))[::-1]
 
-    def pass_seconds(self, num_checked: int) -> float | None:
+    def pass_seconds(self, num_tokens: float) -> float | None:
         """Return the time of a pass, interpolated between known ones; None if none is known.
 
         A size beyond the largest known counts as costing no more than that one, and one below
         the smallest no less, so that both are tried as long as they may pay.
         """
-        if not self._seconds:
+        if not self._sizes:
             return None
-        below = max((size for size in self._seconds if size <= num_checked), default=None)
-        above = min((size for size in self._seconds if size >= num_checked), default=None)
-        if below is None:
-            below = min(self._seconds)
-        if above is None or above == below:
-            return self._seconds[below]
-        share = max(0.0, (num_checked - below) / (above - below))
-        low, high = self._seconds[below], self._seconds[above]
-        return low + share * (high - low)
+        above = bisect.bisect_left(self._sizes, num_tokens)
+        if above == len(self._sizes) or above == 0:
+            return self._least_seconds[min(above, len(self._sizes) - 1)]
+        low, high = self._sizes[above - 1], self._sizes[above]
+        share = (num_tokens - low) / (high - low)
+        least = self._least_seconds
+        return least[above - 1] + share * (least[above] - least[above - 1])
+
+
+def _rounded(num_tokens: int) -> int:
+    """Return one of at most eight sizes between a power of two and the next."""
+    step = 1 << max(0, num_tokens.bit_length() - 4)
+    return (num_tokens + step // 2) // step * step
 
 
 @dataclass(slots=True)
 class PassSizer:
-    """Learns the acceptance of one session, and picks the best number of proposals to check."""
+    """Learns the acceptance of one session, and picks the best number of proposals to check.
+
+    Sessions that share passes pay for each other's tokens. Each chooses as if the others in its
+    passes chose the same, so that together they get most tokens a second: the more there are, the
+    less each proposes once a pass over more tokens takes longer.
+    """
 
     max_checked: int
     times: StepTimes
     _accepted: float = _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT
     _compared: float = _PRIOR_WEIGHT
+    _own_tokens: float = 1.0
+    _other_tokens: float = 0.0
 
     @property
     def acceptance(self) -> float:
         """How often a proposal whose predecessors were right is right, as far as is known."""
         return self._accepted / self._compared
 
+    @property
+    def num_sharing(self) -> float:
+        """How many sessions like this one share its passes, 1 or more."""
+        return 1.0 + self._other_tokens / self._own_tokens
+
     def observe(self, verdict: Verdict) -> None:
         """Learn from a pass; not from a session's first, for that has read the prompt."""
-        self.times.observe_pass(verdict.num_checked, verdict.pass_seconds)
+        num_own = verdict.num_checked + 1
+        # A session's share of a pass is that of its tokens; 0 if the service does not tell.
+        is_told = 0.0 < verdict.device_seconds < verdict.pass_seconds
+        shares = verdict.pass_seconds / verdict.device_seconds if is_told else 1.0
+        self.times.observe_pass(round(num_own * shares), verdict.pass_seconds)
+        self._own_tokens += _TIME_WEIGHT * (num_own - self._own_tokens)
+        self._other_tokens += _TIME_WEIGHT * (num_own * (shares - 1.0) - self._other_tokens)
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         for place in range(num_compared):
             self._accepted = self._accepted * _MEMORY + (place < verdict.num_accepted)
@@ -109,7 +140,7 @@ class PassSizer:
         the look-ahead of drafting and verifying in turn is chosen (Leviathan et al.,
         arXiv 2211.17192, section 3.5).
         """
-        if self.times.pass_seconds(num_ready) is None:
+        if self.times.pass_seconds(1) is None:
             return max(1, num_ready)  # nothing is known yet
         # The draft is let write no more than this, so more would never come.
         sizes = range(num_ready, max(num_ready, self.useful_lookahead()) + 1)
@@ -123,5 +154,5 @@ class PassSizer:
 
     def _rate(self, size: int, wait_seconds: float) -> float:
         """Return tokens per second of waiting and a pass over ``size`` proposals."""
-        pass_seconds = self.times.pass_seconds(size) or 1.0
+        pass_seconds = self.times.pass_seconds((size + 1) * self.num_sharing) or 1.0
         return expected_tokens(self.acceptance, size) / (wait_seconds + pass_seconds)

@@ -1,5 +1,7 @@
 """How many proposals a pass should check, learnt from passes whose times are known."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,11 +38,34 @@ def test_between_two_known_sizes_time_grows_evenly() -> None:
     assert times(over_2=0.02, over_6=0.04).pass_seconds(3) == pytest.approx(0.025)
 
 
-@pytest.mark.parametrize(("num_checked", "seconds"), [(0, 0.02), (2, 0.02), (6, 0.04), (9, 0.04)])
+@pytest.mark.parametrize(("num_tokens", "seconds"), [(1, 0.02), (2, 0.02), (6, 0.04), (9, 0.04)])
 def test_a_size_out_of_the_known_range_costs_as_much_as_the_nearest(
-    num_checked: int, seconds: float
+    num_tokens: int, seconds: float
 ) -> None:
-    assert times(over_2=0.02, over_6=0.04).pass_seconds(num_checked) == seconds
+    assert times(over_2=0.02, over_6=0.04).pass_seconds(num_tokens) == seconds
+
+
+def test_a_disturbed_pass_is_not_held_against_its_size() -> None:
+    known = times(over_2=0.02, over_4=0.5, over_6=0.04)
+    assert known.pass_seconds(4) == 0.04
+    assert known.pass_seconds(5) == 0.04
+    assert known.pass_seconds(3) == pytest.approx(0.03)
+
+
+@given(st.dictionaries(st.integers(1, 300), st.floats(0.001, 1.0), min_size=1, max_size=50))
+def test_a_pass_over_more_tokens_is_never_reckoned_to_take_less(seconds: dict[int, float]) -> None:
+    known = StepTimes()
+    for num_tokens, value in seconds.items():
+        known.observe_pass(num_tokens, value)
+    reckoned = [known.pass_seconds(num_tokens) for num_tokens in range(1, 320)]
+    assert all(
+        one is not None and other is not None and one <= other + 1e-9
+        for one, other in itertools.pairwise(reckoned)
+    )
+
+
+def test_large_sizes_close_to_each_other_are_one() -> None:
+    assert times(over_100=0.1, over_103=0.2).pass_seconds(104) == pytest.approx(0.12)
 
 
 def test_times_follow_a_change() -> None:
@@ -97,11 +122,52 @@ def test_a_plain_pass_teaches_its_time_but_nothing_of_acceptance() -> None:
     before = sizer.acceptance
     sizer.observe(Verdict(0, 2, 0, 0, 1, 0.02))
     assert sizer.acceptance == before
-    assert sizer.times.pass_seconds(0) == 0.02
+    assert sizer.times.pass_seconds(1) == 0.02
 
 
 def test_the_limit_is_kept() -> None:
     assert taught((1, 1, 0.02), (3, 3, 0.02), max_checked=3).best() == 3
+
+
+# Sessions that share passes
+
+
+def sharing(num_sessions: int, seconds_a_token: float) -> PassSizer:
+    """Return a sizer of one of several sessions whose passes grow by each token."""
+    sizer = PassSizer(8, StepTimes())
+    for num_checked in (0, 1, 4, 8) * 20:
+        num_tokens = (num_checked + 1) * num_sessions
+        seconds = 0.02 + num_tokens * seconds_a_token
+        shared = Verdict(
+            0, 2, num_checked, (num_checked + 1) // 2, 1, seconds, seconds / num_sessions
+        )
+        sizer.observe(shared)
+    return sizer
+
+
+def test_the_time_of_a_shared_pass_is_that_of_all_its_tokens() -> None:
+    assert sharing(4, 0.001).times.pass_seconds(20) == pytest.approx(0.04, rel=0.05)
+
+
+def test_the_more_share_a_pass_that_grows_the_less_each_proposes() -> None:
+    sizes = [sharing(number, 0.001).best() for number in (1, 4, 16)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize("number", [1, 4, 16])
+def test_how_many_share_a_pass_is_found_from_its_times(number: int) -> None:
+    assert sharing(number, 0.001).num_sharing == pytest.approx(number, rel=0.1)
+
+
+def test_where_tokens_cost_nothing_sharing_changes_nothing() -> None:
+    assert sharing(16, 0.0).best() == sharing(1, 0.0).best() == 8
+
+
+def test_many_that_share_a_pass_do_not_wait_for_a_draft() -> None:
+    sizer = sharing(32, 0.002)
+    sizer.times.observe_draft(0.02)
+    assert sizer.best_start(num_ready=0, next_seconds=0.02) == 0
 
 
 # Starts of an idle verify model
