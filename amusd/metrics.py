@@ -215,9 +215,7 @@ class Metrics:
         for position, place in enumerate(statistics.acceptance_per_position):
             self._accepted_at.labels(position).inc(place.num_accepted)
 
-    def count_replicas_by(
-        self, count: Callable[[], Mapping[tuple[str, ReplicaState], int]]
-    ) -> None:
+    def count_replicas_by(self, count: ReplicaCount) -> None:
         """Say at each scrape how many replicas there are, as ``count`` does by role and state."""
         for role, state in count():
             gauge = self._replicas.labels(role, state.value)

@@ -8,15 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amusd.core.errors import AmusdError
 from amusd.core.events import Proposal, Rollback, Verdict
-from amusd.core.pool import ReplicaState
 from amusd.core.statistics import Statistics
-from amusd.metrics import Metrics, MetricsServer, Role
+from amusd.metrics import Metrics, MetricsServer, ReplicaCount, Role
 from amusd.observe.logs import current_session
 from amusd.observe.tracing import Tracing, attributes_of
 from amusd.rpc import faults
@@ -93,9 +92,7 @@ class Observer:
             watch.count("rollbacks")
             watch.rolled_back(rollback)
 
-    def count_replicas_by(
-        self, count: Callable[[], Mapping[tuple[str, ReplicaState], int]]
-    ) -> None:
+    def count_replicas_by(self, count: ReplicaCount) -> None:
         """Say at each scrape how many replicas of a role are in a state."""
         if self.metrics is not None:
             self.metrics.count_replicas_by(count)
