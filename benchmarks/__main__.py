@@ -32,6 +32,8 @@ SERVICES = ("strategies", "clients")
 GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
 
+_CLIENTS = 8  # at once, at the most; each has a prompt of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -63,8 +65,8 @@ def main(
     weights: Annotated[
         str, typer.Option(help="Formats of the engine's weights: compact, plain, int8.")
     ] = ",".join(engine_tables.FORMATS),
-    prompts: Annotated[str, typer.Option(help="Prompts of the strategies.")] = "humaneval",
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts of the strategies.")] = 10,
+    prompts: Annotated[str, typer.Option(help="Prompts of strategies and clients.")] = "humaneval",
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts of these.")] = 10,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
@@ -73,7 +75,7 @@ def main(
     wanted = _wanted(only)
     if is_synthetic(verify):
         raise InvalidInputError("a synthetic model has no engine to measure: name a real one")
-    loaded = load_prompts(prompts, limit) if "strategies" in wanted else []
+    loaded = load_prompts(prompts, limit) if set(wanted) & set(SERVICES) else []
     cores = parse_cpus(cpus) or verify_cores()
     plan = Plan(verify, draft, rounds, loaded, max_tokens, cores, _formats(weights))
     report = _head(plan, prompts)
@@ -114,7 +116,10 @@ def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     rounds, max_tokens = plan.rounds, plan.max_tokens
     few = max(1, rounds // 5)
     yield "strategies", lambda: service_tables.strategies(settings, plan.prompts, max_tokens)
-    yield "clients", lambda: service_tables.clients(settings, _EIGHT, max_tokens, few)
+    yield (
+        "clients",
+        lambda: service_tables.clients(settings, plan.prompts[:_CLIENTS], max_tokens, few),
+    )
     them = _Lazily(Bench(plan.verify, cpus=plan.cpus), plan.weights)
     yield "one-token", lambda: engine_tables.one_token(them.get(), few)
     yield "passes", lambda: engine_tables.passes(them.get(), rounds)
@@ -125,9 +130,6 @@ def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     yield "gpu-verify", lambda: gpu.large("cuda:0", rounds)
     yield "gpu-draft", lambda: gpu.small("cuda:0", rounds)
     yield "gpu-exact", lambda: gpu.exact("cuda:0", rounds)
-
-
-_EIGHT = [Prompt(tokens=tuple(range(first, first + 20))) for first in range(40, 48)]
 
 
 class _Lazily:

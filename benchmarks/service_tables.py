@@ -1,12 +1,14 @@
 """The tables that go through the real services, on this machine's cores or GPUs."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from amusd.cli.local import LocalSettings, local_services
-from amusd.cli.measure import ServiceRunner, measure, parse_strategies, reference_of
+from amusd.cli.measure import Sample, ServiceRunner, measure, parse_strategies, reference_of
 from amusd.client import Client
 from amusd.core.strategy import Strategy
 from amusd.engine.interface import EngineOptions
@@ -53,55 +55,78 @@ def strategies(
     return table
 
 
+@dataclass(slots=True)
+class _Load:
+    """What so many clients at once came to, round by round."""
+
+    seconds_a_token: list[float] = field(default_factory=list)
+    verify_busy: list[float] = field(default_factory=list)
+    draft_busy: list[float] = field(default_factory=list)
+
+    def add(self, samples: Sequence[Sample], seconds: float) -> None:
+        """Add a round that took ``seconds``."""
+        told = [sample.statistics for sample in samples if sample.statistics]
+        self.seconds_a_token.append(seconds / sum(len(sample.tokens) for sample in samples))
+        self.verify_busy.append(sum(one.verify_busy_seconds for one in told) / seconds)
+        self.draft_busy.append(sum(one.draft_busy_seconds for one in told) / seconds)
+
+    @property
+    def times(self) -> Times:
+        """Seconds a token."""
+        return Times(tuple(self.seconds_a_token))
+
+
 def clients(
     settings: LocalSettings, prompts: Sequence[Prompt], max_tokens: int, rounds: int
 ) -> TableOfFigures:
-    """Clients at once, each with a prompt of its own: tokens a second against one client."""
+    """The same prompts by more and more clients at once: tokens a second, and busy devices."""
     table = TableOfFigures(
-        "Clients at once through the services",
-        ("", "clients", "tokens/s", "quartiles", "against 1"),
+        f"{len(prompts)} prompts by clients at once through the services, {max_tokens} tokens",
+        ("", "clients", "tokens/s", "quartiles", "against 1", "verify busy", "draft busy"),
     )
     with local_services(settings) as services, Client(services.address) as client:
         for strategy in (Strategy.AUTOREGRESSIVE, Strategy.AMUSD):
             runner = ServiceRunner(client, strategy.value, strategy, ignore_eos=True)
-            times = _in_turns(runner, prompts, max_tokens, rounds)
-            for count, found in times.items():
-                gain = ratio(times[1], found)
-                rate = 1 / found.median
-                low, high = found.quartiles
-                table.rows.append(
-                    (
-                        strategy.value,
-                        str(count),
-                        f"{rate:.0f}",
-                        f"{1 / high:.0f} to {1 / low:.0f}",
-                        f"{gain[0]:.2f}x",
-                    )
-                )
-                table.figures[f"{strategy.value}, {count} clients"] = _figures(found, gain)
+            loads = _in_turns(runner, prompts, max_tokens, rounds)
+            for count, load in loads.items():
+                figures = _figures(load, ratio(loads[1].times, load.times))
+                table.rows.append((strategy.value, str(count), *_words(figures)))
+                table.figures[f"{strategy.value}, {count} clients"] = figures
     return table
 
 
 def _in_turns(
     runner: ServiceRunner, prompts: Sequence[Prompt], max_tokens: int, rounds: int
-) -> dict[int, Times]:
-    """Return the seconds a token of one client and of as many as there are prompts."""
-    found: dict[int, list[float]] = {1: [], len(prompts): []}
+) -> dict[int, _Load]:
+    """Let 1, 2, 4 and so on clients share the prompts, up to as many as there are prompts."""
+    found = {1 << power: _Load() for power in range(len(prompts).bit_length())}
     runner.run(prompts[0], max_tokens)
     for number in range(rounds):
         for count in rotated(list(found), number):
             started = time.perf_counter()
             with ThreadPoolExecutor(count) as pool:
-                samples = pool.map(lambda one: runner.run(one, max_tokens), prompts[:count])
-                num_tokens = sum(len(sample.tokens) for sample in samples)
-            found[count].append((time.perf_counter() - started) / num_tokens)
-    return {count: Times(tuple(seconds)) for count, seconds in found.items()}
+                samples = list(pool.map(lambda one: runner.run(one, max_tokens), prompts))
+            found[count].add(samples, time.perf_counter() - started)
+    return found
 
 
-def _figures(found: Times, gain: tuple[float, float, float]) -> dict[str, Any]:
-    low, high = found.quartiles
+def _figures(load: _Load, gain: tuple[float, float, float]) -> dict[str, Any]:
+    low, high = load.times.quartiles
     return {
-        "tokens_per_second": 1 / found.median,
+        "tokens_per_second": 1 / load.times.median,
         "quartiles": [1 / high, 1 / low],
         "gain": gain,
+        "verify_busy": statistics.median(load.verify_busy),
+        "draft_busy": statistics.median(load.draft_busy),
     }
+
+
+def _words(figures: dict[str, Any]) -> tuple[str, ...]:
+    low, high = figures["quartiles"]
+    return (
+        f"{figures['tokens_per_second']:.0f}",
+        f"{low:.0f} to {high:.0f}",
+        f"{figures['gain'][0]:.2f}x",
+        f"{figures['verify_busy']:.0%}",
+        f"{figures['draft_busy']:.0%}",
+    )

@@ -43,6 +43,9 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
         "gpu-verify", "gpu-draft", "gpu-exact",
     }  # fmt: skip
     assert all(one["outputs_identical"] for one in tables["strategies"].values())
+    clients = {f"{name}, {n} clients" for name in ("autoregressive", "amusd") for n in (1, 2)}
+    assert set(tables["clients"]) == clients
+    assert all(0 < one["verify_busy"] <= 1 for one in tables["clients"].values())
     assert all(one["same_tokens"] for one in tables["one-token"].values())
     assert set(tables["passes"]) == {"1", "2", "4", "8", "16"}
     assert all(one["to_one_token"] == [1, 1, 1] for one in tables["passes"]["1"].values())
