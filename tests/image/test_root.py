@@ -1,0 +1,226 @@
+"""The Dockerfile followed in a clean root folder, where no container engine is at hand.
+
+Debian comes from debootstrap, commands run by chroot in the order of the stages, and packages from
+a folder of wheels, for the folder has no way to an index. Services run as pods do: without rights,
+on a root that is read-only but for ``/tmp`` and ``/cache``. What is not followed: the base images,
+and that the stages have roots of their own.
+"""
+
+import os
+import selectors
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from amusd.client import Client, Options
+from amusd.core.strategy import Strategy
+from amusd.prompts import Prompt
+from tests.image.dockerfile import ROOT, Stage, copy_context, lineage, read_stages
+from tests.process.services import START_SECONDS, Service
+
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
+
+DEBIAN = "bookworm"  # that of the base images
+PACKAGES = "python3,python3-venv,python-is-python3"
+TARGET = "cpu"
+WHEELS, PACKAGE_INDEX = "/wheels", "/package-index"
+
+# What a pod's runtime does; the mounts are gone with the process.
+CONTAINER = """
+set -e
+mount --bind "$1" "$1"
+mount -t tmpfs tmpfs "$1/tmp"
+mount -t tmpfs -o uid=10001,gid=10001 tmpfs "$1/cache"
+mount -t proc proc "$1/proc"
+mount -o remount,bind,ro "$1"
+root=$1 user=$2 folder=$3
+shift 3
+exec chroot --userspec="$user" "$root" sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
+"""
+
+
+def why_not() -> str:
+    """Return why no root folder can be made here, or nothing."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "only root can change the root folder"
+    for program in ("debootstrap", "chroot", "unshare", "cc"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        return "this machine does not let us mount"
+    return ""
+
+
+class Container:
+    """A root folder, and what the Dockerfile has said so far of the commands in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        self.folder = "/"
+        self.user = "0:0"
+        self.entry_point: list[str] = []
+
+    def place(self, path: str) -> Path:
+        """Return where a path of the container lies."""
+        return self.root / path.lstrip("/")
+
+    def follow(self, stage: Stage) -> None:
+        """Do what a stage says."""
+        for keyword, rest in stage.instructions:
+            match keyword:
+                case "ENV" | "ARG":
+                    self.set(rest)
+                case "WORKDIR":
+                    self.folder = rest
+                    self.place(rest).mkdir(parents=True, exist_ok=True)
+                case "COPY" if not rest.startswith("--from"):
+                    *names, target = rest.split()
+                    for name in names:
+                        shutil.copy(ROOT / name, self.place(self.folder) / target)
+                case "RUN":
+                    self.run(rest.partition("/wheels ")[2] if "--mount" in rest else rest)
+                case "USER":
+                    self.user = rest
+                case "ENTRYPOINT":
+                    self.entry_point = shlex.split(rest.strip("[]").replace(",", " "))
+
+    def set(self, rest: str) -> None:
+        """Set variables; one without a value stays unset, as nobody gives it one."""
+        for name, _, value in (word.partition("=") for word in shlex.split(rest)):
+            if value:
+                self.variables[name] = string.Template(value).safe_substitute(self.variables)
+
+    def run(self, command: str) -> None:
+        """Run a command in a shell, in the folder and with the variables there are."""
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": PACKAGE_INDEX}
+        script = f"cd {shlex.quote(self.folder)} && {command}"
+        done = subprocess.run(
+            ["chroot", str(self.root), "sh", "-c", script],
+            env=self.variables | offline, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def start(self, log: Path, role: str, *flags: str) -> Service:
+        """Run the entry point, as a pod does."""
+        arguments = [*self.entry_point, "serve", role, "--port", "0", *flags]
+        command = ["unshare", "--mount", "sh", "-c", CONTAINER, "container", str(self.root)]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*command, self.user, self.folder, *arguments],
+                env=self.variables | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            assert selector.select(START_SECONDS), log.read_text()
+        words = process.stdout.readline().decode().split()
+        assert words, log.read_text()
+        return Service(role, process, words[-1], log)
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """The image, made by the Dockerfile's commands."""
+    if reason := why_not():
+        pytest.skip(f"no clean root folder for the Dockerfile's steps: {reason}")
+    folder = tmp_path_factory.mktemp("root")
+    stages = read_stages()
+    container = Container(folder / "root")
+    make_root(container.root)
+    try:
+        make_wheel(stages["wheel"], container, folder / "src")
+        fetch_packages(stages, container, folder / "src")
+        for stage in (stages["dependencies"], *lineage(stages, TARGET)):
+            container.follow(stage)
+        for path in ("/src", WHEELS, PACKAGE_INDEX):  # of the stages before
+            shutil.rmtree(container.place(path))
+        yield container
+    finally:
+        shutil.rmtree(folder)
+
+
+def make_root(root: Path) -> None:
+    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    if done.returncode:
+        last = (done.stdout.strip().splitlines() or [""])[-1]
+        pytest.skip(f"no clean root folder for the Dockerfile's steps: {last}")
+
+
+def make_wheel(stage: Stage, container: Container, source: Path) -> None:
+    """Follow the stage that compiles on this machine, which has a compiler."""
+    source.mkdir()
+    copy_context(source)
+    wheels = container.place(WHEELS)
+    wheels.mkdir()
+    for command in stage.commands():
+        pip(command.replace(WHEELS, str(wheels)), source)
+
+
+def fetch_packages(stages: dict[str, Stage], container: Container, source: Path) -> None:
+    """Lay ready what the stages will ask pip for."""
+    index = container.place(PACKAGE_INDEX)
+    index.mkdir()
+    given = Container(container.root)
+    for stage in (stages["dependencies"], stages[TARGET]):
+        for rest in stage.all("ARG"):
+            given.set(rest)
+    torch, pair = (shlex.quote(given.variables[name]) for name in ("TORCH", "PAIR"))
+    pip(stages["dependencies"].commands()[0], source)
+    fetch = f"pip download --dest {index} --only-binary=:all: --python-version 3.11"
+    pip(f"{fetch} {torch} --requirement requirements.txt --constraint constraints.txt", source)
+    pip(f"{fetch} --no-deps {pair}", source)
+
+
+def pip(command: str, folder: Path) -> None:
+    """Run a command with the interpreter of the tests; skip if it finds no package index."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=folder, capture_output=True, text=True,
+        timeout=400, check=False, env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+    )  # fmt: skip
+    if "Could not find a version" in done.stderr + done.stdout:
+        pytest.skip(f"no package index has what the image needs: {done.stderr.strip()}")
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_the_three_services_run_from_the_image(container: Container, tmp_path: Path) -> None:
+    assert container.user == "10001:10001"
+    services: list[Service] = []
+    try:
+        services.append(container.start(tmp_path / "verify", "verify"))
+        services.append(container.start(tmp_path / "draft", "draft"))
+        addresses = "--verify", services[0].address, "--draft", services[1].address
+        services.append(container.start(tmp_path / "orchestrator", "orchestrator", *addresses))
+        services[-1].wait_until_serving()
+        for service in services:
+            status = Path(f"/proc/{service.process.pid}/status").read_text()
+            assert "Uid:\t10001\t10001" in status
+            assert "CapEff:\t0000000000000000" in status
+            mounts = Path(f"/proc/{service.process.pid}/mounts").read_text().splitlines()
+            options = {line.split()[1]: line.split()[3].split(",") for line in mounts}
+            assert "ro" in options["/"]
+            assert "rw" in options["/cache"]
+        with Client(services[-1].address, timeout_seconds=60) as client:
+            options = Options(Strategy.AMUSD, max_tokens=12)
+            generation = client.generate(Prompt.chat("Name three colours."), options).wait()
+        assert len(generation.tokens) == 12
+        assert generation.text
+        assert not generation.summary().fallback_reason
+    finally:
+        for service in reversed(services):
+            service.end()
+    assert [service.process.returncode for service in services] == [0, 0, 0]
+
+
+def test_the_image_has_no_compiler(container: Container) -> None:
+    for name in ("cc", "gcc", "c++", "g++", "make"):
+        assert not list(container.root.glob(f"usr/bin/{name}*"))
