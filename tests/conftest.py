@@ -1,0 +1,8 @@
+"""What all tests share."""
+
+import signal
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and the processes that they
+# start would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
