@@ -202,13 +202,7 @@ def test_the_three_services_run_from_the_image(container: Container, tmp_path: P
         services.append(container.start(tmp_path / "orchestrator", "orchestrator", *addresses))
         services[-1].wait_until_serving()
         for service in services:
-            status = Path(f"/proc/{service.process.pid}/status").read_text()
-            assert "Uid:\t10001\t10001" in status
-            assert "CapEff:\t0000000000000000" in status
-            mounts = Path(f"/proc/{service.process.pid}/mounts").read_text().splitlines()
-            options = {line.split()[1]: line.split()[3].split(",") for line in mounts}
-            assert "ro" in options["/"]
-            assert "rw" in options["/cache"]
+            check_rights(service.process.pid)
         with Client(services[-1].address, timeout_seconds=60) as client:
             options = Options(Strategy.AMUSD, max_tokens=12)
             generation = client.generate(Prompt.chat("Name three colours."), options).wait()
@@ -219,6 +213,17 @@ def test_the_three_services_run_from_the_image(container: Container, tmp_path: P
         for service in reversed(services):
             service.end()
     assert [service.process.returncode for service in services] == [0, 0, 0]
+
+
+def check_rights(process: int) -> None:
+    """Check that a process may do no more than in a pod."""
+    status = Path(f"/proc/{process}/status").read_text()
+    assert "Uid:\t10001\t10001" in status
+    assert "CapEff:\t0000000000000000" in status
+    mounts = Path(f"/proc/{process}/mounts").read_text().splitlines()
+    options = {line.split()[1]: line.split()[3].split(",") for line in mounts}
+    assert "ro" in options["/"]
+    assert "rw" in options["/cache"]
 
 
 def test_the_image_has_no_compiler(container: Container) -> None:
