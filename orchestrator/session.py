@@ -7,12 +7,13 @@ the ledger, which is all there is to know about a session.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from amusd.core.conductor import Conductor
-from amusd.core.errors import AmusdError, PreconditionError, UnavailableError
+from amusd.core.errors import AmusdError, PreconditionError, StatusLostError, UnavailableError
 from amusd.core.events import NOTHING, Decision, Proposal, Verdict
 from amusd.core.finish import FinishReason, FinishRule
 from amusd.core.ledger import Ledger
@@ -92,6 +93,7 @@ class Session:
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
         self._refused: dict[Role, set[str]] = {"verify": set(), "draft": set()}
+        self._num_refusals: Counter[Role] = Counter()
 
     async def run(self) -> Outcome:
         """Generate until the output is over.
@@ -197,8 +199,10 @@ class Session:
 
     def _may_move(self, role: Role, address: str, error: AmusdError) -> bool:
         """Take note of a replica that has refused; return whether to ask another one."""
-        self._refused[role].add(address)
-        return isinstance(error, UnavailableError) and len(self._refused[role]) < _MAX_REFUSALS
+        self._num_refusals[role] += 1
+        if not isinstance(error, StatusLostError):  # else the same one is asked for its reason
+            self._refused[role].add(address)
+        return isinstance(error, UnavailableError) and self._num_refusals[role] < _MAX_REFUSALS
 
     def _lose_draft(self, error: AmusdError) -> Decision:
         if self._draft is None:

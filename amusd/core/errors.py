@@ -9,6 +9,7 @@
     │   └── CacheFullError    no memory is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
     └── UnavailableError      a service is loading, draining, gone or out of reach
+        └── StatusLostError   a call has ended, and why it has was lost
 
 How they become gRPC statuses stands in ``amusd.rpc.faults``, and nowhere else.
 """
@@ -48,3 +49,7 @@ class NotServedError(AmusdError):
 
 class UnavailableError(AmusdError):
     """A service is loading, draining, gone or out of reach."""
+
+
+class StatusLostError(UnavailableError):
+    """A call has ended, and the status that says why was lost; the same call may tell it."""

@@ -20,8 +20,11 @@ _STATUS_OF = {
     errors.CacheFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LimitExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotServedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.StatusLostError: grpc.StatusCode.UNAVAILABLE,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
+# What grpc.aio puts over a call's own status if a write meets the end of the call.
+_STATUS_LOST = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 _ERROR_OF = {status: error for error, status in _STATUS_OF.items()}
 
 
@@ -62,5 +65,7 @@ def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:
     """Return the error that a call to ``service`` ended with, in this project's own terms."""
     # Every error that a call ends with is a grpc.Call, too, in either of grpc's interfaces.
     code: grpc.StatusCode = call_error.code()
+    if (code, call_error.details()) == _STATUS_LOST:
+        return errors.StatusLostError(f"{service}: has ended the call; its log says why")
     kind = _ERROR_OF.get(code, errors.UnavailableError)
     return kind(f"{service}: {call_error.details() or code.name}")

@@ -43,13 +43,15 @@ def written(prompt: list[int], num_tokens: int) -> list[int]:
 class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     """Verifies with a synthetic model; with ``refusal`` set it ends its sessions with that.
 
-    ``num_read`` requests of a stream are read before it is refused.
+    ``num_read`` requests of a stream are read before it is refused. The status of the first
+    ``num_lost`` refusals is lost on the way.
     """
 
     model: ModelDescription = MODEL
     num_sessions: int = 0
     refusal: grpc.StatusCode | None = None
     num_read: int = 1
+    num_lost: int = 0
     opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
     proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
 
@@ -72,6 +74,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
                 self.proposals.append(request.proposals)
             assert session is not None
             if self.refusal is not None:
+                if len(self.opened) <= self.num_lost:
+                    await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
                 if num_read == self.num_read:
                     await context.abort(self.refusal, "the service is shutting down")
                 continue

@@ -9,7 +9,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from amusd.core.errors import InvalidInputError, UnavailableError
+from amusd.core.errors import InvalidInputError, LimitExceededError, UnavailableError
 from amusd.core.finish import FinishRule
 from amusd.core.pool import ReplicaState
 from amusd.core.strategy import Strategy
@@ -287,6 +287,24 @@ async def test_a_session_that_is_wrong_is_refused_once(serve: Serve) -> None:
         with pytest.raises(InvalidInputError):
             await generate(backends, Strategy.AUTOREGRESSIVE)
     assert sum(len(service.opened) for service in services) == 1
+
+
+async def test_a_refusal_whose_status_was_lost_is_asked_for_again(serve: Serve) -> None:
+    service = FakeVerify(refusal=grpc.StatusCode.RESOURCE_EXHAUSTED, num_lost=2)
+    async with running(await serve(service)) as backends:
+        await becomes_true(lambda: len(used(backends)) == 1)
+        with pytest.raises(LimitExceededError, match="shutting down"):
+            await generate(backends, Strategy.AUTOREGRESSIVE)
+    assert len(service.opened) == 3
+
+
+async def test_a_status_that_is_always_lost_is_not_asked_for_for_ever(serve: Serve) -> None:
+    service = FakeVerify(refusal=grpc.StatusCode.RESOURCE_EXHAUSTED, num_lost=99)
+    async with running(await serve(service)) as backends:
+        await becomes_true(lambda: len(used(backends)) == 1)
+        with pytest.raises(UnavailableError, match="its log says why"):
+            await generate(backends, Strategy.AUTOREGRESSIVE)
+    assert len(service.opened) == 4
 
 
 async def test_a_draft_that_refuses_is_replaced(serve: Serve) -> None:

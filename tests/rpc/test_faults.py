@@ -47,6 +47,7 @@ async def outcome(error: BaseException) -> tuple[grpc.StatusCode, str]:
         (errors.LimitExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.NotServedError, grpc.StatusCode.UNIMPLEMENTED),
         (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
+        (errors.StatusLostError, grpc.StatusCode.UNAVAILABLE),
         (errors.AmusdError, grpc.StatusCode.INTERNAL),
     ],
 )
