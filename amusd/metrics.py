@@ -4,13 +4,14 @@ Each service has a registry of its own. Counters are added to by whoever has the
 thread included: prometheus_client guards each value with a lock that is held for one addition.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from amusd.core.errors import UnavailableError
 from amusd.core.pool import ReplicaState
@@ -192,7 +193,6 @@ class Metrics:
         self._accepted = self._counter("amusd_spec_decode_num_accepted_tokens_total")
         self._accepted_at = self._counter("amusd_spec_decode_num_accepted_tokens_per_pos_total")
         self._wasted = self._counter("amusd_spec_decode_num_wasted_tokens_total")
-        self._replicas = self._gauge("amusd_pool_replicas")
         draft_step = self._histogram("amusd_draft_step_seconds")
         verify_pass = self._histogram("amusd_verify_pass_seconds")
         self._pass_seconds = draft_step if role == "draft" else verify_pass
@@ -217,9 +217,7 @@ class Metrics:
 
     def count_replicas_by(self, count: ReplicaCount) -> None:
         """Say at each scrape how many replicas there are, as ``count`` does by role and state."""
-        for role, state in count():
-            gauge = self._replicas.labels(role, state.value)
-            gauge.set_function(partial(_look_up, count, (role, state)))
+        self.registry.register(ReplicaCollector(count))
 
     def _registry_for(self, metric: Metric) -> CollectorRegistry | None:
         return self.registry if self._role in metric.roles else None
@@ -240,6 +238,22 @@ class Metrics:
         return Histogram(
             name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets
         )
+
+
+class ReplicaCollector(Collector):
+    """Counts the replicas of an orchestrator's pools for each scrape."""
+
+    def __init__(self, count: ReplicaCount) -> None:
+        """Ask ``count``, from any thread."""
+        self._count = count
+
+    def collect(self) -> Iterable[prometheus_client.Metric]:
+        """Return how many there are now."""
+        metric = _BY_NAME["amusd_pool_replicas"]
+        gauge = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+        for (role, state), num_replicas in self._count().items():
+            gauge.add_metric([role, state.value], num_replicas)
+        yield gauge
 
 
 class MetricsServer:
@@ -274,7 +288,3 @@ def meaning_of(name: str) -> str:
 def names_of(role: Role) -> set[str]:
     """Return the metrics of a service."""
     return {metric.name for metric in METRICS if role in metric.roles}
-
-
-def _look_up(count: ReplicaCount, key: tuple[str, ReplicaState]) -> float:
-    return count()[key]

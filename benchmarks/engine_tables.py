@@ -73,7 +73,7 @@ def one_token(them: Contestants, rounds: int) -> TableOfFigures:
         same = outputs[name] == outputs["transformers"]
         faster = ratio(times["transformers"], found)
         table.rows.append(
-            (name, _ms(found), _spread(found), f"{faster[0]:.2f}x", "yes" if same else "no")
+            (name, ms(found), _spread(found), f"{faster[0]:.2f}x", "yes" if same else "no")
         )
         table.figures[name] = found.report() | {"faster": faster, "same_tokens": same}
     return table
@@ -100,7 +100,7 @@ def passes(them: Contestants, rounds: int) -> TableOfFigures:
         table.rows.append(
             (
                 str(size),
-                *(_ms(found[name]) for name in names),
+                *(ms(found[name]) for name in names),
                 *(f"{faster[name][0]:.2f}x" for name in engines),
                 ", ".join(f"{growth[name][0]:.2f}" for name in engines),
             )
@@ -132,7 +132,7 @@ def bandwidth(them: Contestants, rounds: int) -> TableOfFigures:
     )
     for name, found in per_byte.items():
         share = ratio(best, found)
-        row = (name, f"{sizes[name] / 1e6:.0f}", _ms(times[name]), f"{1e-9 / found.median:.1f}")
+        row = (name, f"{sizes[name] / 1e6:.0f}", ms(times[name]), f"{1e-9 / found.median:.1f}")
         table.rows.append((*row, f"{share[0]:.0%}"))
         table.figures[name] = times[name].report() | {
             "bytes": sizes[name],
@@ -156,7 +156,7 @@ def sessions(them: Contestants, rounds: int) -> TableOfFigures:
             per_token = found.scaled(1 / count)
             gain = ratio(times["1"], per_token)
             rate = 1 / per_token.median
-            table.rows.append((name, str(count), _ms(found), f"{rate:.0f}", f"{gain[0]:.2f}x"))
+            table.rows.append((name, str(count), ms(found), f"{rate:.0f}", f"{gain[0]:.2f}x"))
             table.figures[f"{name}, {count} sessions"] = found.report() | {
                 "tokens_per_second": rate,
                 "gain": gain,
@@ -176,7 +176,7 @@ def numerics(bench: Bench, rounds: int) -> TableOfFigures:
             {name: engine_pass(engine, size) for name, engine in engines.items()}, rounds
         )
         costs = ratio(times["exact"], times["fast"])
-        table.rows.append((str(size), _ms(times["fast"]), _ms(times["exact"]), f"{costs[0]:.2f}x"))
+        table.rows.append((str(size), ms(times["fast"]), ms(times["exact"]), f"{costs[0]:.2f}x"))
         table.figures[str(size)] = {name: found.report() for name, found in times.items()} | {
             "costs": costs
         }
@@ -187,7 +187,8 @@ def _way(name: str, size: int) -> str:
     return f"{name}, {size}"
 
 
-def _ms(times: Times) -> str:
+def ms(times: Times) -> str:
+    """Return the median for a table."""
     return f"{1e3 * times.median:.2f}"
 
 

@@ -14,7 +14,7 @@ from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import EngineOptions, Feed, Numerics
 from amusd.engine.model_source import LoadedModel
 from amusd.engine.slot_engine import SlotEngine, serve
-from benchmarks.engine_tables import TableOfFigures
+from benchmarks.engine_tables import TableOfFigures, ms
 from benchmarks.engines import known
 from benchmarks.rounds import Times, ratio, time_in_turns
 
@@ -107,7 +107,7 @@ def large(
     full = times["batch"]
     gain = ratio(single, full.scaled(1 / batch))
     name = f"{batch} sessions, {context} tokens each"
-    table.rows.append((name, _ms(full), f"{gain[0]:.1f}x", "tokens/s of 1 session"))
+    table.rows.append((name, ms(full), f"{gain[0]:.1f}x", "tokens/s of 1 session"))
     table.figures["batch"] = full.report() | {
         "tokens_per_second": batch / full.median,
         "gain": gain,
@@ -145,12 +145,8 @@ def _table(title: str) -> TableOfFigures:
 
 def _add(table: TableOfFigures, name: str, times: Times, against: Times, what: str) -> None:
     times_as_long = ratio(times, against)
-    table.rows.append((name, _ms(times), f"{times_as_long[0]:.2f}", what))
+    table.rows.append((name, ms(times), f"{times_as_long[0]:.2f}", what))
     table.figures[name] = times.report() | {"ratio": times_as_long}
-
-
-def _ms(times: Times) -> str:
-    return f"{1e3 * times.median:.2f}"
 
 
 def _pass(

@@ -10,7 +10,7 @@ from amusd.core.errors import InvalidInputError
 from amusd.core.events import Advance, Proposal, Rollback
 from amusd.engine.thread import EngineThread
 from amusd.hosting import opened_session
-from amusd.observe.observer import Observer, RequestWatch
+from amusd.observe.observer import Observer
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.sessions import MAX_MESSAGES_WAITING, CommandWindow, check_session_id
@@ -38,36 +38,27 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     ) -> None:
         """See the protocol."""
         with self._observer.request(context) as watch:
-            await self._propose(request_iterator, context, watch)
+            first = await anext(request_iterator, None)
+            if first is None or first.WhichOneof("step") != "open":
+                raise InvalidInputError("the first request of a Propose stream is an open")
+            opening = _opening(first.open)
+            outbox: Outbox[Proposal] = Outbox(MAX_MESSAGES_WAITING)
 
-    async def _propose(
-        self,
-        request_iterator: AsyncIterator[draft_pb2.ProposeRequest],
-        context: faults.Context,
-        watch: RequestWatch,
-    ) -> None:
-        """Open the session that the first request asks for, and serve it to its end."""
-        first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("step") != "open":
-            raise InvalidInputError("the first request of a Propose stream is an open")
-        opening = _opening(first.open)
-        outbox: Outbox[Proposal] = Outbox(MAX_MESSAGES_WAITING)
+            async def write(proposal: Proposal) -> None:
+                watch.proposed(proposal)
+                await context.write(codec.proposal_to_proto(proposal))
 
-        async def write(proposal: Proposal) -> None:
-            watch.proposed(proposal)
-            await context.write(codec.proposal_to_proto(proposal))
-
-        async with opened_session(
-            self._engine,
-            lambda worker: worker.open(opening, outbox.put),
-            lambda worker: worker.close(opening.session_id),
-            lambda worker: worker.give_up(opening.session_id),
-            self._max_wait_seconds,
-        ):
-            watch.opened(opening.session_id, len(opening.tokens))
-            await until_first_ends(
-                self._receive(request_iterator, opening.session_id), outbox.drain(write)
-            )
+            async with opened_session(
+                self._engine,
+                lambda worker: worker.open(opening, outbox.put),
+                lambda worker: worker.close(opening.session_id),
+                lambda worker: worker.give_up(opening.session_id),
+                self._max_wait_seconds,
+            ):
+                watch.opened(opening.session_id, len(opening.tokens))
+                await until_first_ends(
+                    self._receive(request_iterator, opening.session_id), outbox.drain(write)
+                )
 
     @faults.reported
     async def Rollback(

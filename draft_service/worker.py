@@ -18,11 +18,11 @@ from amusd.core.errors import (
 )
 from amusd.core.events import Advance, DeviceTime, Proposal, Rollback
 from amusd.core.model import ServiceLimits
+from amusd.core.passes import OnPass, ignore_pass
 from amusd.engine.sessions import Sessions, fail, shares, slot_of
 from draft_service.drafters import Drafted, Drafter, DraftRequest, Outcome
 
 Emit = Callable[[Proposal | AmusdError], None]
-OnPass = Callable[[float, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class DraftWorker:
         self,
         drafter: Drafter,
         limits: ServiceLimits,
-        on_pass: OnPass = lambda seconds, num_sessions: None,
+        on_pass: OnPass = ignore_pass,
     ) -> None:
         """Draft with ``drafter`` within ``limits``.
 

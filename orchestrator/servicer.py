@@ -1,9 +1,9 @@
 """The gRPC face of the orchestrator: checks requests, runs sessions, writes chunks."""
 
 import contextlib
+import dataclasses
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import amusd
 from amusd.core.errors import (
@@ -13,45 +13,14 @@ from amusd.core.errors import (
     UnavailableError,
 )
 from amusd.core.finish import FinishRule
-from amusd.core.model import ServiceLimits
 from amusd.core.strategy import Strategy
-from amusd.observe.observer import Observer, RequestWatch
+from amusd.observe.observer import Observer
 from amusd.rpc import codec, faults, timeline_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
 from orchestrator.session import Session, SessionPlan
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.text import Message, NoText, TextCodec
-
-
-@dataclass(slots=True)
-class RequestCounts:
-    """The generations that are open: those that wait for their first token, and the others."""
-
-    num_waiting: int = 0
-    num_running: int = 0
-
-
-class _Admission:
-    """Counts one generation, from its begin to its end."""
-
-    def __init__(self, counts: RequestCounts) -> None:
-        self._counts = counts
-        self._has_started = False
-        counts.num_waiting += 1
-
-    def start(self) -> None:
-        """Take note of tokens; the first ones end the wait."""
-        if not self._has_started:
-            self._has_started = True
-            self._counts.num_waiting -= 1
-            self._counts.num_running += 1
-
-    def end(self) -> None:
-        if self._has_started:
-            self._counts.num_running -= 1
-        else:
-            self._counts.num_waiting -= 1
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -63,7 +32,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._settings = settings
         self._backends: Backends | None = None
         self._text: TextCodec = NoText()
-        self.requests = RequestCounts()
+        self._num_sessions = 0
 
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
@@ -75,36 +44,26 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> None:
         """See the protocol."""
         with self._observer.request(context) as watch:
-            await self._generate(request, context, watch)
+            backends = self._ready()
+            plan = self._plan(request, backends)
+            decoder = self._text.decoder()
 
-    async def _generate(
-        self,
-        request: orchestrator_pb2.GenerateRequest,
-        context: faults.Context,
-        watch: RequestWatch,
-    ) -> None:
-        """Run the session that a request asks for, and write what comes of it."""
-        backends = self._ready()
-        plan = self._plan(request, backends)
-        decoder = self._text.decoder()
+            async def emit(tokens: tuple[int, ...]) -> None:
+                chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
+                await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
+                watch.wrote(len(tokens))
 
-        async def emit(tokens: tuple[int, ...]) -> None:
-            admission.start()
-            chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
-            await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
-            watch.wrote(len(tokens))
-
-        with self._admitted() as admission:
-            watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
-            outcome = await Session(backends, plan, emit, watch).run()
-        completion = orchestrator_pb2.Completion(
-            finish_reason=codec.finish_reason_to_proto(outcome.reason),
-            text=decoder.finish(),
-            session_id=plan.session_id,
-            statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
-            timeline=timeline_codec.timeline_to_proto(outcome.timeline),
-        )
-        await context.write(orchestrator_pb2.GenerateResponse(completion=completion))
+            with self._admitted():
+                watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
+                outcome = await Session(backends, plan, emit, watch).run()
+            completion = orchestrator_pb2.Completion(
+                finish_reason=codec.finish_reason_to_proto(outcome.reason),
+                text=decoder.finish(),
+                session_id=plan.session_id,
+                statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
+                timeline=timeline_codec.timeline_to_proto(outcome.timeline),
+            )
+            await context.write(orchestrator_pb2.GenerateResponse(completion=completion))
 
     @faults.reported
     async def GetServerInfo(
@@ -114,11 +73,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         backends, settings = self._ready(), self._settings
         draft_model, known = backends.draft_model, backends.limits
         strategies = list(Strategy) if backends.has_draft else [Strategy.AUTOREGRESSIVE]
-        limits = ServiceLimits(
-            min(settings.max_sessions, known.max_sessions),
-            known.max_context,
-            known.max_lookahead,
-            known.max_waiting,
+        limits = dataclasses.replace(
+            known, max_sessions=min(settings.max_sessions, known.max_sessions)
         )
         return orchestrator_pb2.GetServerInfoResponse(
             version=amusd.__version__,
@@ -144,17 +100,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return self._backends
 
     @contextlib.contextmanager
-    def _admitted(self) -> Iterator[_Admission]:
-        num_open = self.requests.num_waiting + self.requests.num_running
-        if num_open >= self._settings.max_sessions:
+    def _admitted(self) -> Iterator[None]:
+        if self._num_sessions >= self._settings.max_sessions:
             raise LimitExceededError(
                 f"{self._settings.max_sessions} generations are running: try again later"
             )
-        admission = _Admission(self.requests)
+        self._num_sessions += 1
         try:
-            yield admission
+            yield
         finally:
-            admission.end()
+            self._num_sessions -= 1
 
     def _plan(self, request: orchestrator_pb2.GenerateRequest, backends: Backends) -> SessionPlan:
         """Check a request and fill in the defaults."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from amusd.core.errors import AmusdError, InvalidInputError, LimitExceededError
 from amusd.core.events import DeviceTime, Forward, Verdict
 from amusd.core.model import ServiceLimits
+from amusd.core.passes import OnPass, ignore_pass
 from amusd.core.verify_session import VerifySession
 from amusd.engine.interface import Engine, Feed
 from amusd.engine.reading import PromptReader, run_pass
 from amusd.engine.sessions import Sessions, fail, shares, slot_of
 
 Emit = Callable[[Verdict | AmusdError], None]
-OnPass = Callable[[float, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class VerifyWorker:
         limits: ServiceLimits,
         prefill_tokens: int,
         reuse_prefixes: bool = True,
-        on_pass: OnPass = lambda seconds, num_sessions: None,
+        on_pass: OnPass = ignore_pass,
     ) -> None:
         """Verify with ``engine`` within ``limits``, ``prefill_tokens`` of prompts a pass.
 

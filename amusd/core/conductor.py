@@ -100,10 +100,8 @@ class Conductor:
         """
         self._pass_due = True
         self._held = None  # part of the tail
-        forward = self.ledger.tail
-        if forward is None:
-            return NOTHING
-        return Decision(forward=dataclasses.replace(forward, max_checked=self._pace.max_checked))
+        tail = self.ledger.tail
+        return NOTHING if tail is None else self._forwarding(NOTHING, tail)
 
     def _go_on(self) -> Decision:
         """Let the verify model go on with what there is, if only by itself."""

@@ -36,19 +36,16 @@ class StepTimes:
 
     def observe_draft(self, step_seconds: float) -> None:
         """Learn from a draft step."""
-        known = self.draft_seconds or step_seconds
-        self.draft_seconds = known + _TIME_WEIGHT * (step_seconds - known)
+        self.draft_seconds = _moved(self.draft_seconds or step_seconds, step_seconds)
 
     def observe_rollback(self, seconds: float) -> None:
         """Learn from the first proposal after a rollback."""
-        known = self.rollback_seconds or seconds
-        self.rollback_seconds = known + _TIME_WEIGHT * (seconds - known)
+        self.rollback_seconds = _moved(self.rollback_seconds or seconds, seconds)
 
     def observe_pass(self, num_tokens: int, pass_seconds: float) -> None:
         """Learn from a pass over ``num_tokens``, those of all sessions in it."""
         size = _rounded(num_tokens)
-        known = self._seconds.get(size, pass_seconds)
-        self._seconds[size] = known + _TIME_WEIGHT * (pass_seconds - known)
+        self._seconds[size] = _moved(self._seconds.get(size, pass_seconds), pass_seconds)
         self._sizes = sorted(self._seconds)
         # A pass over more tokens takes no less: what disturbed one is not held against its size.
         seconds = [self._seconds[size] for size in self._sizes]
@@ -69,6 +66,11 @@ class StepTimes:
         share = (num_tokens - low) / (high - low)
         least = self._least_seconds
         return least[above - 1] + share * (least[above] - least[above - 1])
+
+
+def _moved(known: float, newest: float) -> float:
+    """Return a running average with one more value in it."""
+    return known + _TIME_WEIGHT * (newest - known)
 
 
 def _rounded(num_tokens: int) -> int:
@@ -110,8 +112,8 @@ class PassSizer:
         is_told = 0.0 < verdict.device_seconds < verdict.pass_seconds
         shares = verdict.pass_seconds / verdict.device_seconds if is_told else 1.0
         self.times.observe_pass(round(num_own * shares), verdict.pass_seconds)
-        self._own_tokens += _TIME_WEIGHT * (num_own - self._own_tokens)
-        self._other_tokens += _TIME_WEIGHT * (num_own * (shares - 1.0) - self._other_tokens)
+        self._own_tokens = _moved(self._own_tokens, num_own)
+        self._other_tokens = _moved(self._other_tokens, num_own * (shares - 1.0))
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         for place in range(num_compared):
             self._accepted = self._accepted * _MEMORY + (place < verdict.num_accepted)

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amusd.core.errors import AmusdError
 from amusd.core.events import Proposal, Rollback, Verdict
+from amusd.core.passes import OnPass, ignore_pass
 from amusd.core.statistics import Statistics
 from amusd.metrics import Metrics, MetricsServer, ReplicaCount, Role
 from amusd.observe.logs import current_session
@@ -53,9 +54,9 @@ class Observer:
         self._watches: dict[str, RequestWatch] = {}
 
     @property
-    def on_pass(self) -> Callable[[float, int], None]:
+    def on_pass(self) -> OnPass:
         """What to tell of each pass: its seconds, and how many sessions shared it."""
-        return self.metrics.passed if self.metrics is not None else _ignore_pass
+        return self.metrics.passed if self.metrics is not None else ignore_pass
 
     @contextlib.contextmanager
     def request(self, context: faults.Context) -> "Iterator[RequestWatch]":
@@ -234,7 +235,3 @@ def observing(role: Role, settings: ObservationSettings) -> Iterator[Observer]:
             tracing = Tracing(settings.traces_endpoint, role)
             closing.callback(tracing.close)
         yield Observer(role, metrics, tracing)
-
-
-def _ignore_pass(seconds: float, num_sessions: int) -> None:
-    """Do nothing: nobody asks."""

@@ -7,7 +7,6 @@ and that the stages have roots of their own.
 """
 
 import os
-import selectors
 import shlex
 import shutil
 import string
@@ -22,7 +21,7 @@ from amusd.client import Client, Options
 from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 from tests.image.dockerfile import ROOT, Stage, copy_context, lineage, read_stages
-from tests.process.services import START_SECONDS, Service
+from tests.process.services import Service, listening
 
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -117,13 +116,9 @@ class Container:
                 env=self.variables | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
             )  # fmt: skip
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            assert selector.select(START_SECONDS), log.read_text()
-        words = process.stdout.readline().decode().split()
-        assert words, log.read_text()
-        return Service(role, process, words[-1], log)
+        service = listening(role, process, log)
+        assert service.address, log.read_text()
+        return service
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ taken from the interpreter that runs the tests.
 """
 
 import os
-import selectors
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from amusd.client import Client, Options
 from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 from tests.image.dockerfile import ROOT, copy_context, read_stages
-from tests.process.services import DRAFT_MODEL, START_SECONDS, VERIFY_MODEL, Service
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, listening
 from tests.process.synthetic import expected_output
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -70,12 +69,7 @@ class Image:
                 cwd=self.folder / "tmp", env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
             )  # fmt: skip
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            assert selector.select(START_SECONDS), log.read_text()
-        words = process.stdout.readline().decode().split()
-        return Service(role, process, words[-1] if words else "", log)
+        return listening(role, process, log)
 
     def files(self) -> dict[str, int]:
         """Return every file of the environment with the time of its last change."""

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import grpc
 import pytest
 
-from amusd.core.errors import InvalidInputError, LimitExceededError, UnavailableError
+from amusd.core.errors import AmusdError, InvalidInputError, LimitExceededError, UnavailableError
 from amusd.core.finish import FinishRule
 from amusd.core.pool import ReplicaState
 from amusd.core.strategy import Strategy
@@ -95,6 +95,17 @@ async def generate(backends: Backends, strategy: Strategy) -> Outcome:
     outcome = await Session(backends, plan, emit, RequestWatch(Observer("orchestrator"))).run()
     assert tokens == written([1, 2], 12)
     return outcome
+
+
+async def check_refused(
+    serve: Serve, services: Sequence[FakeVerify], error: type[AmusdError], match: str | None = None
+) -> None:
+    """Check that a session on a pool of ``services`` alone ends with ``error``."""
+    addresses = [await serve(service) for service in services]
+    async with running(",".join(addresses)) as backends:
+        await becomes_true(lambda: len(used(backends)) == len(services))
+        with pytest.raises(error, match=match):
+            await generate(backends, Strategy.AUTOREGRESSIVE)
 
 
 async def test_a_name_is_a_pool_whose_replicas_come_and_go(serve: Serve) -> None:
@@ -261,49 +272,31 @@ async def test_what_was_proposed_goes_along_to_the_other_replica(serve: Serve) -
 
 async def test_a_session_that_all_refuse_ends_with_advice(serve: Serve) -> None:
     services = [FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE) for _ in range(3)]
-    addresses = [await serve(service) for service in services]
-    async with running(",".join(addresses)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 3)
-        with pytest.raises(UnavailableError, match=r"just refused the session.*try again"):
-            await generate(backends, Strategy.AUTOREGRESSIVE)
+    await check_refused(serve, services, UnavailableError, r"just refused the session.*try again")
     assert [len(service.opened) for service in services] == [1, 1, 1]
 
 
 async def test_the_number_of_tries_is_bounded(serve: Serve) -> None:
     services = [FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE) for _ in range(7)]
-    addresses = [await serve(service) for service in services]
-    async with running(",".join(addresses)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 7)
-        with pytest.raises(UnavailableError, match="shutting down"):
-            await generate(backends, Strategy.AUTOREGRESSIVE)
+    await check_refused(serve, services, UnavailableError, "shutting down")
     assert sum(len(service.opened) for service in services) == 4
 
 
 async def test_a_session_that_is_wrong_is_refused_once(serve: Serve) -> None:
     services = [FakeVerify(refusal=grpc.StatusCode.INVALID_ARGUMENT) for _ in range(2)]
-    addresses = [await serve(service) for service in services]
-    async with running(",".join(addresses)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 2)
-        with pytest.raises(InvalidInputError):
-            await generate(backends, Strategy.AUTOREGRESSIVE)
+    await check_refused(serve, services, InvalidInputError)
     assert sum(len(service.opened) for service in services) == 1
 
 
 async def test_a_refusal_whose_status_was_lost_is_asked_for_again(serve: Serve) -> None:
     service = FakeVerify(refusal=grpc.StatusCode.RESOURCE_EXHAUSTED, num_lost=2)
-    async with running(await serve(service)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 1)
-        with pytest.raises(LimitExceededError, match="shutting down"):
-            await generate(backends, Strategy.AUTOREGRESSIVE)
+    await check_refused(serve, [service], LimitExceededError, "shutting down")
     assert len(service.opened) == 3
 
 
 async def test_a_status_that_is_always_lost_is_not_asked_for_for_ever(serve: Serve) -> None:
     service = FakeVerify(refusal=grpc.StatusCode.RESOURCE_EXHAUSTED, num_lost=99)
-    async with running(await serve(service)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 1)
-        with pytest.raises(UnavailableError, match="its log says why"):
-            await generate(backends, Strategy.AUTOREGRESSIVE)
+    await check_refused(serve, [service], UnavailableError, "its log says why")
     assert len(service.opened) == 4
 
 

@@ -4,6 +4,7 @@ import os
 import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,27 @@ def start_service(log: Path, role: str, *flags: str) -> Service:
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
+    return listening(role, process, log)
+
+
+def listening(role: str, process: "subprocess.Popen[bytes]", log: Path) -> Service:
+    """Wait for the line in which a service says where it listens; no address: it has ended."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        assert selector.select(START_SECONDS), f"{role} says nothing"
+        assert selector.select(START_SECONDS), f"{role} says nothing: {log.read_text()}"
     words = process.stdout.readline().decode().split()
     return Service(role, process, words[-1] if words else "", log)
+
+
+def becomes_true(condition: Callable[[], bool], within_seconds: float = 10.0) -> bool:
+    """Wait until a condition holds that a service brings about; whether it does in time."""
+    end = time.monotonic() + within_seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 Starter = Callable[..., Service]

@@ -1,8 +1,6 @@
 """Sessions that end early, and services that are lost and come back."""
 
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -16,12 +14,10 @@ from amusd.prompts import Prompt
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
-from tests.process.services import VERIFY_MODEL, Service, Starter, Trio, start_trio
+from tests.process.services import VERIFY_MODEL, Service, Starter, Trio, becomes_true, start_trio
 from tests.process.synthetic import expected_output
 
 pytestmark = pytest.mark.process
-
-BOUND_SECONDS = 10.0
 
 
 def num_sessions(trio: Trio) -> tuple[int, int]:
@@ -35,15 +31,6 @@ def num_sessions(trio: Trio) -> tuple[int, int]:
             .GetVerifyInfo(verify_pb2.GetVerifyInfoRequest(), timeout=10)
             .num_sessions,
         )
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + BOUND_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def long_request(prompt: int = 1, num_tokens: int = 500) -> pb.GenerateRequest:

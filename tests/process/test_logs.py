@@ -8,8 +8,15 @@ from amusd.client import Client, Generation, Options
 from amusd.core.errors import AmusdError
 from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, Trio, start_trio
-from tests.process.test_lifecycle import becomes_true
+from tests.process.services import (
+    DRAFT_MODEL,
+    VERIFY_MODEL,
+    Service,
+    Starter,
+    Trio,
+    becomes_true,
+    start_trio,
+)
 from tests.process.test_sharing import Waiter
 
 pytestmark = pytest.mark.process

@@ -12,8 +12,7 @@ from amusd.core.strategy import Strategy
 from amusd.metrics import METRIC_NAMES, Role, names_of
 from amusd.prompts import Prompt
 from tests.process.scrape import Scrape, WatchedTrio, free_port, scrape, start_watched
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Starter, amusd
-from tests.process.test_lifecycle import becomes_true
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Starter, amusd, becomes_true
 
 pytestmark = pytest.mark.process
 

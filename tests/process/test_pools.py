@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import itertools
-import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
 from tests.process.scrape import free_port, scrape
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, amusd
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, amusd, becomes_true
 from tests.process.synthetic import expected_output
 
 pytestmark = pytest.mark.process
@@ -33,15 +32,6 @@ Stubs = dict[int, "rpc.OrchestratorServiceAsyncStub"]
 # Slow passes that many share: generations last, but cost little of the test machine.
 SLOW_VERIFY = "synthetic:pass_ms=300,vocabulary=512,context=600,batch=128"
 SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=60,vocabulary=512,context=600,batch=128"
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + BOUND_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def port_of(service: Service) -> str:
@@ -79,13 +69,14 @@ def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) 
     )
     orchestrator.wait_until_serving()
     with Client(orchestrator.address, timeout_seconds=60) as client:
-        assert becomes_true(lambda: set(states(client).values()) == {HEALTHY})
+        assert becomes_true(lambda: set(states(client).values()) == {HEALTHY}, BOUND_SECONDS)
         for killed in (verifies[0], drafts[1]):
             killed.process.kill()
             # At once, and when it is known: who is refused by a dead replica asks another one.
             assert all(generates(client) for _ in range(8))
             assert becomes_true(
-                lambda address=killed.address: states(client)[address] == pb.REPLICA_STATE_AWAY  # type: ignore[misc]
+                lambda address=killed.address: states(client)[address] == pb.REPLICA_STATE_AWAY,  # type: ignore[misc]
+                BOUND_SECONDS,
             )
             assert all(generates(client) for _ in range(4))
 
@@ -105,7 +96,7 @@ def test_without_verify_replicas_there_is_advice_until_one_comes_back(start: Sta
             client.generate(Prompt(tokens=(3,)), options).wait()
         assert client.server_info().limits.max_context == 600  # as far as is known
         start("verify", "--model", VERIFY_MODEL, "--port", port_of(verifies[1]))
-        assert becomes_true(lambda: HEALTHY in states(client).values())
+        assert becomes_true(lambda: HEALTHY in states(client).values(), BOUND_SECONDS)
         assert generates(client, Strategy.AUTOREGRESSIVE)
 
 
@@ -130,7 +121,8 @@ def test_what_serves_something_else_is_refused_with_a_line_in_the_log(
             assert becomes_true(
                 lambda address=service.address: (  # type: ignore[misc]
                     states(client).get(address) == pb.REPLICA_STATE_REFUSED
-                )
+                ),
+                BOUND_SECONDS,
             )
         assert all(generates(client) for _ in range(8))
         info = client.server_info()

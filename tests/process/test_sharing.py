@@ -13,9 +13,16 @@ from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
-from tests.process.services import VOCABULARY, Service, Starter, Trio, amusd, start_trio
+from tests.process.services import (
+    VOCABULARY,
+    Service,
+    Starter,
+    Trio,
+    amusd,
+    becomes_true,
+    start_trio,
+)
 from tests.process.synthetic import expected_output
-from tests.process.test_lifecycle import becomes_true
 
 pytestmark = pytest.mark.process
 

@@ -15,8 +15,7 @@ from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tests.process.collector import Collector, attributes, collecting
 from tests.process.scrape import free_port
-from tests.process.services import Service, Starter, Trio, start_trio
-from tests.process.test_lifecycle import becomes_true
+from tests.process.services import Service, Starter, Trio, becomes_true, start_trio
 
 pytestmark = pytest.mark.process
 
