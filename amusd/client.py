@@ -6,12 +6,12 @@ from types import TracebackType
 
 import grpc
 
-from amusd.core.errors import InvalidInputError, UnavailableError
-from amusd.core.finish import FinishReason
-from amusd.core.statistics import Statistics
-from amusd.core.strategy import Strategy
-from amusd.core.timeline import Timeline
+from amusd.analysis.generation_statistics import Statistics
+from amusd.analysis.timeline import Timeline
 from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError, UnavailableError
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
 from amusd.rpc.channel import CHANNEL_OPTIONS
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc

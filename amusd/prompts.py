@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amusd.core.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError
 
 HUMAN_EVAL = "humaneval"
 

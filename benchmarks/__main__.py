@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from amusd.cli import reporting_errors
+from amusd.cli.common_options import check_output
 from amusd.cli.machine import provenance
-from amusd.cli.options import check_output
-from amusd.core.errors import InvalidInputError
-from amusd.core.model import is_synthetic
-from amusd.engine.device import parse_cpus
 from amusd.engine.interface import WeightFormat
+from amusd.engine.loading.device import parse_cpus
+from amusd.fleet.model_description import is_synthetic
 from amusd.prompts import Prompt, load_prompts
+from amusd.protocol.errors import InvalidInputError
 from benchmarks import engine_tables, gpu, service_tables
 from benchmarks.engine_tables import Contestants, TableOfFigures
 from benchmarks.engines import Bench, verify_cores

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from amusd.engine.interface import Numerics, WeightFormat
-from amusd.engine.slot_engine import SlotEngine
+from amusd.engine.model_engine import SlotEngine
 from benchmarks.engines import (
     Bench,
     engine_pass,

@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from amusd.cli.local import LocalSettings, place
-from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.cli.local_services import LocalSettings, place
 from amusd.engine.interface import EngineOptions, Feed, Numerics, WeightFormat
-from amusd.engine.loading import locate_model
-from amusd.engine.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.plain import decode_autoregressive
-from amusd.engine.slot_engine import SlotEngine, serve
+from amusd.engine.loading.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.loading.model_loading import locate_model
+from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
+from amusd.engine.model_engine import SlotEngine, serve
+from amusd.engine.reference import decode_autoregressive
 
 CONTEXT = 128
 """Tokens that stand before those of a timed pass."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from amusd.core.model import ModelDescription
-from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import EngineOptions, Feed, Numerics
-from amusd.engine.model_source import LoadedModel
-from amusd.engine.slot_engine import SlotEngine, serve
+from amusd.engine.loading.model_source import LoadedModel
+from amusd.engine.model_engine import SlotEngine, serve
+from amusd.fleet.model_description import ModelDescription
+from amusd.fleet.vocabulary import Vocabulary
 from benchmarks.engine_tables import TableOfFigures, ms
 from benchmarks.engines import known
 from benchmarks.rounds import Times, ratio, time_in_turns

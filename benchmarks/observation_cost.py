@@ -23,15 +23,15 @@ import typer
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from amusd.cli import reporting_errors
-from amusd.cli.local import LocalSettings, local_services
+from amusd.cli.common_options import check_output
+from amusd.cli.local_services import LocalSettings, local_services
 from amusd.cli.measure import ServiceRunner, measure
-from amusd.cli.options import check_output
 from amusd.client import Client
-from amusd.core.events import Verdict
-from amusd.core.strategy import Strategy
-from amusd.metrics import Metrics
+from amusd.observe.metrics import Metrics
 from amusd.observe.observer import Observer, RequestWatch
 from amusd.prompts import Prompt
+from amusd.protocol.events import Verdict
+from amusd.protocol.strategy import Strategy
 
 SYNTHETIC = ("synthetic:pass_ms=2", "synthetic:pass_ms=0.5,agreement=0.8")
 EMBEDDED = ("smollm2", "smollm2")

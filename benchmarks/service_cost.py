@@ -13,16 +13,16 @@ from typing import Annotated
 import typer
 
 from amusd.cli import reporting_errors
-from amusd.cli.local import LocalSettings, local_services, place
+from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.measure import Sample, ServiceRunner, measure, reference_of
 from amusd.cli.tables import show
 from amusd.client import Client
-from amusd.core.strategy import Strategy
-from amusd.engine.device import DeviceSettings
 from amusd.engine.interface import Engine, EngineOptions
-from amusd.engine.loading import load_model
-from amusd.engine.plain import decode_autoregressive
+from amusd.engine.loading.device import DeviceSettings
+from amusd.engine.loading.model_loading import load_model
+from amusd.engine.reference import decode_autoregressive
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True)

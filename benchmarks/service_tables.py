@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from amusd.cli.local import LocalSettings, local_services
+from amusd.cli.local_services import LocalSettings, local_services
 from amusd.cli.measure import Sample, ServiceRunner, measure, parse_strategies, reference_of
 from amusd.client import Client
-from amusd.core.strategy import Strategy
 from amusd.engine.interface import EngineOptions
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 from benchmarks.engine_tables import TableOfFigures
 from benchmarks.rounds import Times, ratio, rotated
 

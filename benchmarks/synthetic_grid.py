@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from amusd.cli import reporting_errors
-from amusd.cli.local import LocalSettings, local_services
+from amusd.cli.local_services import LocalSettings, local_services
 from amusd.cli.measure import Measurement, measure, parse_strategies, reference_of
 from amusd.client import Client
-from amusd.core.performance import zero_latency_bound_seconds
+from amusd.policy.performance_model import zero_latency_bound_seconds
 from amusd.prompts import Prompt
 
 STRATEGIES = (

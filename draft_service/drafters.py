@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from amusd.core.draft_sources import ALL_SOURCES, DraftSource
-from amusd.core.errors import AmusdError
-from amusd.core.model import PROMPT_LOOKUP, CacheUsage, ModelDescription
-from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import Engine, Feed
-from amusd.engine.reading import PromptReader, run_pass
+from amusd.fleet.model_description import PROMPT_LOOKUP, CacheUsage, ModelDescription
+from amusd.fleet.vocabulary import Vocabulary
+from amusd.protocol.draft_source import ALL_SOURCES, DraftSource
+from amusd.protocol.errors import AmusdError
+from amusd.serving.chunked_prefill import PromptReader, run_pass
 from draft_service.match_index import MatchIndex
 
 _MAX_MATCH = 4

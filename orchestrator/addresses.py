@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from amusd.core.errors import InvalidInputError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 
 _FILE = "file://"
 _LOOKUP_SECONDS = 10.0

@@ -8,15 +8,15 @@ import asyncio
 import logging
 from typing import TypeAlias
 
-from amusd.core.errors import InvalidInputError, UnavailableError
-from amusd.core.model import ModelDescription, ServiceLimits, check_pair
-from amusd.core.pass_size import StepTimes
-from amusd.core.pool import ReplicaState, explain_mismatch
+from amusd.fleet.load_balancing import ReplicaState, explain_mismatch
+from amusd.fleet.model_description import ModelDescription, ServiceLimits, check_pair
+from amusd.policy.speculation_length import StepTimes
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.v1 import draft_pb2_grpc, verify_pb2_grpc
 from orchestrator.addresses import Lookup, SystemLookup, parse_entries
-from orchestrator.pool import Pool
+from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.replica import DRAFT, VERIFY
-from orchestrator.settings import OrchestratorSettings
+from orchestrator.replica_pool import Pool
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Literal, TypeVar
 
 import grpc.aio
 
-from amusd.core.errors import AmusdError, UnavailableError
-from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
-from amusd.core.strategy import DraftPlan
+from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
+from amusd.protocol.strategy import DraftPlan
 from amusd.rpc import codec, faults
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
-from orchestrator.pool import Seat
+from orchestrator.replica_pool import Seat
 
 _MAX_OUTGOING = 256
 

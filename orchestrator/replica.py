@@ -16,8 +16,8 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from amusd.core.model import ModelDescription, ServiceLimits
-from amusd.core.pool import ReplicaLoad, ReplicaState, ReplicaStatus
+from amusd.fleet.load_balancing import ReplicaLoad, ReplicaState, ReplicaStatus
+from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
 from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2, verify_pb2, verify_pb2_grpc

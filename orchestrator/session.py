@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from amusd.core.conductor import Conductor
-from amusd.core.errors import AmusdError, PreconditionError, StatusLostError, UnavailableError
-from amusd.core.events import NOTHING, Decision, Proposal, Verdict
-from amusd.core.finish import FinishReason, FinishRule
-from amusd.core.ledger import Ledger
-from amusd.core.pace import make_pace
-from amusd.core.statistics import Statistics, StatisticsRecorder
-from amusd.core.strategy import DraftPlan, Strategy, draft_plan
-from amusd.core.timeline import Timeline, TimelineRecorder
+from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
+from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.observe.observer import RequestWatch
+from amusd.policy.speculation_policy import make_pace
+from amusd.protocol.errors import AmusdError, PreconditionError, StatusLostError, UnavailableError
+from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
+from amusd.protocol.finish import FinishReason, FinishRule
+from amusd.protocol.ledger import Ledger
+from amusd.protocol.session_controller import Conductor
+from amusd.protocol.strategy import DraftPlan, Strategy, draft_plan
 from orchestrator.backends import Backends
 from orchestrator.links import (
     DraftLink,

@@ -20,9 +20,9 @@ import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
-from amusd.core.errors import InvalidInputError, NotServedError
-from amusd.core.model import BYTES_TOKENIZER
+from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.pair import PairError, resolve_model
+from amusd.protocol.errors import InvalidInputError, NotServedError
 
 _REPLACEMENT = "\ufffd"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")

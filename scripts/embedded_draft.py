@@ -21,9 +21,9 @@ import typer
 from safetensors.numpy import load_file
 
 from amusd.cli import reporting_errors
-from amusd.core.errors import InvalidInputError
 from amusd.pair.checkpoint import HEAD_IDS_NAME
-from amusd.pair.draft import ASSET_PATH, save_asset
+from amusd.pair.draft_model import ASSET_PATH, save_asset
+from amusd.protocol.errors import InvalidInputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 

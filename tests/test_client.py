@@ -3,10 +3,10 @@
 import pytest
 
 from amusd.client import Client, Generation, Options, generate_request
-from amusd.core.errors import InvalidInputError, UnavailableError
-from amusd.core.finish import FinishReason
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError, UnavailableError
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import orchestrator_pb2 as pb
 
 

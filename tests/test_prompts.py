@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from amusd.core.errors import InvalidInputError
 from amusd.prompts import Prompt, load_prompts
+from amusd.protocol.errors import InvalidInputError
 
 
 def written(folder: Path, *lines: str) -> str:

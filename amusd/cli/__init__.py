@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from amusd.core.errors import AmusdError
+from amusd.protocol.errors import AmusdError
 
 
 def main() -> None:

@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 import amusd
-from amusd.cli.acceptance import acceptance
-from amusd.cli.bench import bench
-from amusd.cli.compare import compare
-from amusd.cli.consistency import consistency
-from amusd.cli.distill import distill
-from amusd.cli.generate import generate
-from amusd.cli.serve import serve
-from amusd.cli.timeline import timeline
-from amusd.cli.up import up
+from amusd.cli.acceptance_command import acceptance
+from amusd.cli.bench_command import bench
+from amusd.cli.compare_command import compare
+from amusd.cli.consistency_command import consistency
+from amusd.cli.distill_command import distill
+from amusd.cli.generate_command import generate
+from amusd.cli.serve_command import serve
+from amusd.cli.timeline_command import timeline
+from amusd.cli.up_command import up
 
 app = typer.Typer(
     name="amusd",

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from amusd.cli.local import Placement
+from amusd.cli.local_services import Placement
 from amusd.cli.measure import Runner, Sample
-from amusd.core.errors import InvalidInputError
-from amusd.core.model import PROMPT_LOOKUP, is_synthetic
-from amusd.engine.device import DeviceSettings, bind_engine_thread, prepare_torch
-from amusd.engine.reduced_head import load_causal_lm
+from amusd.engine.loading.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.loading.reduced_head import load_causal_lm
+from amusd.fleet.model_description import PROMPT_LOOKUP, is_synthetic
 from amusd.pair import resolve_model
 from amusd.prompts import Prompt, encode
+from amusd.protocol.errors import InvalidInputError
 
 _LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
 

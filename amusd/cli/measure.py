@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.client import Client, Options
-from amusd.core.draft_sources import DraftSource
-from amusd.core.errors import InvalidInputError
-from amusd.core.statistics import SourceAcceptance, Statistics
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.strategy import Strategy
 
 WARM_UP_TOKENS = 8
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from amusd.observe.logs import LogFormat
+from amusd.observe.log_format import LogFormat
 
 MetricsPort = Annotated[
     int,

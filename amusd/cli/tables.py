@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from amusd.analysis.generation_statistics import SourceAcceptance
 from amusd.cli.measure import Measurement, reference_of
-from amusd.core.statistics import SourceAcceptance
 
 
 def shares(sources: Sequence[SourceAcceptance]) -> str:

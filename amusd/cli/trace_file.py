@@ -6,9 +6,9 @@ The format is the Trace Event Format: times in microseconds, here since the requ
 from collections.abc import Iterator
 from typing import Any
 
-from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
-from amusd.core.lanes import Lane, Lanes, Work, checks
-from amusd.core.timeline import Message, Timeline
+from amusd.analysis.device_timeline import Lane, Lanes, Work, checks
+from amusd.analysis.timeline import Message, Timeline
+from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 
 TraceEvent = dict[str, Any]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from amusd.core.errors import InvalidInputError
 from amusd.pair.checkpoint import HEAD_SIZE_KEY
+from amusd.protocol.errors import InvalidInputError
 
 _SAMPLES = 64  # values of each weight that enter the fingerprint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from amusd.core.errors import UnavailableError
+from amusd.protocol.errors import UnavailableError
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from amusd.core.errors import InvalidInputError
 from amusd.distill.cut import output_head, trainable
 from amusd.distill.files import write_whole
 from amusd.distill.recipe import Recipe
 from amusd.pair.checkpoint import HEAD_IDS_NAME, HEAD_SIZE_KEY
+from amusd.protocol.errors import InvalidInputError
 
 WEIGHTS_NAME = "model.safetensors"
 

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from amusd.core.errors import InvalidInputError
 from amusd.distill.files import write_text_whole, write_whole
 from amusd.distill.writer import Written
+from amusd.protocol.errors import InvalidInputError
 
 _MANIFEST = "manifest.json"
 _HELD_OUT = "held-out.safetensors"

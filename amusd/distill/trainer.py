@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from amusd.core.errors import InvalidInputError
 from amusd.distill.batches import Batch
 from amusd.distill.cut import output_head, trainable
 from amusd.distill.files import write_whole
 from amusd.distill.recipe import Recipe
+from amusd.protocol.errors import InvalidInputError
 
 _WARM_UP_STEPS = 40
 _LAST_RATE = 0.02  # of the peak

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.distill.cut import output_head
-from amusd.engine.slot_cache import SlotCache
+from amusd.engine.kv.sequence_cache import SlotCache
 
 _CANDIDATES = 48  # likeliest tokens, whose logits are computed again in float32
 _ENDED_SHARE = 7 / 8  # of the rows, after which the others are cut

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from amusd.core.errors import InvalidInputError
-from amusd.core.model import CacheUsage, ModelDescription
+from amusd.fleet.model_description import CacheUsage, ModelDescription
+from amusd.protocol.errors import InvalidInputError
 
 
 class Numerics(StrEnum):

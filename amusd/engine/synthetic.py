@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amusd.core.errors import InvalidInputError
-from amusd.core.model import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
-from amusd.core.vocabulary import Vocabulary
 from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed, Numerics, WeightFormat
-from amusd.engine.slot_memory import SlotMemory
+from amusd.engine.kv.cache_manager import SlotMemory
+from amusd.fleet.model_description import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
+from amusd.fleet.vocabulary import Vocabulary
+from amusd.protocol.errors import InvalidInputError
 
 _NO_LIMIT = 1 << 40
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amusd.core.errors import AmusdError
-from amusd.core.events import Proposal, Rollback, Verdict
-from amusd.core.passes import OnPass, ignore_pass
-from amusd.core.statistics import Statistics
-from amusd.metrics import Metrics, MetricsServer, ReplicaCount, Role
-from amusd.observe.logs import current_session
+from amusd.analysis.generation_statistics import Statistics
+from amusd.observe.log_format import current_session
+from amusd.observe.metrics import Metrics, MetricsServer, ReplicaCount, Role
 from amusd.observe.tracing import Tracing, attributes_of
+from amusd.protocol.errors import AmusdError
+from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.rpc import faults
+from amusd.serving.pass_listener import OnPass, ignore_pass
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import amusd
-from amusd.core.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from amusd.pair.cache import cache_root
-from amusd.pair.draft import ensure_draft
-from amusd.pair.errors import PairError
-from amusd.pair.verify import ensure_verify
+from amusd.pair.draft_model import ensure_draft
+from amusd.pair.pair_error import PairError
+from amusd.pair.verify_model import ensure_verify
 
 __all__ = ["SMOLLM2", "EmbeddedPair", "PairError", "ensure_smollm2", "resolve_model"]
 

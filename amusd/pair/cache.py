@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from amusd.pair.errors import CacheError
+from amusd.pair.pair_error import CacheError
 
 CACHE_VARIABLE = "AMUSD_CACHE_DIR"
 MANIFEST_NAME = "manifest.json"

@@ -2,7 +2,7 @@
 
 Knows that layout and nothing of where weights come from. A folder may have a reduced output head:
 row i of `lm_head.weight` scores the token `head_token_ids[i]`, as in FR-Spec (arXiv 2502.14856).
-`from_pretrained` loads an ordinary folder, `amusd.engine.reduced_head` loads both kinds.
+`from_pretrained` loads an ordinary folder, `amusd.engine.loading.reduced_head` loads both kinds.
 """
 
 import json

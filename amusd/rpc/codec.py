@@ -1,14 +1,14 @@
 """The one place that knows both the protobuf messages and the core's types."""
 
-from amusd.core import events
-from amusd.core.draft_sources import DraftSource
-from amusd.core.errors import InvalidInputError
-from amusd.core.finish import FinishReason
-from amusd.core.model import CacheUsage, ModelDescription, ServiceLimits
-from amusd.core.pool import ReplicaState, ReplicaStatus
-from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
-from amusd.core.strategy import Strategy
-from amusd.core.vocabulary import Vocabulary
+from amusd.analysis.generation_statistics import PositionAcceptance, SourceAcceptance, Statistics
+from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
+from amusd.fleet.model_description import CacheUsage, ModelDescription, ServiceLimits
+from amusd.fleet.vocabulary import Vocabulary
+from amusd.protocol import events
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2, verify_pb2
 
 _STRATEGIES = {

@@ -1,4 +1,4 @@
-"""The one mapping between the errors of ``amusd.core.errors`` and gRPC statuses."""
+"""The one mapping between the errors of ``amusd.protocol.errors`` and gRPC statuses."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from amusd.core import errors
+from amusd.protocol import errors
 
 log = logging.getLogger(__name__)
 

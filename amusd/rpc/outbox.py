@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from amusd.core.errors import AmusdError, LimitExceededError
+from amusd.protocol.errors import AmusdError, LimitExceededError
 
 Item = TypeVar("Item")
 

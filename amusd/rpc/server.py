@@ -20,7 +20,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from amusd.core.errors import UnavailableError
+from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
 

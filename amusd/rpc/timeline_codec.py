@@ -1,8 +1,8 @@
 """Timelines as messages: the part of the codec that only a request for a timeline needs."""
 
-from amusd.core.errors import UnavailableError
-from amusd.core.events import Advance, Forward, Proposal, Rollback, Verdict
-from amusd.core.timeline import Message, Timeline, TimelineEvent
+from amusd.analysis.timeline import Message, Timeline, TimelineEvent
+from amusd.protocol.errors import UnavailableError
+from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2
 

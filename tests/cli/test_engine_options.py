@@ -3,7 +3,7 @@
 import pytest
 
 from amusd.cli.engine_options import flags_of
-from amusd.cli.local import LocalSettings, local_services
+from amusd.cli.local_services import LocalSettings, local_services
 from amusd.client import Client, Options
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.prompts import Prompt

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from amusd.analysis.generation_statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.cli.measure import (
     WARM_UP_TOKENS,
     Measurement,
@@ -14,11 +15,10 @@ from amusd.cli.measure import (
     reference_of,
 )
 from amusd.cli.tables import shares
-from amusd.core.draft_sources import DraftSource
-from amusd.core.errors import InvalidInputError
-from amusd.core.statistics import PositionAcceptance, SourceAcceptance, Statistics
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.strategy import Strategy
 
 
 @dataclass

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from amusd.distill.run import Plan
+from amusd.distill.distillation import Plan
 from amusd.distill.trainer import Report
 from amusd.distill.writer import TextWriter
-from amusd.engine.reduced_head import load_causal_lm
+from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.prompts import Prompt
 from tests import tiny
 

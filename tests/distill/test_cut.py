@@ -9,8 +9,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from amusd.core.errors import InvalidInputError
 from amusd.distill import cut
+from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
 

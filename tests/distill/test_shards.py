@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from amusd.core.errors import InvalidInputError, UnavailableError
 from amusd.distill.files import write_whole
 from amusd.distill.shards import DataFolder, DataManifest, load_shard, save_shard
 from amusd.distill.writer import TextWriter
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 
 MANIFEST = DataManifest("a model", "f1", vocab_size=256, top_k=8, answer_tokens=12, seed=0)
 

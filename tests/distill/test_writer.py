@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amusd.distill.writer import TextWriter
-from amusd.engine.reduced_head import load_causal_lm
+from amusd.engine.loading.reduced_head import load_causal_lm
 from tests import tiny
 
 PROMPTS = [[5], [7, 8, 9, 10, 11, 12], list(range(40, 60)), [100, 3]]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.core.draft_sources import DraftSource
 from amusd.engine.interface import Feed
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.protocol.draft_source import DraftSource
 from draft_service.drafters import (
     Drafted,
     Drafter,

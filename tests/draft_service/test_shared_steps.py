@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from amusd.core.draft_session import DraftLimits
-from amusd.core.draft_sources import DraftSource
-from amusd.core.errors import AmusdError, CacheFullError
-from amusd.core.events import Advance, Proposal, Rollback
-from amusd.core.model import ServiceLimits
 from amusd.engine.synthetic import SyntheticModel
+from amusd.fleet.model_description import ServiceLimits
+from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import AmusdError, CacheFullError
+from amusd.protocol.events import Advance, Proposal, Rollback
+from draft_service.draft_worker import DraftOpening, DraftWorker
 from draft_service.drafters import HybridDrafter, ModelDrafter
-from draft_service.worker import DraftOpening, DraftWorker
 from tests.counting import CountingEngine
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)

@@ -1,6 +1,6 @@
 import pytest
 
-from amusd.engine import choice
+from amusd.engine.runners import selection as choice
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.core.errors import InvalidInputError, LimitExceededError
 from amusd.engine.interface import Feed
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.protocol.errors import InvalidInputError, LimitExceededError
 
 PROMPT = [1, 2, 3]
 

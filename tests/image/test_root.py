@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from amusd.client import Client, Options
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 from tests.image.dockerfile import ROOT, Stage, copy_context, lineage, read_stages
 from tests.process.services import Service, listening
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from amusd.client import Client, Options
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 from tests.image.dockerfile import ROOT, copy_context, read_stages
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, listening
 from tests.process.synthetic import expected_output
@@ -138,8 +138,8 @@ def test_the_services_run_from_the_wheel_alone(image: Image, services: list[Serv
 
 def test_the_wheel_is_whole(image: Image) -> None:
     code = (
-        "import amusd, amusd.pair.draft; from amusd.engine.native import library; "
-        "assert amusd.pair.draft.ASSET_PATH.is_file(); print(amusd.__file__)"
+        "import amusd, amusd.pair.draft_model; from amusd.engine.native import library; "
+        "assert amusd.pair.draft_model.ASSET_PATH.is_file(); print(amusd.__file__)"
     )
     done = subprocess.run(
         [image.places["/opt/amusd"] / "bin" / "python", "-c", code],

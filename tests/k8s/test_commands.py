@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from amusd.cli.serve import serve
+from amusd.cli.serve_command import serve
 from amusd.pair.cache import CACHE_VARIABLE
 from amusd.rpc.server import LIVE
 from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2

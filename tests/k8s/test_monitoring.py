@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amusd.metrics import METRIC_NAMES
+from amusd.observe.metrics import METRIC_NAMES
 from tests.k8s.kustomize import ROOT, render
 
 promql = pytest.importorskip("promql_parser", reason="not installed: make setup")

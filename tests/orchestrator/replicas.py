@@ -8,11 +8,11 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from amusd.core.events import Verdict
-from amusd.core.model import ModelDescription, ServiceLimits
-from amusd.core.verify_session import VerifySession
-from amusd.core.vocabulary import Vocabulary
 from amusd.engine.synthetic import SyntheticModel
+from amusd.fleet.model_description import ModelDescription, ServiceLimits
+from amusd.fleet.vocabulary import Vocabulary
+from amusd.protocol.events import Verdict
+from amusd.protocol.verify_session import VerifySession
 from amusd.rpc import codec
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.faults import Context

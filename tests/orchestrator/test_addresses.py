@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amusd.core.errors import InvalidInputError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from orchestrator.addresses import (
     AddressFile,
     Endpoint,

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from amusd.core.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError
 from orchestrator.text import Message, ModelText, load_text_codec
 
 MESSAGES = [Message("system", "Be brief."), Message("user", 'Say "é" & <b>.')]

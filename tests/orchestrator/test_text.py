@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from amusd.core.errors import InvalidInputError, NotServedError
-from amusd.core.model import BYTES_TOKENIZER
+from amusd.fleet.model_description import BYTES_TOKENIZER
+from amusd.protocol.errors import InvalidInputError, NotServedError
 from orchestrator.text import Message, ModelText, TextCodec, load_text_codec
 
 TEMPLATE = (

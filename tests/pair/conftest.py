@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from amusd.cli.local import LocalServices, LocalSettings, local_services
+from amusd.cli.local_services import LocalServices, LocalSettings, local_services
 from amusd.client import Client
 
 

@@ -18,7 +18,7 @@ from amusd.pair.cache import (
     is_current,
 )
 from amusd.pair.checkpoint import write_weights
-from amusd.pair.errors import CacheError, PairError
+from amusd.pair.pair_error import CacheError, PairError
 
 
 class Writer:

@@ -3,11 +3,11 @@
 import pytest
 
 from amusd.cli.baseline import TransformersRunner, transformers_runners
-from amusd.cli.local import Placement
+from amusd.cli.local_services import Placement
 from amusd.client import Client, Options
-from amusd.core.finish import FinishReason
-from amusd.core.strategy import Strategy
 from amusd.prompts import HUMAN_EVAL, Prompt, load_prompts
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.strategy import Strategy
 
 pytestmark = [pytest.mark.pair, pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amusd.cli.local import LocalServices
+from amusd.cli.local_services import LocalServices
 
 pytestmark = [pytest.mark.pair, pytest.mark.process]
 

@@ -16,7 +16,7 @@ from gguf import GGUFReader, dequantize
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from amusd.engine.reduced_head import load_causal_lm
+from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.pair import EmbeddedPair, ensure_smollm2, resolve_model
 from amusd.pair.cache import CACHE_VARIABLE, damaged_files
 from amusd.pair.source import SmolLM2Gguf, find_gguf

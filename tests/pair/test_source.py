@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from amusd.pair import ensure_smollm2, resolve_model, source, verify
+from amusd.pair import ensure_smollm2, resolve_model, source
+from amusd.pair import verify_model as verify
 from amusd.pair.cache import CACHE_VARIABLE
-from amusd.pair.errors import SourceDamagedError, SourceMissingError
+from amusd.pair.pair_error import SourceDamagedError, SourceMissingError
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from amusd.client import Client, Options
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 from tests.process.services import VERIFY_MODEL, VOCABULARY, Service, start_service, start_trio
 from tests.process.synthetic import expected_output
 

@@ -11,9 +11,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from amusd.client import Client, Generation, Options
-from amusd.core.errors import UnavailableError
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.errors import UnavailableError
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from tests.process.services import VOCABULARY, Service, Starter, start_trio
 from tests.process.synthetic import expected_output

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from amusd.client import Client, Options
-from amusd.core.finish import FinishReason
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.strategy import Strategy
 from tests.process.services import VERIFY_MODEL, Trio
 from tests.process.synthetic import expected_output
 

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from amusd.client import Client, Options
-from amusd.core.errors import UnavailableError
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.errors import UnavailableError
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from amusd.analysis.generation_statistics import Statistics
 from amusd.client import Client, Options
-from amusd.core.draft_sources import DraftSource
-from amusd.core.statistics import Statistics
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2
 from tests.process.services import (
     DRAFT_MODEL,

@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from amusd.client import Client, Generation, Options
-from amusd.core.errors import LimitExceededError
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.errors import LimitExceededError
+from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from tests.process.services import (

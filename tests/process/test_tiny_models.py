@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from amusd.client import Client, Options
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.strategy import Strategy
 from tests.process.services import Starter, start_trio
 from tests.tiny import VOCABULARY, build, perturbed, save
 

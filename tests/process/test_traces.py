@@ -9,9 +9,9 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from amusd.client import Client, Generation, Options
-from amusd.core.errors import InvalidInputError
-from amusd.core.strategy import Strategy
 from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.strategy import Strategy
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tests.process.collector import Collector, attributes, collecting
 from tests.process.scrape import free_port

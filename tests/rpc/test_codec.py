@@ -2,12 +2,12 @@
 
 import pytest
 
-from amusd.core.draft_sources import DraftSource
-from amusd.core.events import DeviceTime, Proposal, Verdict
-from amusd.core.model import CacheUsage
-from amusd.core.pool import ReplicaState, ReplicaStatus
-from amusd.core.statistics import SourceAcceptance, Statistics
-from amusd.core.strategy import Strategy
+from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
+from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
+from amusd.fleet.model_description import CacheUsage
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.events import DeviceTime, Proposal, Verdict
+from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from amusd.core import errors
+from amusd.protocol import errors
 from amusd.rpc import faults
 
 

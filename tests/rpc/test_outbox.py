@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from amusd.core.errors import LimitExceededError, UnavailableError
+from amusd.protocol.errors import LimitExceededError, UnavailableError
 from amusd.rpc.outbox import Outbox, until_first_ends
 
 

@@ -7,10 +7,10 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from amusd.core.errors import AmusdError
-from amusd.engine.thread import EngineThread
-from amusd.hosting import run_engine_service
+from amusd.protocol.errors import AmusdError
 from amusd.rpc.server import LIVE, Listen, ServiceShell
+from amusd.serving.engine_thread import EngineThread
+from amusd.serving.hosting import run_engine_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

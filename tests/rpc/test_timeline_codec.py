@@ -2,8 +2,9 @@
 
 import pytest
 
-from amusd.core.errors import UnavailableError
-from amusd.core.events import (
+from amusd.analysis.timeline import MAX_ENTRIES, Message, Timeline, TimelineEvent, TimelineRecorder
+from amusd.protocol.errors import UnavailableError
+from amusd.protocol.events import (
     NOTHING,
     Advance,
     Decision,
@@ -13,7 +14,6 @@ from amusd.core.events import (
     Rollback,
     Verdict,
 )
-from amusd.core.timeline import MAX_ENTRIES, Message, Timeline, TimelineEvent, TimelineRecorder
 from amusd.rpc import timeline_codec
 from amusd.rpc.channel import MAX_MESSAGE_BYTES
 from amusd.v1 import orchestrator_pb2

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from amusd.core.errors import AmusdError, CacheFullError
-from amusd.core.events import Forward, Verdict
-from amusd.core.model import ServiceLimits
 from amusd.engine.synthetic import SyntheticModel
+from amusd.fleet.model_description import ServiceLimits
+from amusd.protocol.errors import AmusdError, CacheFullError
+from amusd.protocol.events import Forward, Verdict
 from tests.counting import CountingEngine
-from verify_service.worker import VerifyOpening, VerifyWorker
+from verify_service.verify_worker import VerifyOpening, VerifyWorker
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
 LIMITS = ServiceLimits(max_sessions=16, max_context=2000, max_lookahead=8, max_waiting=2)

@@ -1,0 +1,128 @@
+"""What one generation took: a recorder that is told of every event, and its summary.
+
+It has no clock: every time is given to it, in seconds of one monotonic clock.
+"""
+
+from dataclasses import dataclass, field
+
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.events import Proposal, Verdict
+from amusd.protocol.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class PositionAcceptance:
+    """Proposals at one place within a pass: how many were compared, and how many were right."""
+
+    num_checked: int = 0
+    num_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAcceptance:
+    """Proposals of one source: how many were drafted, compared and right."""
+
+    source: DraftSource
+    num_drafted: int = 0
+    num_checked: int = 0
+    num_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Summary of a generation; the fields mean what the protocol says of them."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    wall_seconds: float
+    time_to_first_token_seconds: float
+    num_passes: int
+    num_drafted: int
+    num_accepted: int
+    num_rejected: int
+    num_wasted: int
+    num_rollbacks: int
+    acceptance_per_position: tuple[PositionAcceptance, ...]
+    draft_busy_seconds: float
+    verify_busy_seconds: float
+    fallback_reason: str = ""
+    acceptance_per_source: tuple[SourceAcceptance, ...] = ()
+    num_reused_prompt_tokens: int = 0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Output tokens per pass of the verify model."""
+        return self.num_output_tokens / self.num_passes if self.num_passes else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """How often a proposed token whose predecessors were right is right, 0 to 1."""
+        compared = self.num_accepted + self.num_rejected
+        return self.num_accepted / compared if compared else 0.0
+
+
+@dataclass(slots=True)
+class StatisticsRecorder:
+    """Collects what the ledger does not count: times, and acceptance by place in a pass."""
+
+    started_seconds: float
+    first_token_seconds: float | None = None
+    draft_busy_seconds: float = 0.0
+    verify_busy_seconds: float = 0.0
+    num_reused_prompt_tokens: int = 0
+    fallback_reason: str = ""
+    _checked: list[int] = field(default_factory=list)
+    _accepted: list[int] = field(default_factory=list)
+
+    def proposal(self, proposal: Proposal) -> None:
+        """Take note of the time a proposal took."""
+        # A service that does not say its share is taken to work for this session alone.
+        self.draft_busy_seconds += proposal.device_seconds or proposal.draft_seconds
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Take note of a pass: its time, and which of its places were right."""
+        self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
+        self.num_reused_prompt_tokens += verdict.num_reused
+        # What follows the first wrong token was not compared with anything.
+        num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
+        while len(self._checked) < num_compared:
+            self._checked.append(0)
+            self._accepted.append(0)
+        for place in range(num_compared):
+            self._checked[place] += 1
+            self._accepted[place] += place < verdict.num_accepted
+
+    def tokens(self, now_seconds: float) -> None:
+        """Take note that tokens were written."""
+        if self.first_token_seconds is None:
+            self.first_token_seconds = now_seconds
+
+    def summary(self, ledger: Ledger, num_output_tokens: int, now_seconds: float) -> Statistics:
+        """Return the summary of a session that has ended; its ledger is closed."""
+        first = self.first_token_seconds if self.first_token_seconds is not None else now_seconds
+        counts = ledger.counts
+        return Statistics(
+            num_prompt_tokens=ledger.num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
+            wall_seconds=now_seconds - self.started_seconds,
+            time_to_first_token_seconds=first - self.started_seconds,
+            num_passes=counts.passes,
+            num_drafted=counts.drafted,
+            num_accepted=counts.accepted,
+            num_rejected=counts.rejected,
+            num_wasted=counts.wasted,
+            num_rollbacks=counts.rollbacks,
+            acceptance_per_position=tuple(
+                PositionAcceptance(checked, accepted)
+                for checked, accepted in zip(self._checked, self._accepted, strict=True)
+            ),
+            draft_busy_seconds=self.draft_busy_seconds,
+            verify_busy_seconds=self.verify_busy_seconds,
+            fallback_reason=self.fallback_reason,
+            acceptance_per_source=tuple(
+                SourceAcceptance(source, fate.drafted, fate.accepted + fate.rejected, fate.accepted)
+                for source, fate in counts.by_source.items()
+                if fate.drafted
+            ),
+            num_reused_prompt_tokens=self.num_reused_prompt_tokens,
+        )

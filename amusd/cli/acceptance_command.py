@@ -1,0 +1,125 @@
+"""``amusd acceptance``: which draft is right how often, and what that should be worth."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from amusd.analysis.acceptance import Share
+from amusd.cli.common_options import check_output, errors
+from amusd.engine.loading.device import DeviceSettings
+from amusd.prompts import load_prompts
+from amusd.protocol.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from amusd.distill.draft_measurement import DraftReport
+
+
+def acceptance(
+    draft: Annotated[list[str], typer.Option(help="Draft model; may be given several times.")],
+    verify: Annotated[str, typer.Option(help="Verify model.")],
+    prompts: Annotated[str, typer.Option(help="JSONL file of prompts, or humaneval.")],
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 20,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Measure sampling at this temperature, too; 0: do not.")
+    ] = 0.0,
+    draws: Annotated[int, typer.Option(min=1, help="Noises tried for each sampled answer.")] = 4,
+    lookahead: Annotated[int, typer.Option(min=1, help="Places of a pass to report.")] = 8,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Keep the verify model's greedy answers here, or take them from here."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads on CPU; 0: PyTorch's choice.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Write the report here, too: JSON.")] = None,
+) -> None:
+    """Measure how often drafts agree with the verify model's own text, and predict the speed.
+
+    Acceptance is teacher-forced on the verify model's answers; times are measured on this
+    device. With several drafts the table says which is best for each way of decoding.
+    """
+    check_output(output)
+    texts = tuple(load_prompts(prompts, limit))
+    # Transformers takes seconds to import: wrong arguments do not wait for it.
+    from amusd.distill.draft_measurement import Bench, MeasurePlan  # noqa: PLC0415
+
+    plan = MeasurePlan(
+        verify=verify,
+        prompts=texts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        draws=draws,
+        lookahead=lookahead,
+        answers=answers,
+        device=DeviceSettings(device, dtype, threads),
+    )
+    with errors.status(f"{verify} answers {len(texts)} prompts"):
+        bench = Bench(plan)
+    reports = []
+    for name in draft:
+        with errors.status(f"measuring {name}"):
+            reports.append(bench.measure(name))
+    passes = [bench.pass_seconds(n) for n in range(lookahead + 1)]
+    _show(reports, passes)
+    if output is not None:
+        _save(output, reports, passes)
+
+
+def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("draft", overflow="fold", min_width=8)
+    for heading in ("layers", "M read", "step", "greedy", "sampled", "speculative", "amusd"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    fastest = min(report.speculative.seconds for report in reports)
+    soonest = min(report.asynchronous.seconds for report in reports)
+    for report in reports:
+        table.add_row(
+            report.draft,
+            str(report.num_layers),
+            f"{report.num_read / 1e6:.1f}",
+            f"{1e3 * report.draft_seconds:.1f}",
+            _percent(report.greedy),
+            _percent(report.sampled) if report.sampled else "-",
+            _predicted(report.speculative.seconds, report.speculative.num_proposed, fastest),
+            _predicted(report.asynchronous.seconds, report.asynchronous.num_proposed, soonest),
+        )
+    console = Console()
+    console.print(table)
+    rates = ", ".join(f"{1e3 * seconds:.1f}" for seconds in passes)
+    console.print(
+        "step: ms of a draft step; greedy, sampled: share of tokens accepted, 95 % interval;\n"
+        "speculative, amusd: predicted ms per token (proposals a pass), * is the best draft\n"
+        f"verify pass over 0 to {len(passes) - 1} proposals, ms: {rates}"
+    )
+    for report in reports:
+        places = ", ".join(
+            f"{place.num_accepted / place.num_checked:.0%}" if place.num_checked else "-"
+            for place in report.places
+        )
+        console.print(f"{report.draft}, greedy acceptance at each place of a pass: {places}")
+
+
+def _percent(share: Share) -> str:
+    return f"{share.value:.1%} ±{(share.high - share.low) / 2:.0%}"
+
+
+def _predicted(seconds: float, num_proposed: int, best: float) -> str:
+    return f"{1e3 * seconds:.1f} ({num_proposed}){'*' if seconds == best else ' '}"
+
+
+def _save(path: Path, reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
+    report = {"pass_seconds": list(passes), "drafts": [asdict(report) for report in reports]}
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {path} ({error.strerror}): the table above is all there is"
+        ) from None

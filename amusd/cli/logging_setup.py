@@ -1,0 +1,25 @@
+"""Logging of the services: lines on standard error, never a prompt or an output."""
+
+import logging
+from enum import StrEnum
+
+from amusd.observe.log_format import LogFormat, make_formatter
+
+
+class LogLevel(StrEnum):
+    """How much a service says."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def start_logging(role: str, level: LogLevel, log_format: LogFormat = LogFormat.TEXT) -> None:
+    """Write log lines of ``level`` and above to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(make_formatter(log_format, role))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # Model loaders of the hub announce every request at INFO.
+    for name in ("httpx", "httpx2", "huggingface_hub", "transformers"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

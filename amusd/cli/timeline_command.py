@@ -1,0 +1,209 @@
+"""``amusd timeline``: what draft and verify device did in one generation, as trace and picture."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from amusd.analysis.device_timeline import Lane, Lanes, Span, lanes_of
+from amusd.analysis.generation_statistics import Statistics
+from amusd.analysis.timeline import Timeline
+from amusd.cli.common_options import (
+    Address,
+    DraftModel,
+    Lookahead,
+    Lookup,
+    MaxTokens,
+    Raw,
+    VerifyModel,
+    check_output,
+    errors,
+    server,
+)
+from amusd.cli.trace_file import trace
+from amusd.client import Client, Options
+from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
+from amusd.protocol.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A generation and what happened in it."""
+
+    timeline: Timeline
+    lanes: Lanes
+    statistics: Statistics
+    about: dict[str, Any]
+
+
+def timeline(
+    prompt: Annotated[str, typer.Argument(help="What to answer, or with --raw to continue.")],
+    output: Annotated[
+        Path, typer.Option(help="Where to write: PREFIX.json and PREFIX.png.", metavar="PREFIX")
+    ] = Path("timeline"),
+    force: Annotated[bool, typer.Option("--force", help="Write over files of before.")] = False,
+    strategy: Annotated[
+        Strategy | None, typer.Option(help="How to decode; the server's default.")
+    ] = None,
+    max_tokens: MaxTokens = 64,
+    lookahead: Lookahead = None,
+    from_ms: Annotated[
+        float, typer.Option("--from", min=0, help="Where the picture begins, in milliseconds.")
+    ] = 0.0,
+    to_ms: Annotated[
+        float | None,
+        typer.Option("--to", min=0, help="Where it ends, in milliseconds; all of it."),
+    ] = None,
+    raw: Raw = False,
+    address: Address = "",
+    draft: DraftModel = "smollm2",
+    verify: VerifyModel = "smollm2",
+    lookup: Lookup = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for the whole answer.")] = 600.0,
+) -> None:
+    """Decode PROMPT and show when draft and verify device worked: a trace and a picture."""
+    if not prompt:
+        raise InvalidInputError("the prompt is empty: write at least one character")
+    if to_ms is not None and to_ms <= from_ms:
+        raise InvalidInputError(f"--to {to_ms:g} is not after --from {from_ms:g}")
+    _check_matplotlib()
+    trace_path, picture_path = _paths(output, force)
+    options = Options(strategy, max_tokens, lookahead, timeline=True)
+    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
+        record = _record(client, Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
+    window = _window(record.lanes, from_ms, to_ms)
+    found = trace(record.timeline, record.lanes, record.about)
+    trace_path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    _draw(record, window, picture_path)
+    _show(record)
+    print(f"wrote {trace_path} (for ui.perfetto.dev) and {picture_path}")
+
+
+def _check_matplotlib() -> None:
+    """Raise PreconditionError before anything is started if the picture cannot be drawn."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise PreconditionError(
+            "the picture needs matplotlib, which is not installed: pip install 'amusd[timeline]'"
+        ) from None
+
+
+def _paths(prefix: Path, force: bool) -> tuple[Path, Path]:
+    """Return the files to write.
+
+    Raises:
+        InvalidInputError: one cannot be written, or is there and may not be written over.
+    """
+    if not prefix.name:
+        raise InvalidInputError(f"{prefix} is a folder: name a file in it to write to")
+    paths = (prefix.with_name(f"{prefix.name}.json"), prefix.with_name(f"{prefix.name}.png"))
+    for path in paths:
+        check_output(path)
+        if path.exists() and not force:
+            raise InvalidInputError(f"{path} exists: choose another --output, or use --force")
+    return paths
+
+
+def _record(client: Client, prompt: Prompt, options: Options) -> Record:
+    """Generate, and return what happened.
+
+    Raises:
+        UnavailableError: the orchestrator does not record timelines.
+    """
+    with errors.status("decoding"):
+        generation = client.generate(prompt, options).wait()
+    if generation.timeline is None:
+        raise UnavailableError("the orchestrator does not record timelines: it is an older one")
+    statistics = generation.summary()
+    info = client.server_info()
+    about = {
+        "strategy": generation.strategy.value if generation.strategy is not None else "",
+        "verify_model": info.verify_model.name,
+        "draft_model": info.draft_model.name,
+        "num_output_tokens": statistics.num_output_tokens,
+        "num_passes": statistics.num_passes,
+        "num_rollbacks": statistics.num_rollbacks,
+        "wall_seconds": statistics.wall_seconds,
+        "is_truncated": generation.timeline.is_truncated,
+    }
+    return Record(generation.timeline, lanes_of(generation.timeline), statistics, about)
+
+
+def _window(lanes: Lanes, from_ms: float, to_ms: float | None) -> Span:
+    """Return what the picture shows."""
+    end_ms = 1e3 * lanes.ended_seconds
+    if from_ms >= end_ms:
+        raise InvalidInputError(
+            f"--from {from_ms:g} lies after the end: the generation took {end_ms:.0f} ms"
+        )
+    return Span(1e-3 * from_ms, 1e-3 * min(end_ms, to_ms if to_ms is not None else end_ms))
+
+
+def _draw(record: Record, window: Span, path: Path) -> None:
+    from amusd.cli.timeline_plot import draw  # noqa: PLC0415  # it loads matplotlib, an extra
+
+    lanes = record.lanes
+    title = (
+        f"{_title(record)}: draft busy {_percent(lanes.draft.busy_seconds, lanes)}, "
+        f"verify busy {_percent(lanes.verify.busy_seconds, lanes)}, "
+        f"both {_percent(lanes.overlap_seconds, lanes)}"
+    )
+    draw(record.timeline, lanes, window, title, path)
+
+
+def _title(record: Record) -> str:
+    statistics = record.statistics
+    return (
+        f"{record.about['strategy']}, {statistics.num_output_tokens} tokens in "
+        f"{1e3 * statistics.wall_seconds:.0f} ms, {statistics.num_rollbacks} rollbacks"
+    )
+
+
+def _percent(seconds: float, lanes: Lanes) -> str:
+    return f"{seconds / lanes.ended_seconds:.0%}" if lanes.ended_seconds else "-"
+
+
+def _show(record: Record) -> None:
+    """Print what both devices did, and what the timeline cannot say."""
+    lanes = record.lanes
+    table = Table(title=_title(record), box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    for heading in ("passes", "busy ms", "busy", "idle ms", "idle"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, lane in (("draft", lanes.draft), ("verify", lanes.verify)):
+        idle_seconds = lanes.ended_seconds - lane.busy_seconds
+        table.add_row(name, str(len(lane.works)), *_time(lane.busy_seconds, lanes),
+                      *_time(idle_seconds, lanes))  # fmt: skip
+    table.add_row("both at once", "", *_time(lanes.overlap_seconds, lanes), "", "")
+    Console().print(table)
+    if record.timeline.is_truncated:
+        errors.print("the generation went on after the timeline's end: ask for fewer tokens")
+    if record.statistics.fallback_reason:
+        errors.print(f"went on without a draft: {record.statistics.fallback_reason}")
+    for name, lane, seconds in (
+        ("draft", lanes.draft, record.statistics.draft_busy_seconds),
+        ("verify", lanes.verify, record.statistics.verify_busy_seconds),
+    ):
+        _show_doubts(name, lane, seconds)
+
+
+def _time(seconds: float, lanes: Lanes) -> tuple[str, str]:
+    return f"{1e3 * seconds:.0f}", _percent(seconds, lanes)
+
+
+def _show_doubts(name: str, lane: Lane, busy_seconds: float) -> None:
+    if busy_seconds and not lane.works:
+        errors.print(f"the {name} service does not say when it works: it is an older one")
+    if lane.clock_shift_seconds:
+        errors.print(
+            f"the {name} service's clock seems to be {1e3 * lane.clock_shift_seconds:+.1f} ms off: "
+            "its times are shifted by that, and only roughly right"
+        )

@@ -1,0 +1,1 @@
+"""Loads models onto devices. Nothing here runs a batch."""

@@ -1,0 +1,95 @@
+"""The one device of a service: which it is, and how many threads and which cores on CPU."""
+
+import os
+import threading
+from dataclasses import dataclass
+
+from amusd.protocol.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """A device as PyTorch names it; ``threads`` 0 leaves PyTorch's choice.
+
+    ``cpus`` are core numbers for the engine thread and the threads it computes with; none
+    leaves them to the scheduler. The threads that serve gRPC are never bound.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int = 0
+    cpus: tuple[int, ...] = ()
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Read core numbers such as ``0``, ``0,2`` or ``4-7``.
+
+    Raises:
+        InvalidInputError: not in that form.
+    """
+    cpus: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, dash, last = part.partition("-")
+        try:
+            start = int(first)
+            end = int(last) if dash else start
+        except ValueError:
+            raise InvalidInputError(f"cannot read cpus {text!r}: write 0,2 or 4-7") from None
+        if end < start:
+            raise InvalidInputError(f"cpus {part!r} run backwards: write the lower one first")
+        cpus.extend(range(start, end + 1))
+    return tuple(cpus)
+
+
+def bind_engine_thread(settings: DeviceSettings) -> None:
+    """Bind the calling thread, and those it will start, to the cores of the settings.
+
+    Raises:
+        InvalidInputError: a core that this process may not use.
+    """
+    if not settings.cpus:
+        return
+    try:
+        os.sched_setaffinity(threading.get_native_id(), settings.cpus)
+    except OSError:
+        usable = sorted(os.sched_getaffinity(0))
+        raise InvalidInputError(
+            f"cannot run on cpus {list(settings.cpus)}: this process may use {usable}"
+        ) from None
+
+
+def prepare_torch(settings: DeviceSettings) -> None:
+    """Give PyTorch its number of threads, and make sure that it can use the device.
+
+    Raises:
+        InvalidInputError: the device cannot be used.
+    """
+    # Torch takes seconds to import: only engines that need it wait for it.
+    import torch  # noqa: PLC0415
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        torch.empty(1, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"device {settings.device!r} cannot be used: {reason}; choose another with --device"
+        ) from None
+
+
+def gpu_uuid(device: str) -> str | None:
+    """Return the name by which the driver knows a GPU; None if the device is no NVIDIA GPU.
+
+    PyTorch counts only the GPUs that this process may use, the driver all of them.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch  # noqa: PLC0415
+
+    try:
+        properties = torch.cuda.get_device_properties(device)
+    except (RuntimeError, AssertionError):
+        return None
+    uuid = getattr(properties, "uuid", None)
+    return None if uuid is None or torch.version.hip else f"GPU-{uuid}"

@@ -1,0 +1,201 @@
+"""A Llama-like model of Transformers, taken over into the native engine's form."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from amusd.engine.interface import WeightFormat
+from amusd.engine.native.library import LANES, Layer, Model, library
+from amusd.engine.native.packed_weights import FORMAT_NAMES, Arena, Packed, pack
+
+_FAMILIES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+_GROWING = ("dynamic", "longrope")  # angles that depend on the length of the text
+_MATRICES = 4  # of a layer, once those with the same input are one
+
+
+class NativeModel:
+    """Weights in the arena, and the structures that point there."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: WeightFormat,
+        head_ids: Tensor | None = None,
+        num_outputs: int | None = None,
+    ) -> None:
+        """Take over ``model``, which is not needed any more afterwards.
+
+        Args:
+            model: one that ``reason_against`` has nothing against.
+            weights: how to keep them.
+            head_ids: token id of each row of a reduced head, ``[head_rows]``.
+            num_outputs: only the first so many rows of the head may come out.
+        """
+        self.functions: Any = library()
+        self._loses = weights is WeightFormat.INT8
+        config: Any = model.config
+        body: Any = model.base_model
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        attention = body.layers[0].self_attn
+        self.hidden = int(config.hidden_size)
+        self.intermediate = int(config.intermediate_size)
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(attention.head_dim)
+        num_rows = int(head.weight.shape[0])
+        self.num_outputs = min(num_outputs or num_rows, num_rows)
+        self.head_ids = head_ids
+        self._num_layers = len(body.layers)
+        self._embedding = _smaller(body.embed_tokens.weight.detach())
+        with torch.inference_mode():
+            self._norms = [_norms(layer) for layer in body.layers]
+            self._last_norm = _row(body.norm.weight)
+            self._cos, self._sin = _rotations(body, config)
+            parts = [part for layer in body.layers for part in self._pack_layer(layer, weights)]
+            parts.append(pack(head.weight, head.bias, weights, self.functions))
+            self._arena = Arena(parts)
+        self._layers = self._layer_array()
+        self.structure = Model(
+            layers=self._layers,
+            norm=self._last_norm.data_ptr(),
+            cos=self._cos.data_ptr(),
+            sin=self._sin.data_ptr(),
+            head=self._arena.matrices[-1],
+            num_layers=self._num_layers,
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            num_outputs=self.num_outputs,
+            eps=float(config.rms_norm_eps),
+            scale=float(attention.scaling),
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a pass reads."""
+        return self._arena.num_bytes
+
+    @property
+    def weight_format(self) -> str:
+        """The formats of the weights."""
+        formats = ", ".join(sorted({FORMAT_NAMES[one.format] for one in self._arena.matrices}))
+        is_smaller = formats != FORMAT_NAMES[0]
+        return f"{formats} without loss" if is_smaller and not self._loses else formats
+
+    @property
+    def summary(self) -> str:
+        """Size and formats of the weights, for people."""
+        return f"{self.weight_bytes / 1e6:.0f} MB of weights as {self.weight_format}"
+
+    @property
+    def num_key_rows(self) -> int:
+        """Key vectors of one token, in all layers and heads."""
+        return self._num_layers * self.num_kv_heads
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int], to: Tensor) -> None:
+        """Write the embeddings of ``ids`` to the first rows of ``to`` [tokens, padded hidden]."""
+        rows = self._embedding[torch.tensor(ids)]
+        to[: len(ids), : self.hidden] = rows
+
+    def _pack_layer(self, layer: Any, weights: WeightFormat) -> list[Packed]:
+        attention, mlp = layer.self_attn, layer.mlp
+        groups = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
+        return [
+            pack(_joined(group), _joined_bias(group), weights, self.functions) for group in groups
+        ]
+
+    def _layer_array(self) -> Any:
+        layers = (Layer * self._num_layers)()
+        for index, layer in enumerate(layers):
+            first = index * _MATRICES
+            layer.qkv, layer.out, layer.gate_up, layer.down = self._arena.matrices[
+                first : first + _MATRICES
+            ]
+            for name, norm in self._norms[index].items():
+                setattr(layer, name, norm.data_ptr())
+        return layers
+
+
+def reason_against(model: PreTrainedModel) -> str | None:
+    """Return why the native engine cannot serve ``model``; None if it can."""
+    if library() is None:
+        return "it was not built when this was installed, or the processor lacks AVX-512"
+    if model.device.type != "cpu" or model.dtype is not torch.float32:
+        return "it computes on CPU in float32"
+    if type(model).__name__ not in _FAMILIES:
+        return f"it knows {', '.join(sorted(_FAMILIES))}"
+    return _reason_against_shape(model.config, model.base_model)
+
+
+def _reason_against_shape(config: Any, body: Any) -> str | None:
+    """Return what the native engine does not know about a model of one of its families."""
+    widths = (config.hidden_size, config.intermediate_size, body.layers[0].self_attn.head_dim)
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) if kinds is None else None
+    unknown = {
+        f"the activation {config.hidden_act}": config.hidden_act != "silu",
+        f"sizes that are no multiples of {LANES}": any(width % LANES for width in widths),
+        "sliding windows": bool(window) or any(kind != "full_attention" for kind in kinds or ()),
+        f"positions of type {body.rotary_emb.rope_type}": body.rotary_emb.rope_type in _GROWING,
+    }
+    return next((f"it does not know {what}" for what, is_so in unknown.items() if is_so), None)
+
+
+def _joined(modules: Sequence[nn.Linear]) -> Tensor:
+    return torch.cat([module.weight.detach() for module in modules])
+
+
+def _joined_bias(modules: Sequence[nn.Linear]) -> Tensor | None:
+    if all(module.bias is None for module in modules):
+        return None
+    return torch.cat(
+        [
+            torch.zeros(module.out_features) if module.bias is None else module.bias.detach()
+            for module in modules
+        ]
+    )
+
+
+def _row(weight: Tensor) -> Tensor:
+    return weight.detach().float().clone().contiguous()
+
+
+def _norms(layer: Any) -> dict[str, Tensor]:
+    found = {
+        "input_norm": _row(layer.input_layernorm.weight),
+        "post_norm": _row(layer.post_attention_layernorm.weight),
+    }
+    if hasattr(layer.self_attn, "q_norm"):
+        found["query_norm"] = _row(layer.self_attn.q_norm.weight)
+        found["key_norm"] = _row(layer.self_attn.k_norm.weight)
+    return found
+
+
+def _rotations(body: Any, config: Any) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of every position's angles, [context, head_dim / 2] each."""
+    positions = torch.arange(int(config.max_position_embeddings))[None]
+    cos, sin = body.rotary_emb(torch.empty(1, dtype=torch.float32), positions)
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
+
+
+def _smaller(table: Tensor) -> Tensor:
+    """Return the embeddings in half the bytes if that loses nothing, and in memory of their own."""
+    for dtype in (torch.bfloat16, torch.float16):
+        smaller = table.to(dtype)
+        if torch.equal(smaller.float(), table):
+            return smaller
+    return table

@@ -1,0 +1,191 @@
+"""Passes of Llama-like models on CPU in float32, in C: one call a pass, many sessions in it.
+
+What a token's result is made of never depends on what shares its pass, so this engine is exact
+as it is. Threads share the weights' panels; each output is still summed by one of them.
+"""
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from ctypes import byref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amusd.engine.native.library import LANES, Pass, padded
+from amusd.engine.native.native_model import NativeModel
+from amusd.engine.runners.runner import Piece
+
+_MOST_GROUP = 4  # query heads whose scores a thread keeps at once
+
+
+@dataclass(slots=True)
+class SlotBuffer:
+    """Keys and values of one slot.
+
+    ``keys`` [layers * kv_heads, capacity / 16, head_dim, 16], ``values`` [layers * kv_heads,
+    capacity, head_dim].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def address(self) -> tuple[int, int, int]:
+        """Where keys and values lie, and for how many tokens."""
+        return self.keys.data_ptr(), self.values.data_ptr(), self.values.shape[1]
+
+
+class NativePasses:
+    """Greedy passes of a native model, with ``num_threads`` threads."""
+
+    def __init__(self, model: NativeModel, context_length: int, num_threads: int = 1) -> None:
+        """Run ``model`` over slots of up to ``context_length`` tokens.
+
+        ``num_threads`` counts the calling thread.
+        """
+        self._model = model
+        self._context_length = context_length
+        self._num_threads = num_threads
+        self._team = model.functions.amusd_team_open(num_threads)
+        if not self._team:
+            raise MemoryError(f"cannot start {num_threads} threads")
+        weakref.finalize(self, model.functions.amusd_team_close, self._team)
+        self._workspace = _Workspace(model, context_length, num_threads, 1)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a pass reads."""
+        return self._model.weight_bytes
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that keys and values of a token take."""
+        return 2 * 4 * self._model.num_key_rows * self._model.head_dim
+
+    @property
+    def weight_format(self) -> str:
+        """How the weights are kept."""
+        return self._model.weight_format
+
+    @property
+    def summary(self) -> str:
+        """What it runs, for people."""
+        return f"{self._model.summary}, {self._num_threads} threads"
+
+    def make(self, capacity: int) -> SlotBuffer:
+        """Return a buffer for ``capacity`` tokens; the system gives it memory as it fills."""
+        rows, dim, blocks = self._model.num_key_rows, self._model.head_dim, -(-capacity // LANES)
+        return SlotBuffer(
+            torch.empty(rows, blocks, dim, LANES), torch.empty(rows, blocks * LANES, dim)
+        )
+
+    def copy(self, donor: SlotBuffer, target: SlotBuffer, length: int) -> None:
+        """Copy the first ``length`` tokens' keys and values."""
+        blocks = -(-length // LANES)
+        target.keys[:, :blocks] = donor.keys[:, :blocks]
+        target.values[:, :length] = donor.values[:, :length]
+
+    def drop(self, buffer: SlotBuffer) -> None:
+        """Nothing to do: a buffer goes with its last reference."""
+
+    def tokens(self, pieces: Sequence[Piece[SlotBuffer]]) -> list[int]:
+        """Run the pieces in one pass; return the greedy tokens of all outputs."""
+        return self._run(pieces, None)
+
+    def logits(self, pieces: Sequence[Piece[SlotBuffer]]) -> Tensor:
+        """Run the pieces in one pass; return the logits of all outputs, [outputs, head]."""
+        count = sum(piece.num_outputs for piece in pieces)
+        logits = torch.empty(count, self._model.num_outputs)
+        self._run(pieces, logits)
+        return logits
+
+    def _run(self, pieces: Sequence[Piece[SlotBuffer]], logits: Tensor | None) -> list[int]:
+        ids = [token for piece in pieces for token in piece.tokens]
+        if len(ids) > self._workspace.num_tokens:
+            self._workspace = _Workspace(
+                self._model, self._context_length, self._num_threads, len(ids)
+            )
+        work, model = self._workspace, self._model
+        places, wanted = _places(pieces), _wanted(pieces)
+        model.embed(ids, work.hidden)
+        request = work.request
+        request.tokens = places.ctypes.data
+        request.wanted = wanted.ctypes.data
+        request.logits = None if logits is None else logits.data_ptr()
+        request.num_tokens, request.num_wanted = len(ids), len(wanted)
+        model.functions.amusd_forward(self._team, byref(model.structure), byref(request))
+        return work.answers(len(wanted), model.head_ids)
+
+
+def _places(pieces: Sequence[Piece[SlotBuffer]]) -> Any:
+    """Return where each token's keys and values go, as ``Token`` of ``native.h``."""
+    rows = [
+        (*piece.buffer.address, position)
+        for piece in pieces
+        for position in range(piece.start, piece.start + len(piece.tokens))
+    ]
+    return np.array(rows, dtype=np.int64)
+
+
+def _wanted(pieces: Sequence[Piece[SlotBuffer]]) -> Any:
+    """Return the rows after which an answer is due."""
+    ends = itertools.accumulate(len(piece.tokens) for piece in pieces)
+    rows = [
+        row
+        for end, piece in zip(ends, pieces, strict=True)
+        for row in range(end - piece.num_outputs, end)
+    ]
+    return np.array(rows, dtype=np.int64)
+
+
+class _Workspace:
+    """Buffers for passes over up to ``num_tokens`` tokens."""
+
+    def __init__(
+        self, model: NativeModel, context_length: int, num_threads: int, num_tokens: int
+    ) -> None:
+        self.num_tokens = num_tokens
+        widths = {
+            "hidden": model.hidden,
+            "normed": model.hidden,
+            "qkv": (model.num_heads + 2 * model.num_kv_heads) * model.head_dim,
+            "attended": model.num_heads * model.head_dim,
+            "gate_up": 2 * model.intermediate,
+            "mixed": model.intermediate,
+        }
+        self._buffers = {
+            name: torch.zeros(num_tokens, padded(width)) for name, width in widths.items()
+        }
+        widest = padded(max(widths["attended"], model.hidden, model.intermediate))
+        scratch_size = max(
+            padded(1) * (widest + num_tokens), _MOST_GROUP * (context_length + LANES)
+        )
+        self._scratch = torch.zeros(num_threads, scratch_size)
+        self._best = torch.zeros(num_threads * num_tokens)
+        self._ids = torch.zeros(num_threads * num_tokens, dtype=torch.int64)
+        self._num_threads = num_threads
+        self.request = Pass(
+            scratch=self._scratch.data_ptr(),
+            best=self._best.data_ptr(),
+            ids=self._ids.data_ptr(),
+            scratch_size=scratch_size,
+            **{name: buffer.data_ptr() for name, buffer in self._buffers.items()},
+        )
+
+    @property
+    def hidden(self) -> Tensor:
+        """Where a pass takes embeddings from, [num_tokens, padded hidden]."""
+        return self._buffers["hidden"]
+
+    def answers(self, count: int, head_ids: Tensor | None) -> list[int]:
+        """Return the ids of the largest logits; each thread has found that of its part."""
+        best = self._best[: self._num_threads * count].view(self._num_threads, count)
+        ids = self._ids[: self._num_threads * count].view(self._num_threads, count)
+        if self._num_threads > 1:
+            ids = ids.gather(0, best.argmax(0, keepdim=True))
+        tokens = ids[0] if head_ids is None else head_ids[ids[0]]
+        return [int(token) for token in tokens.tolist()]

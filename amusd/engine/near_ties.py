@@ -1,0 +1,50 @@
+"""How near a tie was: the gap between two tokens' logits after a text."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from amusd.analysis.consistency import Tie
+from amusd.engine.loading.model_source import ModelSource, load_source
+from amusd.prompts import Prompt, encode
+
+
+class TieJudge:
+    """Asks a model of Transformers, in one pass over the whole text."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        """Ask ``model``, in its number format; ``tokenizer`` reads prompts."""
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids."""
+        return encode(prompt, self._tokenizer)
+
+    @torch.inference_mode()
+    def tie(self, text: Sequence[int], expected: int, found: int) -> Tie:
+        """Return how near ``expected`` and ``found`` are after ``text``."""
+        ids = torch.tensor([list(text)], device=self._model.device)
+        logits = self._model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # [vocab]
+        one, other = float(logits[expected]), float(logits[found])
+        return Tie(one - other, spacing(max(abs(one), abs(other)), logits.dtype))
+
+
+def spacing(value: float, dtype: torch.dtype) -> float:
+    """Return the distance from ``value`` to the next larger number of ``dtype``."""
+    limits = torch.finfo(dtype)
+    _, exponent = math.frexp(max(abs(value), limits.tiny))
+    return math.ldexp(limits.eps, exponent - 1)
+
+
+def load_judge(name: str, location: str, device: str, dtype: str) -> TieJudge:
+    """Load the model called ``name`` from ``location``.
+
+    Raises:
+        InvalidInputError: it cannot be loaded.
+    """
+    loaded = load_source(ModelSource(name, location, device, dtype))
+    return TieJudge(loaded.model, AutoTokenizer.from_pretrained(location))

@@ -1,0 +1,4 @@
+"""Replicas: which one opens the next session, and which serve the same model.
+
+Pure: no torch, grpc, asyncio or clock.
+"""

@@ -1,0 +1,290 @@
+"""The metrics of a service: their names, meanings and units, and the registry that holds them.
+
+Each service has a registry of its own. Counters are added to by whoever has the number, the engine
+thread included: prometheus_client guards each value with a lock that is held for one addition.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from amusd.analysis.generation_statistics import Statistics
+from amusd.fleet.load_balancing import ReplicaState
+from amusd.protocol.errors import UnavailableError
+
+ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
+"""Returns how many replicas there are by role and state."""
+
+Role = Literal["draft", "verify", "orchestrator"]
+
+_ALL: tuple[Role, ...] = ("orchestrator", "draft", "verify")
+_ENGINES: tuple[Role, ...] = ("draft", "verify")
+_ORCHESTRATOR: tuple[Role, ...] = ("orchestrator",)
+
+# Seconds of a pass: a small draft on a GPU takes one millisecond, a long prompt on CPU seconds.
+_PASS_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
+    0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+_FIRST_TOKEN_BUCKETS = (
+    0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+_SESSION_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: which services have it, and what it means."""
+
+    name: str
+    meaning: str
+    roles: tuple[Role, ...] = _ALL
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram; none: it is a gauge, or a counter if it is named ``_total``."""
+
+
+METRICS = (
+    Metric("amusd_requests_running", "Requests that have memory (engines) or a first token."),
+    Metric("amusd_requests_waiting", "Requests in line for memory (engines) or a first token."),
+    Metric("amusd_sessions_open", "Requests that were let in and have not ended."),
+    Metric(
+        "amusd_time_to_first_token_seconds",
+        "From a request to the first token that the service writes for it.",
+        buckets=_FIRST_TOKEN_BUCKETS,
+    ),
+    Metric(
+        "amusd_request_seconds",
+        "From a request to its end, however it ended, refused ones too.",
+        buckets=_REQUEST_BUCKETS,
+    ),
+    Metric(
+        "amusd_generation_tokens_total",
+        "Tokens that the service wrote: to clients, as final ones, or as proposals.",
+    ),
+    Metric("amusd_prompt_tokens_total", "Tokens of the prompts of requests that were let in."),
+    Metric(
+        "amusd_spec_decode_num_drafted_tokens_total",
+        "Tokens proposed in generations that ended.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_spec_decode_num_accepted_tokens_total",
+        "Proposed tokens that were the verify model's own.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_spec_decode_num_accepted_tokens_per_pos_total",
+        "Accepted tokens by their place in a pass, from 0.",
+        _ORCHESTRATOR,
+        ("position",),
+    ),
+    Metric(
+        "amusd_spec_decode_num_wasted_tokens_total",
+        "Proposed tokens that were never compared, for one before them was wrong or the output "
+        "over.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_rollbacks_total",
+        "Times that a draft was brought back to the verified position.",
+        ("orchestrator", "draft"),
+    ),
+    Metric(
+        "amusd_verify_pass_seconds",
+        "One pass of the verify model, over all sessions in it.",
+        ("verify",),
+        buckets=_PASS_BUCKETS,
+    ),
+    Metric(
+        "amusd_draft_step_seconds",
+        "One drafting step, over all sessions in it.",
+        ("draft",),
+        buckets=_PASS_BUCKETS,
+    ),
+    Metric(
+        "amusd_pass_sessions",
+        "Sessions that shared a pass or step.",
+        _ENGINES,
+        buckets=_SESSION_BUCKETS,
+    ),
+    Metric("amusd_kv_tokens_reserved", "Tokens of memory for keys and values in use.", _ENGINES),
+    Metric("amusd_kv_tokens_max", "Tokens that the memory for keys and values holds.", _ENGINES),
+    Metric(
+        "amusd_prefix_cache_hit_tokens_total",
+        "Prompt tokens that did not have to be computed.",
+        _ENGINES,
+    ),
+    Metric(
+        "amusd_prefix_cache_query_tokens_total",
+        "Prompt tokens that were read, computed or not.",
+        _ENGINES,
+    ),
+    Metric(
+        "amusd_device_memory_bytes",
+        "Memory in use on the GPU, by whatever process.",
+        _ENGINES,
+        ("device",),
+    ),
+    Metric(
+        "amusd_device_utilization_ratio",
+        "Share of the last sample period in which the GPU was busy, 0 to 1.",
+        _ENGINES,
+        ("device",),
+    ),
+    Metric(
+        "amusd_device_energy_joules_total",
+        "Energy that the GPU has used since its driver was loaded.",
+        _ENGINES,
+        ("device",),
+    ),
+    Metric(
+        "amusd_request_failures_total",
+        "Requests that ended with an error, by gRPC status.",
+        labels=("status",),
+    ),
+    Metric(
+        "amusd_pool_replicas",
+        "Draft and verify services that the orchestrator knows, by state.",
+        _ORCHESTRATOR,
+        ("role", "state"),
+    ),
+)
+
+METRIC_NAMES = frozenset(metric.name for metric in METRICS)
+"""All metrics of all services, as they are scraped."""
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+class Metrics:
+    """What one service counts while it works; engines and devices are read when scraped.
+
+    Each attribute is there in every service, but only those of its role are exported.
+    """
+
+    def __init__(self, role: Role) -> None:
+        """Make all metrics of ``role``, at 0, in a registry of their own."""
+        # The time at which a counter was made would be a second series beside each of them.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._role = role
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        read_when_scraped = role in _ENGINES
+        self.running = self._gauge("amusd_requests_running", read_when_scraped)
+        self.waiting = self._gauge("amusd_requests_waiting", read_when_scraped)
+        self.sessions_open = self._gauge("amusd_sessions_open")
+        self.first_token_seconds = self._histogram("amusd_time_to_first_token_seconds")
+        self.request_seconds = self._histogram("amusd_request_seconds")
+        self.generation_tokens = self._counter("amusd_generation_tokens_total")
+        self.prompt_tokens = self._counter("amusd_prompt_tokens_total")
+        self.failures = self._counter("amusd_request_failures_total")
+        self.rollbacks = self._counter("amusd_rollbacks_total")
+        self._drafted = self._counter("amusd_spec_decode_num_drafted_tokens_total")
+        self._accepted = self._counter("amusd_spec_decode_num_accepted_tokens_total")
+        self._accepted_at = self._counter("amusd_spec_decode_num_accepted_tokens_per_pos_total")
+        self._wasted = self._counter("amusd_spec_decode_num_wasted_tokens_total")
+        draft_step = self._histogram("amusd_draft_step_seconds")
+        verify_pass = self._histogram("amusd_verify_pass_seconds")
+        self._pass_seconds = draft_step if role == "draft" else verify_pass
+        self._pass_sessions = self._histogram("amusd_pass_sessions")
+
+    def passed(self, seconds: float, num_sessions: int) -> None:
+        """Take note of a pass; called on the engine thread."""
+        self._pass_seconds.observe(seconds)
+        self._pass_sessions.observe(num_sessions)
+
+    def generation_ended(self, statistics: Statistics) -> None:
+        """Count what became of the proposals of a generation, all at once.
+
+        So drafted tokens are accepted, rejected and wasted ones together whenever it is scraped.
+        """
+        self._drafted.inc(statistics.num_drafted)
+        self._accepted.inc(statistics.num_accepted)
+        self._wasted.inc(statistics.num_wasted)
+        self.rollbacks.inc(statistics.num_rollbacks)
+        for position, place in enumerate(statistics.acceptance_per_position):
+            self._accepted_at.labels(position).inc(place.num_accepted)
+
+    def count_replicas_by(self, count: ReplicaCount) -> None:
+        """Say at each scrape how many replicas there are, as ``count`` does by role and state."""
+        self.registry.register(ReplicaCollector(count))
+
+    def _registry_for(self, metric: Metric) -> CollectorRegistry | None:
+        return self.registry if self._role in metric.roles else None
+
+    def _gauge(self, name: str, read_when_scraped: bool = False) -> Gauge:
+        metric = _BY_NAME[name]
+        registry = None if read_when_scraped else self._registry_for(metric)
+        return Gauge(name, metric.meaning, metric.labels, registry=registry)
+
+    def _counter(self, name: str) -> Counter:
+        metric = _BY_NAME[name]
+        registry = self._registry_for(metric)
+        return Counter(name, metric.meaning, metric.labels, registry=registry)
+
+    def _histogram(self, name: str) -> Histogram:
+        metric = _BY_NAME[name]
+        registry = self._registry_for(metric)
+        return Histogram(
+            name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets
+        )
+
+
+class ReplicaCollector(Collector):
+    """Counts the replicas of an orchestrator's pools for each scrape."""
+
+    def __init__(self, count: ReplicaCount) -> None:
+        """Ask ``count``, from any thread."""
+        self._count = count
+
+    def collect(self) -> Iterable[prometheus_client.Metric]:
+        """Return how many there are now."""
+        metric = _BY_NAME["amusd_pool_replicas"]
+        gauge = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+        for (role, state), num_replicas in self._count().items():
+            gauge.add_metric([role, state.value], num_replicas)
+        yield gauge
+
+
+class MetricsServer:
+    """Serves a registry at ``/metrics`` until it is closed."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        """Listen on ``host:port``.
+
+        Raises:
+            UnavailableError: the port is taken, or the host is not one of this machine.
+        """
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(port, host, registry)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot serve metrics on {host}:{port}: {error.strerror or error}; choose "
+                "another port with --metrics-port, or 0 for no metrics"
+            ) from None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def meaning_of(name: str) -> str:
+    """Return what a metric means."""
+    return _BY_NAME[name].meaning
+
+
+def names_of(role: Role) -> set[str]:
+    """Return the metrics of a service."""
+    return {metric.name for metric in METRICS if role in metric.roles}

@@ -1,0 +1,268 @@
+"""One session as the draft service sees it: what may be drafted, and what has to be sent.
+
+Rules of this file
+- ``rollback`` alone begins a new epoch; stale advances are ignored.
+- An illegal event raises and changes nothing.
+- Where the verify model disagrees, drafting stops at once and waits for the rollback.
+- A drafted token counts for or against its source once: when its position becomes final. What
+  follows a wrong one was never compared, and counts for nothing.
+- Tokens that wait to be proposed together come from one source.
+
+Intervals, for V verified tokens and n drafted beyond them:
+
+    [0 ........... V)[V ......... sent)[sent ........ V + n)
+     final            proposed          drafted, collected for the next proposal
+"""
+
+from dataclasses import dataclass
+
+from amusd.policy.source_selection import SourceTracker
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import InvalidInputError, PreconditionError
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """How far a session drafts ahead, in tokens."""
+
+    lookahead: int
+    max_position: int
+    tokens_per_proposal: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could be proposed."""
+        if self.lookahead < 1:
+            raise InvalidInputError(f"lookahead is {self.lookahead}: ask for 1 or more")
+        if not 1 <= self.tokens_per_proposal <= self.lookahead:
+            raise InvalidInputError(
+                f"tokens_per_proposal is {self.tokens_per_proposal}: "
+                f"ask for 1 to lookahead ({self.lookahead})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedRun:
+    """Drafted tokens that are ready to be proposed, from ``position`` on.
+
+    No tokens: ``source`` was the last that was asked.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    source: DraftSource = DraftSource.MODEL
+
+
+class DraftSession:
+    """Final and drafted tokens of a session, and how many of them were sent."""
+
+    __slots__ = (
+        "_announced",
+        "_epoch",
+        "_exhausted",
+        "_limits",
+        "_lookahead",
+        "_sent",
+        "_source",
+        "_sources",
+        "_stalled",
+        "_tokens",
+        "_verified",
+        "tracker",
+    )
+
+    def __init__(self, tokens: list[int], limits: DraftLimits, epoch: int = 0) -> None:
+        """Start after ``tokens``, all final.
+
+        Raises:
+            InvalidInputError: no token.
+        """
+        if not tokens:
+            raise InvalidInputError("a session needs at least one token: send a prompt")
+        self._tokens = list(tokens)
+        self._limits = limits
+        self._lookahead = limits.lookahead
+        self._epoch = epoch
+        self._verified = len(tokens)
+        self._sent = len(tokens)
+        self._sources: list[DraftSource] = []  # of [V, V + n)
+        self._source = DraftSource.MODEL  # of what was drafted last
+        self.tracker = SourceTracker()
+        self._stalled = False
+        self._exhausted = False
+        self._announced = False
+
+    def __repr__(self) -> str:
+        return (
+            f"DraftSession(epoch={self._epoch}, verified={self._verified}, sent={self._sent}, "
+            f"length={self.length}, stalled={self._stalled})"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Number of rollbacks so far."""
+        return self._epoch
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, final and drafted."""
+        return len(self._tokens)
+
+    @property
+    def room(self) -> int:
+        """Number of tokens that may be drafted now."""
+        if self._stalled or self._exhausted:
+            return 0
+        end = min(self._verified + self._lookahead, self._limits.max_position)
+        return max(0, end - self.length)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Final and drafted tokens; not to be changed by the caller."""
+        return self._tokens
+
+    @property
+    def sources(self) -> frozenset[DraftSource]:
+        """Sources that may draft now: those that pay, or that of tokens that wait to be sent."""
+        if self._sent < self.length:
+            return frozenset((self._source,))
+        return self.tracker.paying
+
+    def extend(self, drafted: tuple[int, ...], source: DraftSource = DraftSource.MODEL) -> None:
+        """Append tokens that the drafter wrote; none: it has nothing to propose here.
+
+        Raises:
+            PreconditionError: tokens of another source wait to be sent.
+        """
+        if self._sent < self.length and source is not self._source:
+            raise PreconditionError(
+                f"tokens of the {source.value} cannot follow tokens of the {self._source.value} "
+                "in one proposal"
+            )
+        fitting = drafted[: self.room]
+        self._tokens.extend(fitting)
+        self._sources.extend([source] * len(fitting))
+        self._source = source
+        self._exhausted = not drafted
+
+    def resume(self) -> None:
+        """Draft again after word that there was nothing to propose."""
+        self._exhausted = False
+
+    def take_run(self) -> DraftedRun | None:
+        """Return what has to be proposed now, if anything, and count it as sent.
+
+        A run without tokens says once that there will be none until the next advance.
+        """
+        num_ready = self.length - self._sent
+        if num_ready == 0:
+            is_at_end = self._exhausted or self.length >= self._limits.max_position
+            if self.room or self._stalled or self._announced or not is_at_end:
+                return None
+            self._announced = True
+        elif num_ready < self._limits.tokens_per_proposal and self.room:
+            return None
+        tokens = tuple(self._tokens[self._sent :])
+        run = DraftedRun(self._epoch, self._sent, tokens, self._source)
+        self._sent = self.length
+        return run
+
+    def advance(
+        self, epoch: int, position: int, tokens: tuple[int, ...], lookahead: int = 0
+    ) -> None:
+        """Take note that ``tokens`` from ``position`` on are final.
+
+        ``lookahead`` is the look-ahead from now on, within the session's limit; 0 leaves it.
+
+        Raises:
+            PreconditionError: it comes from a later epoch, or leaves a gap.
+        """
+        if epoch < self._epoch or (epoch == self._epoch and self._stalled):
+            return
+        if epoch > self._epoch:
+            raise PreconditionError(
+                f"an advance of epoch {epoch} cannot come in epoch {self._epoch}: roll back first"
+            )
+        if position > self._verified:
+            raise PreconditionError(
+                f"an advance at position {position} leaves a gap after {self._verified}"
+            )
+        self._set_lookahead(lookahead)
+        self._exhausted = False
+        self._announced = False
+        for token in tokens[self._verified - position :]:
+            if self._verified == self.length:
+                self._tokens.append(token)
+                self._sent = self.length
+            else:
+                is_right = self._tokens[self._verified] == token
+                self.tracker.compared(self._sources[0], is_right)
+                if not is_right:
+                    self._stalled = True
+                    return
+                del self._sources[0]
+            self._verified += 1
+
+    def rollback(
+        self, epoch: int, verified_position: int, corrected_token: int, lookahead: int = 0
+    ) -> int:
+        """Drop the draft from the corrected token on; return how many tokens were dropped.
+
+        ``lookahead`` as in ``advance``.
+
+        Raises:
+            PreconditionError: the epoch is not a later one, or the position is ahead of what
+                was drafted or behind what is verified.
+        """
+        if epoch <= self._epoch:
+            raise PreconditionError(
+                f"a rollback to epoch {epoch} is too old: the session is in epoch {self._epoch}"
+            )
+        if verified_position - 1 > self.length:
+            raise PreconditionError(
+                f"a rollback to position {verified_position} is ahead of the "
+                f"{self.length} tokens there are"
+            )
+        if verified_position - 1 < self._verified:
+            raise PreconditionError(
+                f"a rollback to position {verified_position} is behind the "
+                f"{self._verified} tokens verified already"
+            )
+        self._set_lookahead(lookahead)
+        self._count_rolled_back(verified_position - 1, corrected_token)
+        num_dropped = max(0, self.length - (verified_position - 1))
+        self._sources.clear()
+        del self._tokens[verified_position - 1 :]
+        self._tokens.append(corrected_token)
+        self._epoch = epoch
+        self._verified = verified_position
+        self._sent = verified_position
+        self._stalled = False
+        self._exhausted = False
+        self._announced = False
+        return num_dropped
+
+    def _count_rolled_back(self, position: int, token: int) -> None:
+        """Count what a rollback says: right before ``position``, and ``token`` stands there."""
+        if self._stalled:
+            return  # the wrong token was counted when the advance came
+        for source in self._sources[: position - self._verified]:
+            self.tracker.compared(source, is_right=True)
+        if position < self.length:
+            source = self._sources[position - self._verified]
+            self.tracker.compared(source, self._tokens[position] == token)
+
+    def _set_lookahead(self, lookahead: int) -> None:
+        if lookahead:
+            self._lookahead = min(lookahead, self._limits.lookahead)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the parts of the state contradict one another."""
+        if not self._verified <= self.length:
+            raise AssertionError(f"verified more than there is: {self!r}")
+        if len(self._sources) != self.length - self._verified:
+            raise AssertionError(f"tokens of {len(self._sources)} known sources: {self!r}")
+        if self._sent > self.length:
+            raise AssertionError(f"sent more than there is: {self!r}")
+        if self.length > self._verified + self._limits.lookahead:
+            raise AssertionError(f"drafted beyond the look-ahead: {self!r}")

@@ -1,0 +1,110 @@
+"""The messages of one session: what comes in, and what follows from it.
+
+Positions are absolute (index in prompt and output, from 0). Epochs count rollbacks.
+"""
+
+from dataclasses import dataclass
+
+from amusd.protocol.draft_source import DraftSource
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTime:
+    """When a device worked on a session: ``seconds`` long, by the clock of its own host."""
+
+    started_unix_nanos: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
+
+    No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
+    ``draft_seconds`` is how long its ``num_steps`` steps took, ``device_seconds`` the session's
+    share of that time, which it had with others; 0: the service does not say. ``steps`` says when
+    each of the steps ran.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    draft_seconds: float = 0.0
+    num_steps: int = 0
+    source: DraftSource = DraftSource.MODEL
+    device_seconds: float = 0.0
+    steps: tuple[DeviceTime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Outcome of one pass of the verify model over ``num_checked`` tokens from ``position`` on.
+
+    The first ``num_accepted`` are the verify model's own, and ``next_token`` stands at
+    ``position + num_accepted``. ``pass_seconds`` is how long the pass took, ``device_seconds`` the
+    session's share of that time, which it had with others; 0: the service does not say.
+    ``num_reused`` tokens of the prompt did not have to be computed; only a first verdict says so.
+    ``passes`` says when the pass ran, and before it those that read pieces of the prompt.
+    """
+
+    epoch: int
+    position: int
+    num_checked: int
+    num_accepted: int
+    next_token: int
+    pass_seconds: float = 0.0
+    device_seconds: float = 0.0
+    num_reused: int = 0
+    passes: tuple[DeviceTime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send ``tokens`` to the verify service; no tokens ask for a plain pass.
+
+    A pass checks at most ``max_checked`` tokens from now on; 0 leaves it to the service.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    max_checked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Tell the draft service that ``tokens`` from ``position`` on are final.
+
+    It may draft ``lookahead`` tokens beyond them from now on; 0 leaves that as it is.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    lookahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``.
+
+    ``lookahead`` as in ``Advance``.
+    """
+
+    epoch: int
+    verified_position: int
+    corrected_token: int
+    lookahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from an event, to be carried out in the order of the fields."""
+
+    rollback: Rollback | None = None
+    advance: Advance | None = None
+    forward: Forward | None = None
+    committed: tuple[int, ...] = ()
+
+
+NOTHING = Decision()

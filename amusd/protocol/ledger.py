@@ -1,0 +1,279 @@
+"""The ledger: which tokens of one session are final, and what follows from each message.
+
+Rules of this file
+- State changes only in ``Ledger.proposal`` and ``Ledger.verdict``, and only after every check
+  has passed: an illegal event raises and changes nothing.
+- Safety rests on ``(epoch, position)``. Stale and duplicate messages are no-ops.
+- Final tokens come from verdicts alone. A verdict names accepted tokens by number only, so it
+  may settle nothing but a tail of its own epoch. One that accepted nothing speaks of no
+  proposal, only of the verify model's token after the final ones, and holds in every epoch.
+- It knows nothing of time, transport, end of text, or of how the other side works.
+
+Intervals, for V final tokens and n speculated ones:
+
+    [0 ........... V)[V ........... V + n)
+     final            tail: proposed and forwarded, not yet verified
+                      draft_head = V + n; below V while the draft lags behind
+"""
+
+from dataclasses import dataclass, field
+
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import PreconditionError
+from amusd.protocol.events import (
+    NOTHING,
+    Advance,
+    Decision,
+    Forward,
+    Proposal,
+    Rollback,
+    Verdict,
+)
+
+
+@dataclass(slots=True)
+class SourceFate:
+    """Proposed tokens of one source, and how those that were compared fared."""
+
+    drafted: int = 0
+    accepted: int = 0
+    rejected: int = 0
+
+
+def _no_fates() -> dict[DraftSource, SourceFate]:
+    return {source: SourceFate() for source in DraftSource}
+
+
+@dataclass(slots=True)
+class LedgerCounts:
+    """Fate of every proposed token: ``drafted == accepted + rejected + wasted + open tail``."""
+
+    by_source: dict[DraftSource, SourceFate] = field(default_factory=_no_fates)
+    wasted: int = 0
+    rollbacks: int = 0
+    passes: int = 0
+
+    @property
+    def drafted(self) -> int:
+        """Proposed tokens of all sources."""
+        return sum(fate.drafted for fate in self.by_source.values())
+
+    @property
+    def accepted(self) -> int:
+        """Accepted tokens of all sources."""
+        return sum(fate.accepted for fate in self.by_source.values())
+
+    @property
+    def rejected(self) -> int:
+        """Rejected tokens of all sources."""
+        return sum(fate.rejected for fate in self.by_source.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A token of the tail."""
+
+    token: int
+    source: DraftSource
+
+
+class Ledger:
+    """Single source of truth of one session; enough to rebuild it on any replica."""
+
+    __slots__ = ("_draft_head", "_epoch", "_final", "_num_prompt", "_tail", "counts")
+
+    def __init__(self, prompt: list[int], epoch: int = 0) -> None:
+        """Start after ``prompt``, which has one token or more, all of them final."""
+        if not prompt:
+            raise PreconditionError("a session needs a prompt of at least one token")
+        self._final = list(prompt)
+        self._num_prompt = len(prompt)
+        self._tail: list[_Guess] = []
+        self._epoch = epoch
+        self._draft_head = len(prompt)
+        self.counts = LedgerCounts()
+
+    def __repr__(self) -> str:
+        return (
+            f"Ledger(epoch={self._epoch}, verified={self.verified_position}, "
+            f"tail={len(self._tail)}, draft_head={self._draft_head})"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Number of rollbacks so far."""
+        return self._epoch
+
+    @property
+    def verified_position(self) -> int:
+        """Number of final tokens, prompt included. It never decreases."""
+        return len(self._final)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of tokens the session started with."""
+        return self._num_prompt
+
+    @property
+    def num_speculated(self) -> int:
+        """Number of tokens beyond the verified position that the verify service may check."""
+        return len(self._tail)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The final tokens, prompt included."""
+        return tuple(self._final)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The final tokens after the prompt."""
+        return tuple(self._final[self._num_prompt :])
+
+    @property
+    def tail(self) -> Forward | None:
+        """What was forwarded and is not verified; None if nothing is.
+
+        Another verify service, opened with the final tokens and the epoch, goes on from it.
+        """
+        if not self._tail:
+            return None
+        tokens = tuple(guess.token for guess in self._tail)
+        return Forward(self._epoch, self.verified_position, tokens)
+
+    def plain_pass(self, num_ahead: int = 0) -> Forward:
+        """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
+        return Forward(self._epoch, self.verified_position + num_ahead, ())
+
+    def proposal(self, proposal: Proposal) -> Decision:
+        """Take drafted tokens; return what to forward, or the rollback they call for.
+
+        Raises:
+            PreconditionError: the proposal comes from a later epoch, leaves a gap, or
+                contradicts an earlier one of its epoch. Nothing has changed then.
+        """
+        fate = self.counts.by_source[proposal.source]
+        if proposal.epoch < self._epoch:
+            fate.drafted += len(proposal.tokens)
+            self.counts.wasted += len(proposal.tokens)
+            return NOTHING
+        self._check_proposal(proposal)
+        num_known = max(0, self._draft_head - proposal.position)
+        fresh = proposal.tokens[num_known:]
+        if not fresh:
+            return NOTHING
+        position = proposal.position + num_known
+        fate.drafted += len(fresh)
+        # Those below the verified position came late: the verify model went on without them.
+        num_late = min(len(fresh), max(0, self.verified_position - position))
+        for index in range(num_late):
+            if fresh[index] != self._final[position + index]:
+                fate.accepted += index
+                fate.rejected += 1
+                self.counts.wasted += len(fresh) - index - 1
+                return self._roll_back_to(position + index)
+        fate.accepted += num_late
+        self._draft_head = position + len(fresh)
+        forwarded = fresh[num_late:]
+        if not forwarded:
+            return NOTHING
+        forward = Forward(self._epoch, position + num_late, forwarded)
+        self._tail.extend(_Guess(token, proposal.source) for token in forwarded)
+        return Decision(forward=forward)
+
+    def verdict(self, verdict: Verdict) -> Decision:
+        """Take the outcome of a pass; return the tokens that became final and what follows.
+
+        Raises:
+            PreconditionError: the verdict comes from a later epoch or position, or accepts
+                more than was proposed. Nothing has changed then.
+        """
+        self._check_verdict(verdict)
+        if verdict.position < self.verified_position:
+            return NOTHING
+        if verdict.num_accepted and verdict.epoch != self._epoch:
+            return NOTHING
+        position = self.verified_position
+        accepted = self._tail[: verdict.num_accepted]
+        committed = (*(guess.token for guess in accepted), verdict.next_token)
+        del self._tail[: verdict.num_accepted]
+        self._final.extend(committed)
+        self.counts.passes += 1
+        for guess in accepted:
+            self.counts.by_source[guess.source].accepted += 1
+        if self._tail:
+            guess = self._tail.pop(0)
+            fate = self.counts.by_source[guess.source]
+            if guess.token != verdict.next_token:
+                fate.rejected += 1
+                rolled_back = self._roll_back_to(self.verified_position - 1)
+                return Decision(rollback=rolled_back.rollback, committed=committed)
+            fate.accepted += 1
+        advance = Advance(self._epoch, position, committed)
+        return Decision(advance=advance, committed=committed)
+
+    def close(self) -> None:
+        """Count what is left of the tail as wasted; the session is over."""
+        self.counts.wasted += len(self._tail)
+        self._tail.clear()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the parts of the state contradict one another."""
+        counts = self.counts
+        settled = counts.accepted + counts.rejected + counts.wasted
+        if counts.drafted != settled + len(self._tail):
+            raise AssertionError(f"tokens got lost: {counts} with a tail of {len(self._tail)}")
+        if self._tail and self._draft_head != self.verified_position + len(self._tail):
+            raise AssertionError(f"the tail does not end at the draft's head: {self!r}")
+        if self._draft_head < self._num_prompt or self.verified_position < self._num_prompt:
+            raise AssertionError(f"a position lies within the prompt: {self!r}")
+
+    def _check_proposal(self, proposal: Proposal) -> None:
+        if proposal.epoch > self._epoch:
+            raise PreconditionError(
+                f"a proposal of epoch {proposal.epoch} cannot come in epoch {self._epoch}"
+            )
+        # A draft that was told of final tokens goes on after them, hence the maximum.
+        head = max(self._draft_head, self.verified_position)
+        if proposal.position > head:
+            raise PreconditionError(
+                f"a proposal at position {proposal.position} leaves a gap after {head}"
+            )
+        if proposal.position < self._num_prompt:
+            raise PreconditionError(
+                f"a proposal at position {proposal.position} lies within the prompt"
+            )
+        for index, token in enumerate(proposal.tokens):
+            offset = proposal.position + index - self.verified_position
+            if 0 <= offset < len(self._tail) and self._tail[offset].token != token:
+                raise PreconditionError(
+                    f"two proposals of epoch {self._epoch} contradict each other at "
+                    f"position {proposal.position + index}"
+                )
+
+    def _check_verdict(self, verdict: Verdict) -> None:
+        if verdict.epoch > self._epoch:
+            raise PreconditionError(
+                f"a verdict of epoch {verdict.epoch} cannot come in epoch {self._epoch}"
+            )
+        if verdict.position > self.verified_position:
+            raise PreconditionError(
+                f"a verdict at position {verdict.position} is ahead of {self.verified_position}"
+            )
+        current = verdict.position == self.verified_position and verdict.epoch == self._epoch
+        if current and verdict.num_accepted > len(self._tail):
+            raise PreconditionError(
+                f"a verdict accepts {verdict.num_accepted} of {len(self._tail)} proposed tokens"
+            )
+
+    def _roll_back_to(self, position: int) -> Decision:
+        """Start a new epoch in which the draft goes on after the final token at ``position``."""
+        self.counts.wasted += len(self._tail)
+        self.counts.rollbacks += 1
+        self._tail.clear()
+        self._epoch += 1
+        self._draft_head = position + 1
+        rest = tuple(self._final[position + 1 :])
+        return Decision(
+            rollback=Rollback(self._epoch, position + 1, self._final[position]),
+            advance=Advance(self._epoch, position + 1, rest) if rest else None,
+        )

@@ -1,0 +1,190 @@
+"""One session as the verify service sees it: what to check next, and what a pass means.
+
+Rules of this file
+- A pass begins with ``begin_pass`` and ends with ``end_pass``; final tokens change only there.
+- Stale proposals are ignored; an illegal one raises and changes nothing.
+- It keeps its own copy of the final tokens, so that late proposals can be compared with them.
+
+Intervals, for V final tokens, c in the running pass and n that wait:
+
+    [0 ........... V)[V ........ V + c)[V + c ........ V + c + n)
+     final            checking          pending
+"""
+
+from amusd.protocol.errors import InvalidInputError, LimitExceededError, PreconditionError
+from amusd.protocol.events import DeviceTime, Verdict
+
+
+class VerifySession:
+    """Final tokens of a session and the proposals that wait for the next pass."""
+
+    __slots__ = (
+        "_checking",
+        "_checking_epoch",
+        "_epoch",
+        "_final",
+        "_in_pass",
+        "_max_pending",
+        "_max_position",
+        "_pending",
+        "_plain_until",
+    )
+
+    def __init__(
+        self, tokens: list[int], max_position: int, max_pending: int, epoch: int = 0
+    ) -> None:
+        """Start after ``tokens``, all final, with a plain pass due.
+
+        Raises:
+            InvalidInputError: no token, or no room for one more below ``max_position``.
+        """
+        if not tokens:
+            raise InvalidInputError("a session needs at least one token: send a prompt")
+        if max_position <= len(tokens):
+            raise InvalidInputError(
+                f"max_position {max_position} leaves no room after {len(tokens)} tokens"
+            )
+        self._final = list(tokens)
+        self._pending: list[int] = []
+        self._checking: tuple[int, ...] = ()
+        self._checking_epoch = epoch
+        self._epoch = epoch
+        self._in_pass = False
+        self._plain_until = len(tokens)
+        self._max_position = max_position
+        self._max_pending = max_pending
+
+    def __repr__(self) -> str:
+        return (
+            f"VerifySession(epoch={self._epoch}, verified={self.verified_position}, "
+            f"checking={len(self._checking)}, pending={len(self._pending)})"
+        )
+
+    @property
+    def verified_position(self) -> int:
+        """Number of final tokens, prompt included."""
+        return len(self._final)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to check, or a plain pass was asked for."""
+        if self._in_pass or self.verified_position >= self._max_position:
+            return False
+        return self.verified_position <= self._plain_until or bool(self._pending)
+
+    def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
+        """Take proposals; no tokens ask for plain passes up to the one at ``position``.
+
+        Raises:
+            PreconditionError: a gap, or a new epoch while tokens of the old one are checked.
+            InvalidInputError: other tokens than an earlier proposal of the same epoch.
+            LimitExceededError: more tokens than may wait.
+        """
+        if not tokens:
+            self._plain_until = max(self._plain_until, position)
+            return
+        if epoch < self._epoch:
+            return
+        pending = self._pending if epoch == self._epoch else []
+        checking = self._checking if epoch == self._checking_epoch else ()
+        if self._checking and not checking:
+            raise PreconditionError(
+                f"epoch {epoch} begins while tokens of epoch {self._checking_epoch} are checked"
+            )
+        known = (*checking, *pending)
+        head = self.verified_position + len(known)
+        if position > head:
+            raise PreconditionError(f"proposals at position {position} leave a gap after {head}")
+        num_late = max(0, self.verified_position - position)
+        for index, token in enumerate(tokens[num_late:]):
+            offset = position + num_late + index - self.verified_position
+            if offset < len(known) and known[offset] != token:
+                raise InvalidInputError(
+                    f"two proposals of epoch {epoch} contradict each other at position "
+                    f"{self.verified_position + offset}"
+                )
+        fresh = tokens[head - position :]
+        if len(pending) + len(fresh) > self._max_pending:
+            raise LimitExceededError(
+                f"more than {self._max_pending} proposed tokens wait: propose less far ahead"
+            )
+        self._epoch = epoch
+        self._pending = pending
+        late = tokens[:num_late]
+        if late != tuple(self._final[position : position + len(late)]):
+            self._reject()
+            return
+        pending.extend(fresh)
+
+    def begin_pass(self, max_tokens: int) -> tuple[int, ...]:
+        """Return the proposals that the pass checks, at most ``max_tokens``."""
+        # A pass over n proposals may finish n + 1 tokens.
+        room = self._max_position - self.verified_position - 1
+        num_checked = min(len(self._pending), max_tokens, room)
+        self._checking = tuple(self._pending[:num_checked])
+        self._checking_epoch = self._epoch
+        del self._pending[:num_checked]
+        self._in_pass = True
+        return self._checking
+
+    def end_pass(
+        self,
+        predictions: list[int],
+        pass_seconds: float,
+        device_seconds: float = 0.0,
+        num_reused: int = 0,
+        passes: tuple[DeviceTime, ...] = (),
+    ) -> Verdict:
+        """Settle the pass and return its verdict.
+
+        Args:
+            predictions: the verify model's token after the last final token and after each
+                checked one, ``[num_checked + 1]``.
+            pass_seconds: how long the pass took.
+            device_seconds: this session's share of it.
+            num_reused: tokens of the prompt that did not have to be computed.
+            passes: when it ran, and before it those that read pieces of the prompt.
+        """
+        num_checked = len(self._checking)
+        num_accepted = 0
+        while (
+            num_accepted < num_checked and self._checking[num_accepted] == predictions[num_accepted]
+        ):
+            num_accepted += 1
+        next_token = predictions[num_accepted]
+        verdict = Verdict(
+            epoch=self._checking_epoch,
+            position=self.verified_position,
+            num_checked=num_checked,
+            num_accepted=num_accepted,
+            next_token=next_token,
+            pass_seconds=pass_seconds,
+            device_seconds=device_seconds,
+            num_reused=num_reused,
+            passes=passes,
+        )
+        self._final.extend((*self._checking[:num_accepted], next_token))
+        self._checking = ()
+        self._in_pass = False
+        if num_accepted < num_checked or (self._pending and self._pending.pop(0) != next_token):
+            self._reject()
+        return verdict
+
+    @property
+    def tokens(self) -> list[int]:
+        """The final tokens; not to be changed by the caller."""
+        return self._final
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the parts of the state contradict one another."""
+        if self.verified_position > self._max_position:
+            raise AssertionError(f"wrote beyond position {self._max_position}: {self!r}")
+        if self._checking and not self._in_pass:
+            raise AssertionError(f"checks tokens outside a pass: {self!r}")
+        if len(self._pending) > self._max_pending:
+            raise AssertionError(f"too many tokens wait: {self!r}")
+
+    def _reject(self) -> None:
+        """Drop what was proposed in this epoch; only a later one can propose again."""
+        self._pending.clear()
+        self._epoch += 1

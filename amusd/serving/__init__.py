@@ -1,0 +1,1 @@
+"""The serving loop that draft and verify service share. No model and no session protocol here."""

@@ -1,0 +1,116 @@
+"""The engine thread: the one thread on which a model runs and its sessions change.
+
+Who owns what: the thread owns the worker and everything below it. Other threads hand it
+commands through ``submit``; the worker hands results out through callbacks of their own.
+The inbox is bounded by its users, who keep count of the commands they have under way.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
+
+from amusd.protocol.errors import UnavailableError
+
+log = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """Work of an engine thread, done in passes."""
+
+    def step(self) -> bool:
+        """Run one pass if any session is due; return whether there was one."""
+
+
+_ENDING = "the service is ending: use another replica"
+
+Work = TypeVar("Work", bound=Worker)
+Result = TypeVar("Result")
+
+
+class EngineThread(Generic[Work]):
+    """Runs a worker's passes, and between them the commands of other threads, in order."""
+
+    def __init__(self, name: str, make_worker: Callable[[], Work]) -> None:
+        """Prepare the thread; the worker is made on it, so that a model loads there too."""
+        self._make_worker = make_worker
+        # Commands are called with the worker, or with None if it will not serve any more.
+        self._inbox: queue.SimpleQueue[Callable[[Work | None], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self.ready: Future[Work] = Future()
+        self.failed: Future[None] = Future()
+        for future in (self.ready, self.failed):
+            future.set_running_or_notify_cancel()  # whoever stops waiting does not cancel it
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start; ``ready`` is done when the worker is made, or holds why it could not be."""
+        self._thread.start()
+
+    def submit(self, command: Callable[[Work], Result]) -> "Future[Result]":
+        """Run ``command(worker)`` on the thread between two passes.
+
+        Raises:
+            UnavailableError: the worker is not there yet, or not any more.
+        """
+        if not self.ready.done():
+            raise UnavailableError("the service is loading its model: try again soon")
+        if self._stopping:
+            raise UnavailableError(_ENDING)
+        future: Future[Result] = Future()
+
+        def run(worker: Work | None) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if worker is None:
+                    raise UnavailableError(_ENDING)
+                future.set_result(command(worker))
+            except BaseException as error:
+                future.set_exception(error)  # whoever waits for the future gets it
+
+        self._inbox.put(run)
+        return future
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """End after the pass that runs; return whether the thread is gone by the timeout."""
+        self._stopping = True
+        self._inbox.put(lambda _: None)
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            worker = self._make_worker()
+        except Exception as error:
+            self._stopping = True
+            self.ready.set_exception(error)
+            return
+        self.ready.set_result(worker)
+        try:
+            self._loop(worker)
+        except Exception as error:
+            log.exception("the engine thread failed")
+            self.failed.set_exception(error)
+        finally:
+            self._stopping = True
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """Answer commands that came too late, so that nobody waits for them."""
+        while not self._inbox.empty():
+            self._inbox.get_nowait()(None)
+
+    def _loop(self, worker: Work) -> None:
+        busy = False
+        while not self._stopping:
+            try:
+                command = self._inbox.get(block=not busy)
+            except queue.Empty:
+                busy = worker.step()
+                continue
+            command(worker)
+            # Take all that has arrived before the next pass: it can use it.
+            busy = True

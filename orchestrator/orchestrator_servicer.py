@@ -1,0 +1,190 @@
+"""The gRPC face of the orchestrator: checks requests, runs sessions, writes chunks."""
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Iterator
+
+import amusd
+from amusd.observe.observer import Observer
+from amusd.protocol.errors import (
+    InvalidInputError,
+    LimitExceededError,
+    NotServedError,
+    UnavailableError,
+)
+from amusd.protocol.finish import FinishRule
+from amusd.protocol.strategy import Strategy
+from amusd.rpc import codec, faults, timeline_codec
+from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from orchestrator.backends import Backends
+from orchestrator.orchestrator_settings import OrchestratorSettings
+from orchestrator.session import Session, SessionPlan
+from orchestrator.text import Message, NoText, TextCodec
+
+
+class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """Serves clients, once the backends are there."""
+
+    def __init__(self, settings: OrchestratorSettings, observer: Observer) -> None:
+        """Serve by ``settings``; ``open`` lets requests in."""
+        self._observer = observer
+        self._settings = settings
+        self._backends: Backends | None = None
+        self._text: TextCodec = NoText()
+        self._num_sessions = 0
+
+    def open(self, backends: Backends, text: TextCodec) -> None:
+        """Let requests in."""
+        self._backends, self._text = backends, text
+
+    @faults.reported
+    async def Generate(  # type: ignore[override]
+        self, request: orchestrator_pb2.GenerateRequest, context: faults.Context
+    ) -> None:
+        """See the protocol."""
+        with self._observer.request(context) as watch:
+            backends = self._ready()
+            plan = self._plan(request, backends)
+            decoder = self._text.decoder()
+
+            async def emit(tokens: tuple[int, ...]) -> None:
+                chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
+                await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
+                watch.wrote(len(tokens))
+
+            with self._admitted():
+                watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
+                outcome = await Session(backends, plan, emit, watch).run()
+            completion = orchestrator_pb2.Completion(
+                finish_reason=codec.finish_reason_to_proto(outcome.reason),
+                text=decoder.finish(),
+                session_id=plan.session_id,
+                statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
+                timeline=timeline_codec.timeline_to_proto(outcome.timeline),
+            )
+            await context.write(orchestrator_pb2.GenerateResponse(completion=completion))
+
+    @faults.reported
+    async def GetServerInfo(
+        self, request: orchestrator_pb2.GetServerInfoRequest, context: faults.Context
+    ) -> orchestrator_pb2.GetServerInfoResponse:
+        """See the protocol."""
+        backends, settings = self._ready(), self._settings
+        draft_model, known = backends.draft_model, backends.limits
+        strategies = list(Strategy) if backends.has_draft else [Strategy.AUTOREGRESSIVE]
+        limits = dataclasses.replace(
+            known, max_sessions=min(settings.max_sessions, known.max_sessions)
+        )
+        return orchestrator_pb2.GetServerInfoResponse(
+            version=amusd.__version__,
+            verify_model=codec.model_to_proto(backends.verify_model),
+            draft_model=codec.model_to_proto(draft_model) if draft_model else None,
+            limits=codec.limits_to_proto(limits),
+            strategies=[codec.strategy_to_proto(strategy) for strategy in strategies],
+            default_strategy=codec.strategy_to_proto(settings.default_strategy),
+            default_max_tokens=settings.default_max_tokens,
+            default_speculative_lookahead=settings.speculative_lookahead,
+            default_amusd_lookahead=settings.amusd_lookahead,
+            verify_replicas=[
+                codec.replica_to_proto(one.status) for one in backends.verify.replicas
+            ],
+            draft_replicas=[codec.replica_to_proto(one.status) for one in backends.draft.replicas],
+        )
+
+    def _ready(self) -> Backends:
+        if self._backends is None:
+            raise UnavailableError(
+                "the orchestrator waits for its draft and verify services: try again soon"
+            )
+        return self._backends
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._num_sessions >= self._settings.max_sessions:
+            raise LimitExceededError(
+                f"{self._settings.max_sessions} generations are running: try again later"
+            )
+        self._num_sessions += 1
+        try:
+            yield
+        finally:
+            self._num_sessions -= 1
+
+    def _plan(self, request: orchestrator_pb2.GenerateRequest, backends: Backends) -> SessionPlan:
+        """Check a request and fill in the defaults."""
+        if request.HasField("temperature") and request.temperature != 0:
+            raise NotServedError(
+                f"temperature is {request.temperature:g}: only greedy decoding is served, "
+                "leave it out or use 0"
+            )
+        strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)
+        tokens = self._prompt(request)
+        backends.verify_model.check_tokens(tokens)
+        backends.verify_model.check_tokens(request.stop_token_ids)
+        stop_tokens = set(request.stop_token_ids)
+        if not request.ignore_eos:
+            stop_tokens.update(backends.verify_model.eos_token_ids)
+        return SessionPlan(
+            session_id=uuid.uuid4().hex,
+            tokens=tokens,
+            strategy=strategy,
+            lookahead=self._lookahead(request, strategy, backends.limits.max_lookahead),
+            finish=FinishRule(
+                self._max_tokens(request, len(tokens), backends.limits.max_context),
+                frozenset(stop_tokens),
+            ),
+            verify_timeout_seconds=self._settings.verify_timeout_seconds,
+            draft_timeout_seconds=self._settings.draft_timeout_seconds,
+            records_timeline=request.timeline,
+        )
+
+    def _prompt(self, request: orchestrator_pb2.GenerateRequest) -> tuple[int, ...]:
+        match request.WhichOneof("prompt"):
+            case "text":
+                tokens = self._text.encode(request.text) if request.text else []
+            case "chat":
+                messages = [Message(one.role, one.content) for one in request.chat.messages]
+                if not all(message.content for message in messages):
+                    raise InvalidInputError("a chat message is empty: give each one content")
+                tokens = self._text.encode_chat(messages) if messages else []
+            case "tokens":
+                tokens = list(request.tokens.ids)
+            case _:
+                raise InvalidInputError("there is no prompt: set text, chat or tokens")
+        if not tokens:
+            raise InvalidInputError("the prompt is empty: send at least one token or character")
+        return tuple(tokens)
+
+    def _max_tokens(
+        self, request: orchestrator_pb2.GenerateRequest, num_prompt: int, max_context: int
+    ) -> int:
+        room = max_context - num_prompt
+        if room < 1:
+            raise InvalidInputError(
+                f"the prompt has {num_prompt} tokens, the context {max_context}: shorten the prompt"
+            )
+        if not request.HasField("max_tokens"):
+            return min(self._settings.default_max_tokens, room)
+        if request.max_tokens < 1:
+            raise InvalidInputError(f"max_tokens is {request.max_tokens}: ask for 1 or more")
+        if request.max_tokens > room:
+            raise InvalidInputError(
+                f"the prompt has {num_prompt} tokens, the context {max_context}: "
+                f"ask for max_tokens of {room} or less, not {request.max_tokens}"
+            )
+        return int(request.max_tokens)
+
+    def _lookahead(
+        self, request: orchestrator_pb2.GenerateRequest, strategy: Strategy, most: int
+    ) -> int:
+        if not request.HasField("lookahead"):
+            default = (
+                self._settings.speculative_lookahead
+                if strategy is Strategy.SPECULATIVE
+                else self._settings.amusd_lookahead
+            )
+            return min(default, most)
+        if not 1 <= request.lookahead <= most:
+            raise InvalidInputError(f"lookahead is {request.lookahead}: ask for 1 to {most}")
+        return int(request.lookahead)

@@ -1,0 +1,216 @@
+"""The native engine against Transformers, and what it promises beyond that."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from amusd.engine.interface import EngineOptions, Feed, WeightFormat
+from amusd.engine.loading.model_source import LoadedModel
+from amusd.engine.model_engine import SlotEngine
+from amusd.engine.native.library import BLOCK, library
+from amusd.engine.native.native_loading import native_passes
+from amusd.engine.native.native_model import NativeModel
+from amusd.engine.native.native_runner import NativePasses
+from amusd.engine.reference import decode_autoregressive
+from amusd.engine.runners.selection import Choice
+from amusd.fleet.model_description import ModelDescription
+from amusd.fleet.vocabulary import Vocabulary
+from amusd.protocol.errors import InvalidInputError
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="no C compiler when this was installed, or no AVX-512"
+)
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+CONTEXT = 400
+DESCRIPTION = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, tiny.VOCABULARY, Vocabulary(0))
+
+
+def engine_of(
+    model: PreTrainedModel, weights: WeightFormat = WeightFormat.COMPACT, num_threads: int = 1
+) -> SlotEngine:
+    return engine_with(NativeModel(model, weights), num_threads)
+
+
+def engine_with(model: NativeModel, num_threads: int = 1) -> SlotEngine:
+    passes = NativePasses(model, CONTEXT, num_threads)
+    choice = Choice(passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes)
+    return SlotEngine(DESCRIPTION, choice)
+
+
+def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(torch.tensor([tokens])).logits[0]
+    return logits
+
+
+def tokens_of(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(tiny.VOCABULARY) for _ in range(count)]
+
+
+def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model with weights that a smaller format holds."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype).float())
+    return model
+
+
+def quantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with matrices as dequantised from GGUF's Q4_1 and Q8_0."""
+    with torch.no_grad():
+        for index, weight in enumerate(p for p in model.parameters() if p.dim() == 2):
+            blocks = weight.view(-1, BLOCK)
+            low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+            if index % 2:
+                scale, offset, most = ((high - low) / 15).half().float(), low.half().float(), 15
+            else:
+                scale = (blocks.abs().amax(1, keepdim=True) / 127).half().float()
+                offset, most = -128 * scale, 255
+            codes = ((blocks - offset) / scale).round().clamp(0, most)
+            blocks.copy_((codes.double() * scale.double() + offset.double()).float())
+    return model
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
+    model = tiny.build(family)
+    engine = engine_of(model, num_threads=num_threads)
+    tokens = tokens_of(random.Random(0), 90)
+    slot = engine.open(100)
+    found = engine.logits([Feed(slot, tokens, 90)])
+    expected = logits_of(model, tokens)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    ids = torch.tensor([tokens[:7]])
+    written: Any = model.generate(ids, max_new_tokens=60, do_sample=False)  # type: ignore[operator]
+    assert decode_autoregressive(engine, tokens[:7], 60) == written[0, 7:].tolist()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_threads: int) -> None:
+    model = quantised(tiny.build(family))
+    rng = random.Random(2)
+    texts = [tokens_of(rng, rng.randint(40, 90)) for _ in range(5)]
+    alone = engine_of(model)
+    expected = []
+    for text in texts:
+        slot = alone.open(100)
+        expected.append(torch.cat([alone.logits([Feed(slot, [token], 1)]) for token in text]))
+    shared = engine_of(model, num_threads=num_threads)
+    slots = [shared.open(100) for _ in texts]
+    while any(shared.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
+        feeds, places = [], []
+        for index, (slot, text) in enumerate(zip(slots, texts, strict=True)):
+            held = shared.length(slot)
+            if rng.random() < 0.3:
+                held = max(0, held - rng.randint(0, 4))
+                shared.truncate(slot, held)
+            piece = text[held : held + rng.choice([1, 2, 5, 9, 30])]
+            if piece:
+                feeds.append(Feed(slot, piece, len(piece)))
+                places += [(index, position) for position in range(held, held + len(piece))]
+        for row, (index, position) in zip(shared.logits(feeds), places, strict=True):
+            assert torch.equal(row, expected[index][position])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")]
+)
+def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: str) -> None:
+    model = rounded(tiny.build("qwen2"), dtype)
+    compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
+    assert compact.weight_format == f"{name} without loss"
+    assert plain.weight_format == "float32"
+    assert compact.weight_bytes * 2 == plain.weight_bytes
+    assert_same_bits(compact, plain)
+
+
+def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
+    model = quantised(tiny.build("llama"))
+    compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
+    assert compact.weight_format == "int8 without loss"
+    assert compact.weight_bytes < 0.3 * plain.weight_bytes
+    assert_same_bits(compact, plain)
+
+
+def test_weights_that_no_smaller_format_holds_stay() -> None:
+    assert engine_of(tiny.build("llama")).weight_format == "float32"
+
+
+def assert_same_bits(first: SlotEngine, second: SlotEngine) -> None:
+    tokens = tokens_of(random.Random(4), 60)
+    slots = [engine.open(80) for engine in (first, second)]
+    for piece in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
+        found, expected = (
+            engine.logits([Feed(slot, piece, len(piece))])
+            for engine, slot in zip((first, second), slots, strict=True)
+        )
+        assert torch.equal(found, expected)
+
+
+def test_int8_is_near_and_not_the_same() -> None:
+    model = tiny.build("llama")
+    engine = engine_of(model, WeightFormat.INT8)
+    assert engine.weight_format == "int8"
+    tokens = tokens_of(random.Random(5), 30)
+    found = engine.logits([Feed(engine.open(40), tokens, 30)])
+    expected = logits_of(model, tokens)
+    assert not torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
+
+
+def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
+    model = tiny.build("llama")
+    engine, fresh = engine_of(model), engine_of(model)
+    tokens = tokens_of(random.Random(6), 75)
+    first = engine.open(100)
+    engine.run([Feed(first, tokens[:70], 0, is_prompt=True)])
+    engine.close(first)
+    second = engine.open(100)
+    assert engine.reuse(second, [*tokens[:50], 1, 2]) == 50
+    assert engine.usage.num_reused == 50
+    rest = [1, 2, 3]
+    found = engine.logits([Feed(second, rest, 3)])
+    expected = fresh.logits([Feed(fresh.open(100), tokens[:50] + rest, 3)])
+    assert torch.equal(found, expected)
+
+
+def test_a_reduced_head_and_unknown_rows_of_a_head() -> None:
+    model = tiny.build("llama")
+    tokens = tokens_of(random.Random(7), 20)
+    expected = logits_of(model, tokens)
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100))
+    [found] = engine.run([Feed(engine.open(30), tokens, 20)])
+    assert found == expected[:, :100].argmax(1).tolist()
+    head_ids = torch.arange(1000, 1256)
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, head_ids))
+    [found] = engine.run([Feed(engine.open(30), tokens, 20)])
+    assert found == [1000 + token for token in expected.argmax(1).tolist()]
+
+
+def test_what_does_not_fit_is_left_to_others() -> None:
+    window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
+    half = tiny.build("llama").bfloat16()
+    for model in (tiny.build("gpt2"), window, half):
+        assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+    with pytest.raises(InvalidInputError, match="need native passes"):
+        native_passes(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
+
+
+def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
+    model = tiny.build("llama")
+    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
+    model.register_forward_hook(_twice_as_large)
+    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+
+
+def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:
+    output.logits = 2 * output.logits
+    return output

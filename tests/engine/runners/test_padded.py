@@ -1,0 +1,151 @@
+"""Passes of fixed shapes, as on CUDA: what they answer, which shapes come, whose row is whose."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from amusd.engine.interface import Feed
+from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
+from amusd.engine.model_engine import SlotEngine, load_engine
+from amusd.engine.reference import decode_autoregressive, decode_speculative
+from amusd.engine.runners.graph_capture import Function, Replay
+from amusd.engine.runners.padded import Buckets, Shape, StaticPasses
+from amusd.engine.runners.selection import Choice
+from amusd.protocol.errors import CacheFullError, LimitExceededError
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("without_native_passes")
+
+FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
+PROMPT = [i * 29 % 256 for i in range(1, 100)]
+NUM_ROWS, LENGTH = 4, 400
+BUCKETS = Buckets.fast(NUM_ROWS, LENGTH)
+
+
+class Recorded:
+    """A capture that, like a graph, runs over the tensors it was made with, and counts."""
+
+    def __init__(self) -> None:
+        self.num_captured = 0
+        self.num_replays = 0
+
+    def __call__(self, function: Function, inputs: Tensor) -> Replay:
+        self.num_captured += 1
+        outputs = function(inputs)  # as a warm-up does: it must leave no trace
+
+        def replay() -> tuple[Tensor, Tensor]:
+            self.num_replays += 1
+            for known, new in zip(outputs, function(inputs), strict=True):
+                known.copy_(new)
+            return outputs
+
+        return replay
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tiny.save(tiny.build(request.param), tmp_path_factory.mktemp(request.param))
+    return load_source(ModelSource("tiny", folder))
+
+
+def engine_of(
+    loaded: LoadedModel, capture: Recorded | None = None, reuses: bool = True
+) -> SlotEngine:
+    passes = StaticPasses(loaded.model, BUCKETS, capture=capture or Recorded())
+    choice = Choice(passes, NUM_ROWS, reuses, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
+    return SlotEngine(loaded.description, choice)
+
+
+def test_it_writes_what_the_model_writes_alone(loaded: LoadedModel, tmp_path: Path) -> None:
+    alone = load_engine(ModelSource("alone", tiny.save(loaded.model, tmp_path)))
+    static = engine_of(loaded)
+    expected = decode_autoregressive(alone, PROMPT, 60)
+    assert decode_autoregressive(static, PROMPT, 60) == expected
+    draft = engine_of(LoadedModel(tiny.perturbed(loaded.model, 0.05), loaded.description))
+    assert decode_speculative(draft, static, PROMPT, 60, lookahead=5) == expected
+
+
+def test_sessions_side_by_side_write_what_each_writes_alone(loaded: LoadedModel) -> None:
+    engine = engine_of(loaded)
+    prompts = [PROMPT[:3], PROMPT[5:95], PROMPT[2:30], PROMPT[50:51]]
+    expected = [decode_autoregressive(engine, prompt, 8) for prompt in prompts]
+    slots = [engine.open(len(prompt) + 8) for prompt in prompts]
+    feeds = [Feed(slot, prompt, 1) for slot, prompt in zip(slots, prompts, strict=True)]
+    written: list[list[int]] = [[] for _ in prompts]
+    for _ in range(8):
+        found = engine.run(feeds)
+        written = [text + tokens for text, tokens in zip(written, found, strict=True)]
+        feeds = [Feed(slot, text[-1:], 1) for slot, text in zip(slots, written, strict=True)]
+    assert written == expected
+
+
+def test_the_model_stays_usable_in_the_usual_way(loaded: LoadedModel) -> None:
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        before = loaded.model(input_ids=ids).logits
+        decode_autoregressive(engine_of(loaded), PROMPT, 3)
+        assert torch.equal(loaded.model(input_ids=ids).logits, before)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tiny.save(tiny.build("llama"), tmp_path_factory.mktemp("llama"))
+    return load_source(ModelSource("tiny", folder))
+
+
+def test_after_the_warm_up_no_session_waits_for_a_capture(llama: LoadedModel) -> None:
+    capture = Recorded()
+    passes = StaticPasses(llama.model, BUCKETS, capture=capture)
+    with torch.inference_mode():
+        num_shapes = passes.warm_up()
+    assert capture.num_captured == num_shapes == len(BUCKETS.shapes())
+    engine = SlotEngine(
+        llama.description, Choice(passes, NUM_ROWS, True, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
+    )
+    slots = [engine.open(300) for _ in range(NUM_ROWS)]
+    engine.run([Feed(slot, PROMPT * 2, 1) for slot in slots])
+    decode_feeds = [Feed(slot, [1, 2, 3], 3) for slot in slots[:2]]
+    engine.run(decode_feeds)
+    assert capture.num_captured == num_shapes
+    assert capture.num_replays == 5  # 198 tokens a row in windows of 64, then one pass
+
+
+def test_a_pass_takes_the_smallest_shape_that_fits() -> None:
+    assert Buckets((1, 2, 4), (1, 2, 4, 8, 16, 32, 64), (256, 400)) == BUCKETS
+    assert BUCKETS.fit(rows=3, tokens=5, columns=256) == Shape(4, 8, 256)
+    assert BUCKETS.fit(rows=1, tokens=1, columns=257) == Shape(1, 1, 400)
+    assert Buckets.exact(4, 400).shapes() == [Shape(4, 8, 400)]
+    wide = Buckets.fast(32, 256)
+    assert wide.window_limit(32) == 16
+    assert all(shape.batch * shape.window <= 512 for shape in wide.shapes())
+
+
+def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedModel) -> None:
+    engine = engine_of(llama)
+    for start in range(6):  # each leaves a text that is kept for reuse
+        slot = engine.open(50)
+        engine.run([Feed(slot, PROMPT[start : start + 40], 1)])
+        engine.close(slot)
+    assert engine.usage.num_retained == LENGTH
+    slots = [engine.open(50) for _ in range(NUM_ROWS)]
+    assert engine.usage.num_reserved == NUM_ROWS * LENGTH
+    with pytest.raises(CacheFullError):
+        engine.open(1)
+    engine.close(slots[1])
+    engine.close(engine.open(1))
+    with pytest.raises(LimitExceededError):
+        engine.open(LENGTH + 1)
+
+
+def test_a_kept_beginning_is_copied_from_row_to_row(llama: LoadedModel) -> None:
+    engine, without = engine_of(llama), engine_of(llama, reuses=False)
+    kept = engine.open(120)
+    engine.run([Feed(kept, PROMPT[:60], 1)])
+    engine.close(kept)
+    slot, other = engine.open(120), without.open(120)
+    assert engine.reuse(slot, PROMPT) == 60
+    assert without.reuse(other, PROMPT) == 0
+    [found] = engine.run([Feed(slot, PROMPT[60:], 5)])
+    assert [found] == without.run([Feed(other, PROMPT, 5)])

@@ -1,0 +1,172 @@
+"""Metrics of real processes add up to what their clients saw."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from amusd.cli.local_services import LocalSettings, local_services
+from amusd.client import Client, Generation, Options
+from amusd.observe.metrics import METRIC_NAMES, Role, names_of
+from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.strategy import Strategy
+from tests.process.scrape import Scrape, WatchedTrio, free_port, scrape, start_watched
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Starter, amusd, becomes_true
+
+pytestmark = pytest.mark.process
+
+OF_A_GPU = "amusd_device_"
+ROLES: tuple[Role, ...] = ("orchestrator", "draft", "verify")
+
+
+@pytest.fixture
+def trio(start: Starter) -> WatchedTrio:
+    return start_watched(start, f"{VERIFY_MODEL},batch=8,memory=400", f"{DRAFT_MODEL},batch=8")
+
+
+def generate(trio: WatchedTrio, strategy: Strategy, num_sessions: int) -> list[Generation]:
+    def one(number: int) -> Generation:
+        with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+            prompt = Prompt(tokens=(number, 7, 9))
+            return client.generate(prompt, Options(strategy, 30)).wait()
+
+    with ThreadPoolExecutor(num_sessions) as pool:
+        return list(pool.map(one, range(num_sessions)))
+
+
+def is_at_rest(trio: WatchedTrio) -> bool:
+    """Whether no service has a session or memory in use."""
+    gauges = (
+        "amusd_sessions_open",
+        "amusd_requests_running",
+        "amusd_requests_waiting",
+        "amusd_kv_tokens_reserved",
+    )
+    scrapes = [trio.scrape(role) for role in ROLES]
+    return all(one[name] == 0 for one in scrapes for name in gauges)
+
+
+def test_metrics_add_up_to_what_clients_saw(trio: WatchedTrio) -> None:
+    generations = [
+        generation for strategy in Strategy for generation in generate(trio, strategy, 4)
+    ]
+    assert becomes_true(lambda: is_at_rest(trio))
+    summaries = [generation.summary() for generation in generations]
+    tokens = sum(len(generation.tokens) for generation in generations)
+    drafted = sum(summary.num_drafted for summary in summaries)
+    accepted = sum(summary.num_accepted for summary in summaries)
+    wasted = sum(summary.num_wasted for summary in summaries)
+    rejected = sum(summary.num_rejected for summary in summaries)
+    seen = trio.scrape("orchestrator")
+    assert seen["amusd_generation_tokens_total"] == tokens == 3 * 4 * 30
+    assert seen["amusd_prompt_tokens_total"] == sum(one.num_prompt_tokens for one in summaries)
+    assert seen["amusd_spec_decode_num_drafted_tokens_total"] == drafted
+    assert seen["amusd_spec_decode_num_accepted_tokens_total"] == accepted
+    assert seen["amusd_spec_decode_num_wasted_tokens_total"] == wasted
+    assert drafted == accepted + rejected + wasted
+    assert seen["amusd_rollbacks_total"] == sum(one.num_rollbacks for one in summaries) > 0
+    assert seen["amusd_spec_decode_num_accepted_tokens_per_pos_total"] == sum(
+        place.num_accepted for one in summaries for place in one.acceptance_per_position
+    )
+    for name in ("amusd_time_to_first_token_seconds_count", "amusd_request_seconds_count"):
+        assert seen[name] == len(generations)
+    assert seen["amusd_request_seconds_sum"] >= sum(one.wall_seconds for one in summaries)
+    assert seen["amusd_request_failures_total"] == 0
+
+
+def test_engines_count_their_passes_and_memory(trio: WatchedTrio) -> None:
+    summaries = [one.summary() for one in generate(trio, Strategy.AMUSD, 4)]
+    assert becomes_true(lambda: is_at_rest(trio))
+    verify, draft = trio.scrape("verify"), trio.scrape("draft")
+    assert 0 < verify["amusd_verify_pass_seconds_count"] == verify["amusd_pass_sessions_count"]
+    assert verify["amusd_pass_sessions_sum"] >= sum(one.num_passes for one in summaries)
+    assert verify["amusd_verify_pass_seconds_sum"] > 0.9 * sum(
+        one.verify_busy_seconds for one in summaries
+    )
+    assert verify["amusd_kv_tokens_max"] == 400
+    assert verify["amusd_prefix_cache_query_tokens_total"] == sum(
+        one.num_prompt_tokens for one in summaries
+    )
+    assert draft["amusd_generation_tokens_total"] >= sum(one.num_drafted for one in summaries)
+    assert draft["amusd_draft_step_seconds_count"] > 0
+    for one in (verify, draft):
+        assert one["amusd_request_seconds_count"] == len(summaries)
+        assert one["amusd_request_failures_total"] == 0
+
+
+def test_a_session_is_seen_while_it_runs(trio: WatchedTrio) -> None:
+    with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+        pieces = iter(client.generate(Prompt(tokens=(1, 2)), Options(max_tokens=380)))
+        next(pieces)
+        for role in ROLES:
+            seen = trio.scrape(role)
+            assert seen["amusd_sessions_open"] == seen["amusd_requests_running"] == 1
+        assert trio.scrape("verify")["amusd_kv_tokens_reserved"] == 382
+    # The client is gone before its output was over.
+    assert becomes_true(lambda: is_at_rest(trio))
+    seen = trio.scrape("orchestrator")
+    assert seen.labelled == {**seen.labelled, ("amusd_request_failures_total", "CANCELLED"): 1.0}
+    assert seen["amusd_spec_decode_num_drafted_tokens_total"] > 0
+
+
+def test_failures_are_counted_by_status(trio: WatchedTrio) -> None:
+    with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+        for _ in range(2):
+            with pytest.raises(InvalidInputError):
+                client.generate(Prompt(tokens=(999_999,))).wait()
+        with pytest.raises(LimitExceededError):
+            client.generate(Prompt(tokens=(1,)), Options(max_tokens=500)).wait()
+    assert becomes_true(lambda: is_at_rest(trio))
+    failures = failures_of(trio.scrape("orchestrator"))
+    assert failures == {"INVALID_ARGUMENT": 2, "RESOURCE_EXHAUSTED": 1}
+    assert failures_of(trio.scrape("verify")) == {"RESOURCE_EXHAUSTED": 1}
+
+
+def failures_of(seen: Scrape) -> dict[str, float]:
+    return {
+        status: number
+        for (name, status), number in seen.labelled.items()
+        if name == "amusd_request_failures_total"
+    }
+
+
+def test_the_list_of_metrics_is_what_services_export(trio: WatchedTrio) -> None:
+    exported: set[str] = set()
+    for role in ROLES:
+        names = trio.scrape(role).names
+        assert names == {one for one in names_of(role) if not one.startswith(OF_A_GPU)}
+        exported |= names
+    assert exported == {name for name in METRIC_NAMES if not name.startswith(OF_A_GPU)}
+
+
+def test_a_port_for_metrics_that_is_taken_ends_the_service_with_advice(start: Starter) -> None:
+    port = str(free_port())
+    start("verify", "--model", VERIFY_MODEL, "--metrics-port", port).wait_until_serving()
+    result = amusd("serve", "draft", "--model", DRAFT_MODEL, "--port", "0", "--metrics-port", port)
+    assert result.returncode == 1
+    assert "--metrics-port" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_metrics_are_off_unless_asked_for(start: Starter) -> None:
+    service = start("verify", "--model", VERIFY_MODEL)
+    service.wait_until_serving()
+    listening = [
+        connection.laddr.port
+        for connection in psutil.Process(service.process.pid).net_connections()
+        if connection.status == "LISTEN"
+    ]
+    assert listening == [int(service.address.rpartition(":")[2])]
+
+
+def test_local_services_have_metrics_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = (free_port(), free_port(), free_port())
+    monkeypatch.setenv("AMUSD_METRICS_PORT", str(free_port()))  # one port cannot do for three
+    settings = LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL, metrics_ports=ports)
+    with local_services(settings):
+        for role, port in zip(ROLES, ports, strict=True):
+            assert scrape(port).names <= names_of(role)
+    with local_services(LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL)):
+        pass  # none of them stumbled over the port in the environment

@@ -1,0 +1,187 @@
+"""The three parts of a session, each with the pure core that it has in its service."""
+
+from collections import deque
+
+from amusd.engine.synthetic import SyntheticModel
+from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
+from amusd.protocol.finish import FinishReason
+from amusd.protocol.ledger import Ledger
+from amusd.protocol.session_controller import Conductor
+from amusd.protocol.strategy import Strategy, draft_plan
+from amusd.protocol.verify_session import VerifySession
+from tests.protocol.scenario import VOCABULARY, Setup
+from tests.protocol.watch import Watch
+
+
+class DraftSide:
+    """A draft session and its model; sends what is ready after each event, like its worker."""
+
+    def __init__(self, setup: Setup) -> None:
+        plan = draft_plan(setup.strategy, setup.lookahead)
+        assert plan is not None
+        end = min(setup.max_position, setup.draft_context)
+        limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal)
+        self.session = DraftSession(setup.prompt, limits)
+        self.sent: deque[Proposal] = deque()
+        self._model = SyntheticModel(VOCABULARY, setup.seed, setup.agreement)
+        self._silence = SyntheticModel(vocabulary=1000, seed=setup.seed + 1)
+        self._setup = setup
+
+    def step(self) -> None:
+        source = self._source()
+        if source is None:
+            self.session.extend((), DraftSource.LOOKUP)
+        else:
+            self._draft(source)
+        self._send()
+
+    def _source(self) -> DraftSource | None:
+        """What writes next; None: nothing that may."""
+        if not self._setup.mixes_sources:
+            return DraftSource.MODEL
+        allowed = [source for source in DraftSource if source in self.session.sources]
+        return allowed[self.session.length % len(allowed)] if allowed else None
+
+    def _draft(self, source: DraftSource) -> None:
+        drafted: list[int] = []
+        while len(drafted) < self._setup.tokens_per_step and not self._is_silent(drafted):
+            drafted.append(self._model.next_token([*self.session.tokens, *drafted]))
+        self.session.extend(tuple(drafted), source)
+
+    def advance(self, message: Advance) -> None:
+        self.session.advance(message.epoch, message.position, message.tokens, message.lookahead)
+        self._send()
+
+    def rollback(self, message: Rollback) -> None:
+        self.session.rollback(
+            message.epoch, message.verified_position, message.corrected_token, message.lookahead
+        )
+        self._send()
+
+    def _is_silent(self, drafted: list[int]) -> bool:
+        context = [*self.session.tokens, *drafted]
+        return self._silence.next_token(context) < 1000 * self._setup.silence
+
+    def _send(self) -> None:
+        while (run := self.session.take_run()) is not None:
+            proposal = Proposal(run.epoch, run.position, run.tokens, source=run.source)
+            self.sent.append(proposal)
+
+
+class VerifySide:
+    """A verify session and its model, whose passes take time: messages arrive within them."""
+
+    def __init__(self, setup: Setup, session: VerifySession) -> None:
+        self.session = session
+        self.sent: deque[Verdict] = deque()
+        self._model = SyntheticModel(VOCABULARY, setup.seed)
+        self._max_checked = setup.max_checked or setup.lookahead
+        self._context: list[int] = []
+        self._checking: tuple[int, ...] | None = None
+
+    @property
+    def in_pass(self) -> bool:
+        return self._checking is not None
+
+    def offer(self, message: Forward) -> None:
+        self.session.offer(message.epoch, message.position, message.tokens)
+
+    def begin_pass(self) -> None:
+        self._context = list(self.session.tokens)
+        self._checking = self.session.begin_pass(self._max_checked)
+
+    def end_pass(self) -> None:
+        assert self._checking is not None
+        contexts = [
+            [*self._context, *self._checking[:length]] for length in range(len(self._checking) + 1)
+        ]
+        predictions = [self._model.next_token(context) for context in contexts]
+        self._checking = None
+        self.sent.append(self.session.end_pass(predictions, pass_seconds=0.0))
+
+
+class DialledPace:
+    """Holds proposals back, and lets the draft run ahead, as the setup says."""
+
+    def __init__(self, setup: Setup, ledger: Ledger) -> None:
+        self.max_checked = setup.max_checked
+        self._num_collected = setup.num_collected
+        self._most_ahead = setup.lookahead
+        self._ledger = ledger
+
+    @property
+    def lookahead(self) -> int:
+        """Another one each time, but never less than is waited for; 0 leaves it as it is."""
+        span = self._most_ahead - self._num_collected + 2
+        lookahead = self._num_collected - 1 + self._ledger.verified_position % span
+        return lookahead if lookahead >= self._num_collected else 0
+
+    def start_size(self, num_ready: int, now_seconds: float) -> int:
+        return self._num_collected
+
+    def patience_seconds(self) -> float:
+        return 0.0
+
+    def waited_in_vain(self) -> None:
+        pass
+
+    def proposed(self, proposal: Proposal, now_seconds: float) -> None:
+        pass
+
+    def rolled_back(self, epoch: int, now_seconds: float) -> None:
+        pass
+
+    def passed(self, verdict: Verdict, is_first: bool) -> None:
+        pass
+
+
+class Orchestrator:
+    """A session's conductor, without its streams and waits."""
+
+    def __init__(self, setup: Setup, ledger: Ledger) -> None:
+        has_draft = setup.strategy is not Strategy.AUTOREGRESSIVE
+        self.ledger = ledger
+        self.watch = Watch(ledger, setup.lookahead)
+        self.has_draft = has_draft
+        self.output: tuple[int, ...] = ()
+        self.outgoing: deque[Advance | Rollback] = deque()
+        self.forwards: deque[Forward] = deque()
+        self._conductor = Conductor(ledger, DialledPace(setup, ledger), setup.finish, has_draft)
+
+    @property
+    def pass_due(self) -> bool:
+        return self._conductor.pass_due
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self._conductor.finish_reason
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        decision = self._conductor.on_verdict(verdict, 0.0)
+        if self.has_draft:
+            self.watch.after(decision)
+        self._carry_out(decision)
+
+    def on_proposal(self, proposal: Proposal) -> None:
+        self.watch.before_proposal(proposal)
+        decision = self._conductor.on_proposal(proposal, 0.0)
+        if self.has_draft:
+            self.watch.after_proposal(decision)
+        self._carry_out(decision)
+
+    def on_draft_lost(self) -> None:
+        self.has_draft = False
+        self._carry_out(self._conductor.on_draft_lost())
+
+    def go_alone(self) -> None:
+        self._carry_out(self._conductor.on_patience_over())
+
+    def _carry_out(self, decision: Decision) -> None:
+        for message in (decision.rollback, decision.advance):
+            if message is not None:
+                self.outgoing.append(message)
+        if decision.forward is not None:
+            self.forwards.append(decision.forward)
+        self.output += decision.committed

@@ -1,0 +1,107 @@
+"""A scenario: one session, its models, its mishaps, and the order in which things happen."""
+
+import enum
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from amusd.engine.synthetic import SyntheticModel
+from amusd.protocol.finish import FinishRule
+from amusd.protocol.strategy import Strategy
+
+VOCABULARY = 7
+Option = TypeVar("Option")
+
+
+class Move(enum.Enum):
+    """What can happen next, and to whom."""
+
+    DRAFT = "the draft writes"
+    PROPOSAL = "a proposal arrives"
+    SEND = "the next message to the draft is sent"
+    ADVANCE = "an advance arrives"
+    ROLLBACK = "a rollback arrives"
+    ANSWER = "the answer to a rollback arrives"
+    FORWARD = "tokens to check arrive"
+    BEGIN = "a pass begins"
+    END = "a pass ends"
+    VERDICT = "a verdict arrives"
+    ALONE = "the orchestrator goes on without a proposal"
+    REPEAT = "a message arrives once more"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One session, its models and its mishaps.
+
+    ``dies_after`` counts moves. ``silence`` is the share of contexts in which the drafter has
+    nothing to propose. ``max_checked`` of 0 lets a pass check all that waits. ``num_collected``
+    proposals are waited for before an idle verify model gets them. ``impatient``: the
+    orchestrator may tire of waiting at any time; if it may not, a message ends every wait.
+    ``mixes_sources``: look-ups write as well, as far as they pay; as often right as the model.
+    """
+
+    strategy: Strategy = Strategy.AMUSD
+    lookahead: int = 4
+    agreement: float = 0.7
+    num_prompt: int = 2
+    max_tokens: int = 20
+    seed: int = 0
+    draft_context: int = 1000
+    silence: float = 0.0
+    tokens_per_step: int = 1
+    stop_tokens: frozenset[int] = frozenset()
+    max_checked: int = 0
+    num_collected: int = 1
+    num_repeats: int = 0
+    dies_after: int | None = None
+    impatient: bool = False
+    mixes_sources: bool = False
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens that the session starts with."""
+        return [(self.seed + index) % VOCABULARY for index in range(self.num_prompt)]
+
+    @property
+    def finish(self) -> FinishRule:
+        """When the output is over."""
+        return FinishRule(self.max_tokens, self.stop_tokens)
+
+    @property
+    def max_position(self) -> int:
+        """Tokens of prompt and output at which the session is over."""
+        return self.num_prompt + self.max_tokens
+
+
+class Schedule:
+    """Chooses moves: first as listed in ``choices``, then by lot, by the weight of each kind."""
+
+    def __init__(
+        self, seed: int = 0, weights: dict[Move, int] | None = None, choices: Sequence[int] = ()
+    ) -> None:
+        self._random = random.Random(seed)
+        self._weights = weights or {}
+        self._choices = deque(choices)
+
+    def next_move(self, moves: list[Move]) -> Move:
+        if self._choices:
+            return moves[self._choices.popleft() % len(moves)]
+        weights = [self._weights.get(move, 1) for move in moves]
+        return self._random.choices(moves, weights)[0]
+
+    def one_of(self, options: Sequence[Option]) -> Option:
+        return self._random.choice(options)
+
+
+def verify_models_own(setup: Setup) -> tuple[int, ...]:
+    """What the verify model writes alone: the output that every run has to give."""
+    model = SyntheticModel(VOCABULARY, setup.seed)
+    tokens = list(setup.prompt)
+    while True:
+        tokens.append(model.next_token(tokens))
+        output = tuple(tokens[setup.num_prompt :])
+        if len(output) == setup.max_tokens or output[-1] in setup.stop_tokens:
+            return output
