@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from amusd.engine.interface import Numerics, WeightFormat
-from amusd.engine.model_engine import SlotEngine
+from amusd.engine.model_engine import ModelEngine
 from benchmarks.engines import (
     Bench,
     engine_pass,
@@ -43,12 +43,12 @@ class Contestants:
     """Transformers, and engines by the format of their weights."""
 
     model: PreTrainedModel
-    engines: dict[str, SlotEngine]
+    engines: dict[str, ModelEngine]
 
     @classmethod
     def of(cls, bench: Bench, formats: Sequence[WeightFormat] = FORMATS) -> "Contestants":
         """Load all of them; formats that come out the same are named once."""
-        engines: dict[str, SlotEngine] = {}
+        engines: dict[str, ModelEngine] = {}
         for weights in formats:
             engine = bench.engine(weights)
             engines.setdefault(engine.weight_format, engine)

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from amusd.cli.local_services import LocalSettings, place
-from amusd.engine.interface import EngineOptions, Feed, Numerics, WeightFormat
+from amusd.engine.interface import EngineOptions, Numerics, ScheduledSequence, WeightFormat
 from amusd.engine.loading.device import DeviceSettings, bind_engine_thread, prepare_torch
 from amusd.engine.loading.model_loading import locate_model
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.model_engine import SlotEngine, serve
+from amusd.engine.model_engine import ModelEngine, serve
 from amusd.engine.reference import decode_autoregressive
 
 CONTEXT = 128
@@ -53,16 +53,18 @@ class Bench:
         self,
         weights: WeightFormat = WeightFormat.COMPACT,
         numerics: Numerics = Numerics.FAST,
-    ) -> SlotEngine:
+    ) -> ModelEngine:
         """Return an engine of its own for the model."""
         options = EngineOptions(self.max_batch, 1024, False, numerics, weights)
         return serve(self.load(), options)
 
 
-def engine_pass(engine: SlotEngine, num_tokens: int, num_sessions: int = 1) -> Callable[[], object]:
+def engine_pass(
+    engine: ModelEngine, num_tokens: int, num_sessions: int = 1
+) -> Callable[[], object]:
     """Return a pass over so many tokens of each of so many sessions, that can be repeated."""
     slots = [open_slot(engine, number) for number in range(num_sessions)]
-    feeds = [Feed(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
+    feeds = [ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
 
     def run() -> None:
         engine.run(feeds)
@@ -72,14 +74,14 @@ def engine_pass(engine: SlotEngine, num_tokens: int, num_sessions: int = 1) -> C
     return run
 
 
-def open_slot(engine: SlotEngine, number: int = 0) -> int:
+def open_slot(engine: ModelEngine, number: int = 0) -> int:
     """Return a slot that holds ``CONTEXT`` tokens."""
     slot = engine.open(CONTEXT + 64)
-    engine.run([Feed(slot, known(engine, 10 + number, CONTEXT), 1)])
+    engine.run([ScheduledSequence(slot, known(engine, 10 + number, CONTEXT), 1)])
     return slot
 
 
-def known(engine: SlotEngine, first: int, count: int) -> list[int]:
+def known(engine: ModelEngine, first: int, count: int) -> list[int]:
     """Return tokens that the model knows."""
     return [token % engine.description.output_size for token in range(first, first + count)]
 
@@ -102,7 +104,7 @@ def transformers_pass(model: PreTrainedModel, num_tokens: int) -> Callable[[], o
     return run
 
 
-def engine_text(engine: SlotEngine, prompt: Sequence[int], count: int) -> Callable[[], list[int]]:
+def engine_text(engine: ModelEngine, prompt: Sequence[int], count: int) -> Callable[[], list[int]]:
     """Return plain decoding of so many tokens by an engine."""
     return lambda: decode_autoregressive(engine, list(prompt), count)
 

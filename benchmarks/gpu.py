@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from amusd.engine.interface import EngineOptions, Feed, Numerics
+from amusd.engine.interface import EngineOptions, Numerics, ScheduledSequence
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.model_engine import SlotEngine, serve
+from amusd.engine.model_engine import ModelEngine, serve
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from benchmarks.engine_tables import TableOfFigures, ms
@@ -150,13 +150,13 @@ def _add(table: TableOfFigures, name: str, times: Times, against: Times, what: s
 
 
 def _pass(
-    engine: SlotEngine, num_tokens: int, num_sessions: int, context: int
+    engine: ModelEngine, num_tokens: int, num_sessions: int, context: int
 ) -> Callable[[], object]:
     """Return a pass over so many tokens of each session behind ``context`` others."""
     slots = [engine.open(context + num_tokens) for _ in range(num_sessions)]
     for slot in slots:
-        engine.run([Feed(slot, known(engine, 10 + slot, context), 1)])
-    feeds = [Feed(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
+        engine.run([ScheduledSequence(slot, known(engine, 10 + slot, context), 1)])
+    feeds = [ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
 
     def run() -> None:
         engine.run(feeds)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.errors import (
     AmusdError,
@@ -18,7 +19,6 @@ from amusd.protocol.errors import (
     UnknownSessionError,
 )
 from amusd.protocol.events import Advance, DeviceTime, Proposal, Rollback
-from amusd.serving.pass_listener import OnPass, ignore_pass
 from amusd.serving.waiting_queue import Sessions, fail, shares, slot_of
 from draft_service.drafters import Drafted, Drafter, DraftRequest, Outcome
 
@@ -164,7 +164,7 @@ class DraftWorker:
         ]
         self._on_pass(seconds, len(turns))
         self._sessions.took_turn(task for task, _ in turns)
-        parts = shares(seconds, [_num_read(outcome) for _, outcome in turns])
+        parts = shares(seconds, [_num_computed(outcome) for _, outcome in turns])
         for (task, outcome), part in zip(turns, parts, strict=True):
             task.draft_seconds += seconds
             task.device_seconds += part
@@ -199,8 +199,8 @@ class DraftWorker:
             )
 
 
-def _num_read(outcome: Outcome) -> int:
-    return 0 if outcome is None or isinstance(outcome, AmusdError) else outcome.num_read
+def _num_computed(outcome: Outcome) -> int:
+    return 0 if outcome is None or isinstance(outcome, AmusdError) else outcome.num_computed
 
 
 def _settle(task: _Task, outcome: Outcome) -> None:

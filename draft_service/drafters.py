@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from amusd.engine.interface import Engine, Feed
+from amusd.engine.interface import Engine, ScheduledSequence
 from amusd.fleet.model_description import PROMPT_LOOKUP, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.draft_source import ALL_SOURCES, DraftSource
@@ -34,19 +34,19 @@ class DraftRequest:
 class Drafted:
     """The next tokens of one session, all of one source; none: there is nothing to propose.
 
-    The model read ``num_read`` tokens for them.
+    The model read ``num_computed`` tokens for them.
     """
 
     source: DraftSource
     tokens: tuple[int, ...]
-    num_read: int = field(default=0, compare=False)
+    num_computed: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The model read ``num_read`` tokens of a session's prompt, and has more to read."""
+    """The model read ``num_computed`` tokens of a session's prompt, and has more to read."""
 
-    num_read: int = field(default=0, compare=False)
+    num_computed: int = field(default=0, compare=False)
 
 
 Outcome = Drafted | Reading | AmusdError | None
@@ -120,7 +120,7 @@ class ModelDrafter:
     def draft(self, requests: Sequence[DraftRequest]) -> list[Outcome]:
         """Run one step over as many requests as the engine takes."""
         outcomes: list[Outcome] = [None] * len(requests)
-        feeds: dict[int, Feed] = {}
+        feeds: dict[int, ScheduledSequence] = {}
         self._reader.begin_pass()
         for index, request in enumerate(requests):
             if len(feeds) == self._engine.max_batch:
@@ -141,13 +141,15 @@ class ModelDrafter:
         """Free the slot."""
         self._engine.close(slot)
 
-    def _feed(self, request: DraftRequest) -> Feed | None:
+    def _feed(self, request: DraftRequest) -> ScheduledSequence | None:
         piece = self._reader.next_piece(request.slot, request.tokens, request.num_prompt)
         if not piece.tokens:
             return None
-        return Feed(request.slot, piece.tokens, 1 if piece.is_last else 0, piece.is_prompt)
+        return ScheduledSequence(
+            request.slot, piece.tokens, 1 if piece.is_last else 0, piece.is_prompt
+        )
 
-    def _run(self, feeds: list[Feed]) -> list[Outcome]:
+    def _run(self, feeds: list[ScheduledSequence]) -> list[Outcome]:
         if not feeds:
             return []
         try:

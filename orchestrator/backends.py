@@ -36,8 +36,8 @@ class Backends:
         lookup = lookup or SystemLookup()
         interval = settings.resolve_interval_seconds
         verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
-        self.verify: VerifyPool = Pool(VERIFY, verify, self._judge_verify, lookup, interval)
-        self.draft: DraftPool = Pool(DRAFT, draft, self._judge_draft, lookup, interval)
+        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, lookup, interval)
+        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, lookup, interval)
         self.step_times = StepTimes()
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None
@@ -138,13 +138,13 @@ class Backends:
             f"({self.verify.replicas[0].reason})"
         )
 
-    def _judge_verify(self, model: ModelDescription) -> str | None:
+    def _validate_verify(self, model: ModelDescription) -> str | None:
         if self._verify_model is None:
             self._verify_model = model
         mismatch = explain_mismatch(model, self._verify_model)
         return f"{mismatch}; {_SERVE_THE_SAME}" if mismatch else None
 
-    def _judge_draft(self, model: ModelDescription) -> str | None:
+    def _validate_draft(self, model: ModelDescription) -> str | None:
         """Refuse another vocabulary only: whatever else a draft is, the output stays the same."""
         try:
             check_pair(model, self.verify_model)

@@ -18,7 +18,7 @@ from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import DraftPlan
 from amusd.rpc import codec, faults
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
-from orchestrator.replica_pool import Seat
+from orchestrator.replica_pool import Lease
 
 _MAX_OUTGOING = 256
 
@@ -53,19 +53,19 @@ class SessionOpening:
 
 
 class VerifyLink:
-    """The Verify stream of one session, and its seat on a replica."""
+    """The Verify stream of one session, and its lease on a replica."""
 
     def __init__(
         self,
-        seat: "Seat[verify_pb2_grpc.VerifyServiceAsyncStub]",
+        lease: "Lease[verify_pb2_grpc.VerifyServiceAsyncStub]",
         inbox: Inbox,
         metadata: Metadata | None = None,
     ) -> None:
         """Start the call with ``metadata``; verdicts go to ``inbox``."""
-        self.address = seat.address
-        self._seat = seat
+        self.address = lease.address
+        self._lease = lease
         # None: requests are written one by one
-        self._call = seat.stub.Verify(None, metadata=metadata)
+        self._call = lease.stub.Verify(None, metadata=metadata)
         self._inbox = inbox
 
     async def open(self, opening: SessionOpening) -> None:
@@ -93,11 +93,11 @@ class VerifyLink:
     def cancel(self) -> None:
         """End the session on the service."""
         self._call.cancel()
-        self._seat.give_up()
+        self._lease.give_up()
 
 
 class DraftLink:
-    """The Propose stream of one session, the rollbacks beside it, and its seat on a replica.
+    """The Propose stream of one session, the rollbacks beside it, and its lease on a replica.
 
     Advances and rollbacks travel on different streams, so one is sent only when the one before
     it has arrived; a bounded queue holds the others.
@@ -105,18 +105,18 @@ class DraftLink:
 
     def __init__(
         self,
-        seat: "Seat[draft_pb2_grpc.DraftServiceAsyncStub]",
+        lease: "Lease[draft_pb2_grpc.DraftServiceAsyncStub]",
         session_id: str,
         inbox: Inbox,
         timeout_seconds: float,
         metadata: Metadata | None = None,
     ) -> None:
         """Start the call with ``metadata``; proposals go to ``inbox``."""
-        self.address = seat.address
+        self.address = lease.address
         self.has_answered = False
-        self._seat = seat
+        self._lease = lease
         # None: requests are written one by one
-        self._call = seat.stub.Propose(None, metadata=metadata)
+        self._call = lease.stub.Propose(None, metadata=metadata)
         self._session_id = session_id
         self._inbox = inbox
         self._timeout_seconds = timeout_seconds
@@ -154,7 +154,7 @@ class DraftLink:
                 if isinstance(message, Advance):
                     await _write(self._call, codec.advance_to_proto(message))
                 else:
-                    await self._seat.stub.Rollback(
+                    await self._lease.stub.Rollback(
                         codec.rollback_to_proto(message, self._session_id),
                         timeout=self._timeout_seconds,
                     )
@@ -169,7 +169,7 @@ class DraftLink:
     def cancel(self) -> None:
         """End the session on the service."""
         self._call.cancel()
-        self._seat.give_up()
+        self._lease.give_up()
 
     def _decode(self, response: draft_pb2.ProposeResponse) -> Proposal:
         self.has_answered = True

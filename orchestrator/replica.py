@@ -31,7 +31,7 @@ _ANSWER_SECONDS = 10.0
 NOT_LISTED = "it is no longer listed"
 
 Stub = TypeVar("Stub")
-Judge = Callable[[ModelDescription], str | None]
+Validate = Callable[[ModelDescription], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ class Replica(Generic[Stub]):
     """One service process. ``reason`` says in words why it is not used; empty if it is."""
 
     def __init__(
-        self, kind: Kind[Stub], address: str, judge: Judge, on_change: Callable[[], None]
+        self, kind: Kind[Stub], address: str, validate: Validate, on_change: Callable[[], None]
     ) -> None:
         """Prepare a channel to ``address``.
 
-        ``judge`` says why a model may not be used, if so; ``on_change`` hears of each new state.
+        ``validate`` says why a model may not be used, if so; ``on_change`` hears of each new state.
         """
         self.address = address
         self.load = ReplicaLoad()
@@ -108,7 +108,7 @@ class Replica(Generic[Stub]):
         self.reason = "it does not answer"
         self.answer: Answer | None = None
         self._kind = kind
-        self._judge = judge
+        self._validate = validate
         self._on_change = on_change
         self._channel = open_channel(address)
         self.stub = kind.make_stub(self._channel)
@@ -160,25 +160,25 @@ class Replica(Generic[Stub]):
         try:
             async for answer in watch:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    await self._meet()
+                    await self._handshake()
                     continue
-                was_met = self.answer is not None
+                was_known = self.answer is not None
                 is_known = answer.status != health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
                 self._stop_using(
                     "it answers but is not ready"
                     if is_known
                     else f"it does not know {self._kind.service}; is this its port?"
                 )
-                if was_met:
+                if was_known:
                     return  # a server that ends need not wait for our watch to end, too
         finally:
             watch.cancel()
 
-    async def _meet(self) -> None:
+    async def _handshake(self) -> None:
         """Use the replica, if it serves what its pool serves."""
         await self._poll()
         assert self.answer is not None
-        mismatch = self._judge(self.answer.model)
+        mismatch = self._validate(self.answer.model)
         self._is_refused = mismatch is not None
         self._is_serving = not self._is_refused
         self.reason = mismatch or ""

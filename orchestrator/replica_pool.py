@@ -15,7 +15,7 @@ from typing import Generic
 from amusd.fleet.load_balancing import Candidate, ReplicaState, least_loaded
 from amusd.protocol.errors import UnavailableError
 from orchestrator.addresses import Entry, Lookup, resolve
-from orchestrator.replica import Judge, Kind, Replica, Stub
+from orchestrator.replica import Kind, Replica, Stub, Validate
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _MOST_REASONS = 3
 
 
 @dataclass(slots=True)
-class Seat(Generic[Stub]):
+class Lease(Generic[Stub]):
     """A session's place on a replica; it counts there until it is given up."""
 
     replica: Replica[Stub]
@@ -53,14 +53,14 @@ class Pool(Generic[Stub]):
         self,
         kind: Kind[Stub],
         entries: Sequence[Entry],
-        judge: Judge,
+        validate: Validate,
         lookup: Lookup,
         interval_seconds: float,
     ) -> None:
-        """Look ``entries`` up every ``interval_seconds``; ``judge`` says what may not be used."""
+        """Look ``entries`` up every ``interval_seconds``; ``validate`` refuses models."""
         self.entries = tuple(entries)
         self._kind = kind
-        self._judge = judge
+        self._validate = validate
         self._lookup = lookup
         self._interval_seconds = interval_seconds
         self._replicas: dict[str, Replica[Stub]] = {}
@@ -99,7 +99,7 @@ class Pool(Generic[Stub]):
         while not condition():
             await self._changed.wait()
 
-    def take(self, avoid: Collection[str] = ()) -> Seat[Stub]:
+    def take(self, avoid: Collection[str] = ()) -> Lease[Stub]:
         """Return a place on the least loaded replica whose address is not in ``avoid``.
 
         Raises:
@@ -110,7 +110,7 @@ class Pool(Generic[Stub]):
         if chosen is None:
             raise UnavailableError(self.problem(avoid))
         chosen.load.opened()
-        return Seat(self._replicas[chosen.address])
+        return Lease(self._replicas[chosen.address])
 
     def problem(self, avoid: Collection[str] = ()) -> str:
         """Say in one line why no replica can be used, and what to do."""
@@ -145,7 +145,7 @@ class Pool(Generic[Stub]):
         """Let replicas come and go as they are listed."""
         listed = frozenset[str]().union(*self._known.values())
         for address in sorted(listed - self._replicas.keys()):
-            replica = Replica(self._kind, address, self._judge, self._tell)
+            replica = Replica(self._kind, address, self._validate, self._notify)
             self._replicas[address] = replica
             self._tasks[address] = group.create_task(replica.run())
         for address, replica in list(self._replicas.items()):
@@ -156,9 +156,9 @@ class Pool(Generic[Stub]):
             if not replica.is_listed and replica.load.num_own == 0:
                 self._tasks.pop(address).cancel()
                 del self._replicas[address]
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Wake who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""One generation: receive, decide, dispatch. The conductor decides; this carries it out.
+"""One generation: receive, decide, dispatch. The controller decides; this carries it out.
 
 The session owns two streams and their tasks, and ends them all, however it ends itself. A replica
 that refuses the session before it has answered is replaced by another one of its pool, opened from
@@ -15,12 +15,12 @@ from typing import Any
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
 from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.observe.observer import RequestWatch
-from amusd.policy.speculation_policy import make_pace
+from amusd.policy.speculation_policy import make_policy
 from amusd.protocol.errors import AmusdError, PreconditionError, StatusLostError, UnavailableError
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
-from amusd.protocol.session_controller import Conductor
+from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import DraftPlan, Strategy, draft_plan
 from orchestrator.backends import Backends
 from orchestrator.links import (
@@ -78,9 +78,9 @@ class Session:
         self._emit = emit
         self._ledger = Ledger(list(plan.tokens))
         self._drafting = draft_plan(plan.strategy, plan.lookahead)
-        self._conductor = Conductor(
+        self._controller = SessionController(
             self._ledger,
-            make_pace(
+            make_policy(
                 plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
             ),
             plan.finish,
@@ -113,7 +113,7 @@ class Session:
 
     def _summary(self) -> Statistics:
         self._ledger.close()
-        num_output = self._conductor.num_output
+        num_output = self._controller.num_output
         return self._recorder.summary(self._ledger, num_output, time.monotonic())
 
     async def _decode(self) -> FinishReason:
@@ -130,20 +130,20 @@ class Session:
                 case LinkLost():
                     decision = await self._on_verify_lost(event)
                 case None:  # no proposal has come in time
-                    decision = self._conductor.on_patience_over()
+                    decision = self._controller.on_draft_wait_over()
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
             await self._carry_out(decision)
-            if self._conductor.finish_reason is not None:
-                return self._conductor.finish_reason
+            if self._controller.finish_reason is not None:
+                return self._controller.finish_reason
 
     async def _next_event(self) -> Event | None:
         """Return the next event; None if the verify model has waited long enough for a draft."""
         if not self._inbox.empty():
             return self._inbox.get_nowait()
-        pass_due = self._conductor.pass_due
-        patience = self._conductor.patience_seconds()
-        timeout = self._plan.verify_timeout_seconds if pass_due else patience
+        pass_due = self._controller.pass_due
+        draft_wait = self._controller.draft_wait_seconds()
+        timeout = self._plan.verify_timeout_seconds if pass_due else draft_wait
         try:
             async with asyncio.timeout(timeout):
                 return await self._inbox.get()
@@ -156,7 +156,7 @@ class Session:
 
     def _on_verdict(self, verdict: Verdict) -> Decision:
         try:
-            decision = self._conductor.on_verdict(verdict, time.monotonic())
+            decision = self._controller.on_verdict(verdict, time.monotonic())
         except PreconditionError as error:
             raise UnavailableError(f"verify service: {error}") from error
         if decision is not NOTHING:
@@ -167,7 +167,7 @@ class Session:
         self._recorder.proposal(proposal)
         try:
             self._backends.verify_model.check_tokens(proposal.tokens)
-            return self._conductor.on_proposal(proposal, time.monotonic())
+            return self._controller.on_proposal(proposal, time.monotonic())
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.
             return self._lose_draft(error)
@@ -185,7 +185,7 @@ class Session:
             raise event.error
         self._verify.cancel()
         await self._open_verify()
-        return self._conductor.on_verify_moved()
+        return self._controller.on_verify_moved()
 
     async def _on_draft_lost(self, event: LinkLost) -> Decision:
         """Open the session elsewhere if this draft has not said anything yet; else do without."""
@@ -214,7 +214,7 @@ class Session:
         self._draft = None
         self._recorder.fallback_reason = str(error)
         self._watch.fell_back(error)
-        return self._conductor.on_draft_lost()
+        return self._controller.on_draft_lost()
 
     async def _carry_out(self, decision: Decision) -> None:
         try:
@@ -253,19 +253,19 @@ class Session:
         )
 
     async def _open_verify(self) -> None:
-        seat = self._backends.verify.take(self._refused["verify"])
-        self._verify = VerifyLink(seat, self._inbox, self._watch.metadata)
+        lease = self._backends.verify.take(self._refused["verify"])
+        self._verify = VerifyLink(lease, self._inbox, self._watch.metadata)
         self._start(self._verify.read())
         await self._verify.open(self._opening())
 
     async def _open_draft(self, drafting: DraftPlan) -> Decision:
         """Open a draft session; without a replica for it, return how to go on."""
         try:
-            seat = self._backends.draft.take(self._refused["draft"])
+            lease = self._backends.draft.take(self._refused["draft"])
         except UnavailableError as error:
             return self._do_without_draft(error)
         draft = DraftLink(
-            seat,
+            lease,
             self._plan.session_id,
             self._inbox,
             self._plan.draft_timeout_seconds,

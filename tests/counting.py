@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 
 
@@ -11,9 +11,9 @@ class CountingEngine(SyntheticEngine):
 
     def __init__(self, model: SyntheticModel) -> None:
         super().__init__(model)
-        self.passes: list[list[Feed]] = []
+        self.passes: list[list[ScheduledSequence]] = []
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         self.passes.append(list(feeds))
         return super().run(feeds)
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from amusd.engine.interface import Engine, Feed
+from amusd.engine.interface import Engine, ScheduledSequence
 from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.errors import AmusdError, InvalidInputError, LimitExceededError
 from amusd.protocol.events import DeviceTime, Forward, Verdict
 from amusd.protocol.verify_session import VerifySession
 from amusd.serving.chunked_prefill import PromptReader, run_pass
-from amusd.serving.pass_listener import OnPass, ignore_pass
 from amusd.serving.waiting_queue import Sessions, fail, shares, slot_of
 
 Emit = Callable[[Verdict | AmusdError], None]
@@ -44,7 +44,7 @@ class _Task:
     pass_seconds: float = 0.0
     device_seconds: float = 0.0
     passes: list[DeviceTime] = field(default_factory=list)
-    num_reused: int = 0
+    num_cached: int = 0
     failed: bool = False
 
     def tell(self, error: AmusdError) -> None:
@@ -119,7 +119,7 @@ class VerifyWorker:
     def step(self) -> bool:
         """Run one pass for the sessions whose turn it is; return whether there was one."""
         started, started_nanos = time.perf_counter(), time.time_ns()
-        batch: list[tuple[_Task, Feed]] = []
+        batch: list[tuple[_Task, ScheduledSequence]] = []
         self._reader.begin_pass()
         for task in self._sessions.due(lambda task: task.session.is_due):
             feed = self._feed(task)
@@ -133,7 +133,9 @@ class VerifyWorker:
         self._run(batch, started, started_nanos)
         return True
 
-    def _run(self, batch: list[tuple[_Task, Feed]], started: float, started_nanos: int) -> None:
+    def _run(
+        self, batch: list[tuple[_Task, ScheduledSequence]], started: float, started_nanos: int
+    ) -> None:
         feeds = [feed for _, feed in batch]
         try:
             outputs = run_pass(self.engine, feeds)
@@ -151,32 +153,34 @@ class VerifyWorker:
             if feed.num_outputs:
                 self._settle(task, predictions)
 
-    def _feed(self, task: _Task) -> Feed | None:
+    def _feed(self, task: _Task) -> ScheduledSequence | None:
         """Return a piece of the prompt, or what is final and unread and what to check after it.
 
         None: the prompt has to wait for another pass.
         """
         slot = slot_of(task)
         piece = self._reader.next_piece(slot, task.session.tokens, task.num_prompt)
-        task.num_reused += piece.num_reused
+        task.num_cached += piece.num_cached
         if not piece.tokens:
             return None
         if not piece.is_last:
-            return Feed(slot, piece.tokens, num_outputs=0, is_prompt=piece.is_prompt)
+            return ScheduledSequence(slot, piece.tokens, num_outputs=0, is_prompt=piece.is_prompt)
         checking = task.session.begin_pass(task.max_checked)
         tokens = [*piece.tokens, *checking]
-        return Feed(slot, tokens, num_outputs=len(checking) + 1, is_prompt=piece.is_prompt)
+        return ScheduledSequence(
+            slot, tokens, num_outputs=len(checking) + 1, is_prompt=piece.is_prompt
+        )
 
     def _settle(self, task: _Task, predictions: list[int]) -> None:
         verdict = task.session.end_pass(
             predictions,
             task.pass_seconds,
             task.device_seconds,
-            task.num_reused,
+            task.num_cached,
             tuple(task.passes),
         )
         task.pass_seconds = task.device_seconds = 0.0
-        task.num_reused = 0
+        task.num_cached = 0
         task.passes.clear()
         # The verify model's own next token has not been through the model yet.
         self.engine.truncate(slot_of(task), task.session.verified_position - 1)

@@ -1,12 +1,12 @@
-"""From the timeline of a generation to two lanes: when draft and verify device worked, and on what.
+"""When draft and verify device worked in a generation, and on what.
 
 Rules of this file
 - All times are seconds since the request arrived, by the orchestrator's clock. What a device says
   by its own clock is brought there: see ``_clock_shift``.
-- Work of one lane is in order and never overlaps; the gaps between are idle time.
+- Work of one device_timeline is in order and never overlaps; the gaps between are idle time.
 - Steps and their tokens: of a proposal's steps the last ones wrote its tokens, one each; more than
   that, in a session's first proposal, read the prompt, and later ones were dropped. A look-up
-  writes several tokens a step, and has the fate of the first.
+  writes several tokens a step, and has the outcome of the first.
 """
 
 import enum
@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from amusd.analysis.timeline import Fate, Timeline, TimelineEvent, token_fates
+from amusd.analysis.timeline import Timeline, TimelineEvent, TokenOutcome, token_outcomes
 from amusd.protocol.events import DeviceTime, Forward, Proposal, Rollback, Verdict
 
 
@@ -54,7 +54,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class DeviceTimeline:
     """All work of one device, within ``[0, ended_seconds)``.
 
     ``clock_shift_seconds``: how much its clock seems to be ahead of the orchestrator's.
@@ -76,15 +76,15 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class DeviceTimelines:
     """Both devices over the same time."""
 
-    draft: Lane
-    verify: Lane
+    draft: DeviceTimeline
+    verify: DeviceTimeline
 
     @property
     def ended_seconds(self) -> float:
-        """Where both lanes end."""
+        """Where both devices end."""
         return self.draft.ended_seconds
 
     @property
@@ -99,7 +99,7 @@ class Lanes:
         return math.fsum(span.seconds for span in self.both)
 
 
-def lanes_of(timeline: Timeline) -> Lanes:
+def device_timelines(timeline: Timeline) -> DeviceTimelines:
     """Return what both devices did."""
     draft_works = list(_draft_works(timeline))
     verify_works = list(_verify_works(timeline.events))
@@ -109,7 +109,9 @@ def lanes_of(timeline: Timeline) -> Lanes:
     verify = _placed(verify_works, verify_shift, timeline)
     last_event = timeline.events[-1].seconds if timeline.events else 0.0
     end = max([last_event, *(work.span.ended_seconds for work in (*draft, *verify))])
-    return Lanes(Lane(draft, end, draft_shift), Lane(verify, end, verify_shift))
+    return DeviceTimelines(
+        DeviceTimeline(draft, end, draft_shift), DeviceTimeline(verify, end, verify_shift)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,12 @@ class Check:
     checked_by: Work
 
 
-def checks(lanes: Lanes) -> Iterator[Check]:
+def checks(devices: DeviceTimelines) -> Iterator[Check]:
     """Yield the last step of each proposal that was checked, and the pass over its first token."""
-    last_steps = {id(work.message): work for work in lanes.draft.works}
+    last_steps = {id(work.message): work for work in devices.draft.works}
     # The last pass of a verdict is the one that checked; those before it read the prompt.
     passes: dict[tuple[int, int], Work] = {}
-    for work in lanes.verify.works:
+    for work in devices.verify.works:
         if isinstance(work.message, Verdict):
             for index in range(work.message.num_checked):
                 passes[work.message.epoch, work.message.position + index] = work
@@ -173,28 +175,30 @@ class _Told:
 
 
 def _draft_works(timeline: Timeline) -> Iterator[_Told]:
-    fates = iter(token_fates(timeline))
+    outcomes = iter(token_outcomes(timeline))
     surplus = Kind.PROMPT
     for event in timeline.events:
         proposal = event.message
         if not isinstance(proposal, Proposal):
             continue
-        kinds = _step_kinds(proposal, next(fates), surplus)
+        kinds = _step_kinds(proposal, next(outcomes), surplus)
         if proposal.steps:
             surplus = Kind.WASTED
         for index, (step, kind) in enumerate(zip(proposal.steps, kinds, strict=True), 1):
             yield _Told(step, kind, event, proposal, index == len(proposal.steps))
 
 
-def _step_kinds(proposal: Proposal, fates: tuple[Fate, ...], surplus: Kind) -> list[Kind]:
+def _step_kinds(
+    proposal: Proposal, outcomes: tuple[TokenOutcome, ...], surplus: Kind
+) -> list[Kind]:
     """Return what each step of a proposal came to."""
     num_steps = len(proposal.steps)
-    if not fates:
+    if not outcomes:
         return ([surplus] * num_steps)[:-1] + [Kind.NOTHING] * min(1, num_steps)
-    of_tokens = [Kind(fate.value) for fate in fates]
-    if num_steps < len(fates):
+    of_tokens = [Kind(outcome.value) for outcome in outcomes]
+    if num_steps < len(outcomes):
         return of_tokens[:1] * num_steps
-    return [surplus] * (num_steps - len(fates)) + of_tokens
+    return [surplus] * (num_steps - len(outcomes)) + of_tokens
 
 
 def _verify_works(events: Sequence[TimelineEvent]) -> Iterator[_Told]:

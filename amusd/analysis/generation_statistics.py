@@ -47,7 +47,7 @@ class Statistics:
     verify_busy_seconds: float
     fallback_reason: str = ""
     acceptance_per_source: tuple[SourceAcceptance, ...] = ()
-    num_reused_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -69,7 +69,7 @@ class StatisticsRecorder:
     first_token_seconds: float | None = None
     draft_busy_seconds: float = 0.0
     verify_busy_seconds: float = 0.0
-    num_reused_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     fallback_reason: str = ""
     _checked: list[int] = field(default_factory=list)
     _accepted: list[int] = field(default_factory=list)
@@ -82,7 +82,7 @@ class StatisticsRecorder:
     def verdict(self, verdict: Verdict) -> None:
         """Take note of a pass: its time, and which of its places were right."""
         self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
-        self.num_reused_prompt_tokens += verdict.num_reused
+        self.num_cached_prompt_tokens += verdict.num_cached
         # What follows the first wrong token was not compared with anything.
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         while len(self._checked) < num_compared:
@@ -120,9 +120,11 @@ class StatisticsRecorder:
             verify_busy_seconds=self.verify_busy_seconds,
             fallback_reason=self.fallback_reason,
             acceptance_per_source=tuple(
-                SourceAcceptance(source, fate.drafted, fate.accepted + fate.rejected, fate.accepted)
-                for source, fate in counts.by_source.items()
-                if fate.drafted
+                SourceAcceptance(
+                    source, outcome.drafted, outcome.accepted + outcome.rejected, outcome.accepted
+                )
+                for source, outcome in counts.by_source.items()
+                if outcome.drafted
             ),
-            num_reused_prompt_tokens=self.num_reused_prompt_tokens,
+            num_cached_prompt_tokens=self.num_cached_prompt_tokens,
         )

@@ -71,7 +71,7 @@ class TimelineRecorder:
         self._events.append(TimelineEvent(seconds, message))
 
 
-class Fate(enum.Enum):
+class TokenOutcome(enum.Enum):
     """What became of a drafted token."""
 
     ACCEPTED = "accepted"
@@ -87,7 +87,7 @@ def num_prompt_tokens(timeline: Timeline) -> int:
     return min(positions, default=1)
 
 
-def token_fates(timeline: Timeline) -> list[tuple[Fate, ...]]:
+def token_outcomes(timeline: Timeline) -> list[tuple[TokenOutcome, ...]]:
     """Return what became of the tokens of each proposal, in the order of the proposals.
 
     A token that was never compared is wasted: it followed a wrong one, came too late, or was left
@@ -119,21 +119,21 @@ def _is_taken(ledger: Ledger, proposal: Proposal) -> bool:
     return is_current
 
 
-def _fates(proposal: Proposal, final: Sequence[int], ended: set[int]) -> tuple[Fate, ...]:
-    fates: list[Fate] = []
+def _fates(proposal: Proposal, final: Sequence[int], ended: set[int]) -> tuple[TokenOutcome, ...]:
+    outcomes: list[TokenOutcome] = []
     for position, token in enumerate(proposal.tokens, proposal.position):
         if proposal.epoch in ended or position >= len(final):
-            fates.append(Fate.WASTED)
+            outcomes.append(TokenOutcome.WASTED)
         elif token == final[position]:
-            fates.append(Fate.ACCEPTED)
+            outcomes.append(TokenOutcome.ACCEPTED)
         else:
-            fates.append(Fate.REJECTED)
+            outcomes.append(TokenOutcome.REJECTED)
             ended.add(proposal.epoch)
-    return tuple(fates)
+    return tuple(outcomes)
 
 
-def _wasted(proposal: Proposal) -> tuple[Fate, ...]:
-    return (Fate.WASTED,) * len(proposal.tokens)
+def _wasted(proposal: Proposal) -> tuple[TokenOutcome, ...]:
+    return (TokenOutcome.WASTED,) * len(proposal.tokens)
 
 
 def _num_entries(message: Message) -> int:

@@ -84,7 +84,7 @@ def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
         table.add_row(
             report.draft,
             str(report.num_layers),
-            f"{report.num_read / 1e6:.1f}",
+            f"{report.num_computed / 1e6:.1f}",
             f"{1e3 * report.draft_seconds:.1f}",
             _percent(report.greedy),
             _percent(report.sampled) if report.sampled else "-",

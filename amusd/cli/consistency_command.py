@@ -139,8 +139,8 @@ def _compare(plan: Plan, numerics: Numerics) -> list[Comparison]:
     comparisons = compare_all(numerics, reference, found)
     if is_synthetic(plan.settings.verify) or not any(one.differences for one in comparisons):
         return comparisons
-    judge = _Judge(plan, reference)
-    return [judge.judged(one) for one in comparisons]
+    validate = _Judge(plan, reference)
+    return [validate.judged(one) for one in comparisons]
 
 
 def _decode(plan: Plan, numerics: Numerics) -> tuple[list[Output], dict[Way, list[Sample]]]:
@@ -191,13 +191,13 @@ class _Judge:
     def __init__(self, plan: Plan, reference: Sequence[Output]) -> None:
         # Transformers takes seconds to import: it is seldom needed.
         from amusd.engine.loading.model_loading import locate_model  # noqa: PLC0415
-        from amusd.engine.near_ties import load_judge  # noqa: PLC0415
+        from amusd.engine.near_ties import load_gap_reader  # noqa: PLC0415
 
         _, where = place(plan.settings)
         name = plan.settings.verify
         location = locate_model(name, "verify")
         with errors.status("measuring how near the ties were"):
-            self._ties = load_judge(name, location, where.device, plan.settings.dtype)
+            self._ties = load_gap_reader(name, location, where.device, plan.settings.dtype)
         self._prompts = plan.prompts
         self._reference = reference
 

@@ -58,9 +58,9 @@ def _line(statistics: Statistics) -> str:
         f"acceptance {statistics.acceptance_rate:.0%}{f' ({by_source})' if by_source else ''}, "
         f"{statistics.num_rollbacks} rollbacks"
     )
-    if statistics.num_reused_prompt_tokens:
+    if statistics.num_cached_prompt_tokens:
         line += (
-            f", {statistics.num_reused_prompt_tokens} of {statistics.num_prompt_tokens} prompt "
+            f", {statistics.num_cached_prompt_tokens} of {statistics.num_prompt_tokens} prompt "
             "tokens reused"
         )
     if statistics.fallback_reason:

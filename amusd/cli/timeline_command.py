@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from amusd.analysis.device_timeline import Lane, Lanes, Span, lanes_of
+from amusd.analysis.device_timeline import DeviceTimeline, DeviceTimelines, Span, device_timelines
 from amusd.analysis.generation_statistics import Statistics
 from amusd.analysis.timeline import Timeline
 from amusd.cli.common_options import (
@@ -38,7 +38,7 @@ class Record:
     """A generation and what happened in it."""
 
     timeline: Timeline
-    lanes: Lanes
+    devices: DeviceTimelines
     statistics: Statistics
     about: dict[str, Any]
 
@@ -78,8 +78,8 @@ def timeline(
     options = Options(strategy, max_tokens, lookahead, timeline=True)
     with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
         record = _record(client, Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
-    window = _window(record.lanes, from_ms, to_ms)
-    found = trace(record.timeline, record.lanes, record.about)
+    window = _window(record.devices, from_ms, to_ms)
+    found = trace(record.timeline, record.devices, record.about)
     trace_path.write_text(json.dumps(found) + "\n", encoding="utf-8")
     _draw(record, window, picture_path)
     _show(record)
@@ -134,12 +134,12 @@ def _record(client: Client, prompt: Prompt, options: Options) -> Record:
         "wall_seconds": statistics.wall_seconds,
         "is_truncated": generation.timeline.is_truncated,
     }
-    return Record(generation.timeline, lanes_of(generation.timeline), statistics, about)
+    return Record(generation.timeline, device_timelines(generation.timeline), statistics, about)
 
 
-def _window(lanes: Lanes, from_ms: float, to_ms: float | None) -> Span:
+def _window(devices: DeviceTimelines, from_ms: float, to_ms: float | None) -> Span:
     """Return what the picture shows."""
-    end_ms = 1e3 * lanes.ended_seconds
+    end_ms = 1e3 * devices.ended_seconds
     if from_ms >= end_ms:
         raise InvalidInputError(
             f"--from {from_ms:g} lies after the end: the generation took {end_ms:.0f} ms"
@@ -150,13 +150,13 @@ def _window(lanes: Lanes, from_ms: float, to_ms: float | None) -> Span:
 def _draw(record: Record, window: Span, path: Path) -> None:
     from amusd.cli.timeline_plot import draw  # noqa: PLC0415  # it loads matplotlib, an extra
 
-    lanes = record.lanes
+    devices = record.devices
     title = (
-        f"{_title(record)}: draft busy {_percent(lanes.draft.busy_seconds, lanes)}, "
-        f"verify busy {_percent(lanes.verify.busy_seconds, lanes)}, "
-        f"both {_percent(lanes.overlap_seconds, lanes)}"
+        f"{_title(record)}: draft busy {_percent(devices.draft.busy_seconds, devices)}, "
+        f"verify busy {_percent(devices.verify.busy_seconds, devices)}, "
+        f"both {_percent(devices.overlap_seconds, devices)}"
     )
-    draw(record.timeline, lanes, window, title, path)
+    draw(record.timeline, devices, window, title, path)
 
 
 def _title(record: Record) -> str:
@@ -167,43 +167,43 @@ def _title(record: Record) -> str:
     )
 
 
-def _percent(seconds: float, lanes: Lanes) -> str:
-    return f"{seconds / lanes.ended_seconds:.0%}" if lanes.ended_seconds else "-"
+def _percent(seconds: float, devices: DeviceTimelines) -> str:
+    return f"{seconds / devices.ended_seconds:.0%}" if devices.ended_seconds else "-"
 
 
 def _show(record: Record) -> None:
     """Print what both devices did, and what the timeline cannot say."""
-    lanes = record.lanes
+    devices = record.devices
     table = Table(title=_title(record), box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", no_wrap=True)
     for heading in ("passes", "busy ms", "busy", "idle ms", "idle"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, lane in (("draft", lanes.draft), ("verify", lanes.verify)):
-        idle_seconds = lanes.ended_seconds - lane.busy_seconds
-        table.add_row(name, str(len(lane.works)), *_time(lane.busy_seconds, lanes),
-                      *_time(idle_seconds, lanes))  # fmt: skip
-    table.add_row("both at once", "", *_time(lanes.overlap_seconds, lanes), "", "")
+    for name, device in (("draft", devices.draft), ("verify", devices.verify)):
+        idle_seconds = devices.ended_seconds - device.busy_seconds
+        table.add_row(name, str(len(device.works)), *_time(device.busy_seconds, devices),
+                      *_time(idle_seconds, devices))  # fmt: skip
+    table.add_row("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
     Console().print(table)
     if record.timeline.is_truncated:
         errors.print("the generation went on after the timeline's end: ask for fewer tokens")
     if record.statistics.fallback_reason:
         errors.print(f"went on without a draft: {record.statistics.fallback_reason}")
-    for name, lane, seconds in (
-        ("draft", lanes.draft, record.statistics.draft_busy_seconds),
-        ("verify", lanes.verify, record.statistics.verify_busy_seconds),
+    for name, device, seconds in (
+        ("draft", devices.draft, record.statistics.draft_busy_seconds),
+        ("verify", devices.verify, record.statistics.verify_busy_seconds),
     ):
-        _show_doubts(name, lane, seconds)
+        _show_doubts(name, device, seconds)
 
 
-def _time(seconds: float, lanes: Lanes) -> tuple[str, str]:
-    return f"{1e3 * seconds:.0f}", _percent(seconds, lanes)
+def _time(seconds: float, devices: DeviceTimelines) -> tuple[str, str]:
+    return f"{1e3 * seconds:.0f}", _percent(seconds, devices)
 
 
-def _show_doubts(name: str, lane: Lane, busy_seconds: float) -> None:
-    if busy_seconds and not lane.works:
+def _show_doubts(name: str, device: DeviceTimeline, busy_seconds: float) -> None:
+    if busy_seconds and not device.works:
         errors.print(f"the {name} service does not say when it works: it is an older one")
-    if lane.clock_shift_seconds:
+    if device.clock_shift_seconds:
         errors.print(
-            f"the {name} service's clock seems to be {1e3 * lane.clock_shift_seconds:+.1f} ms off: "
-            "its times are shifted by that, and only roughly right"
+            f"the {name} service's clock seems {1e3 * device.clock_shift_seconds:+.1f} ms off: its "
+            "times are shifted by that, and only roughly right"
         )

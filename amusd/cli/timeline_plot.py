@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from amusd.analysis.device_timeline import Kind, Lane, Lanes, Span, Work, checks
+from amusd.analysis.device_timeline import DeviceTimeline, DeviceTimelines, Kind, Span, Work, checks
 from amusd.analysis.timeline import Timeline
 from amusd.protocol.events import Rollback, Verdict
 
@@ -45,18 +45,20 @@ _MOST_ARROWS = 250
 _LEAST_SHARE_FOR_NUMBER = 0.012  # of the picture's width
 
 
-def draw(timeline: Timeline, lanes: Lanes, window: Span, title: str, path: Path) -> None:
+def draw(
+    timeline: Timeline, devices: DeviceTimelines, window: Span, title: str, path: Path
+) -> None:
     """Write what happened within ``window`` to ``path``, as PNG."""
     figure = Figure(figsize=(14, 4), layout="constrained")
     axes = figure.subplots()
     shown = [
-        *_bars(axes, lanes.draft, _DRAFT, window),
-        *_bars(axes, lanes.verify, _VERIFY, window),
+        *_bars(axes, devices.draft, _DRAFT, window),
+        *_bars(axes, devices.verify, _VERIFY, window),
     ]
-    both = [span for span in lanes.both if _is_within(span, window)]
+    both = [span for span in devices.both if _is_within(span, window)]
     axes.broken_barh(_ranges(both), _BOTH, color=_BOTH_COLOUR)
-    _numbers(axes, lanes.verify, window)
-    _arrows(axes, lanes, window)
+    _numbers(axes, devices.verify, window)
+    _arrows(axes, devices, window)
     has_rollbacks = _rollbacks(axes, timeline, window)
     axes.set_xlim(1e3 * window.started_seconds, 1e3 * window.ended_seconds)
     axes.set_ylim(-0.5, 2.15)
@@ -69,9 +71,11 @@ def draw(timeline: Timeline, lanes: Lanes, window: Span, title: str, path: Path)
     figure.savefig(path, format="png", dpi=150)
 
 
-def _bars(axes: Axes, lane: Lane, place: tuple[float, float], window: Span) -> list[Kind]:
-    """Draw the work of a lane; return the kinds that occur."""
-    works = [work for work in lane.works if _is_within(work.span, window)]
+def _bars(
+    axes: Axes, device_timeline: DeviceTimeline, place: tuple[float, float], window: Span
+) -> list[Kind]:
+    """Draw the work of a device_timeline; return the kinds that occur."""
+    works = [work for work in device_timeline.works if _is_within(work.span, window)]
     width = 0.4 if len(works) <= _MOST_OUTLINED else 0.0
     kinds = [kind for kind in Kind if any(work.kind is kind for work in works)]
     for kind in kinds:
@@ -82,9 +86,9 @@ def _bars(axes: Axes, lane: Lane, place: tuple[float, float], window: Span) -> l
     return kinds
 
 
-def _numbers(axes: Axes, lane: Lane, window: Span) -> None:
+def _numbers(axes: Axes, device_timeline: DeviceTimeline, window: Span) -> None:
     """Write on each pass how many tokens became final with it, where there is room."""
-    last_passes = {id(work.message): work for work in lane.works}
+    last_passes = {id(work.message): work for work in device_timeline.works}
     for work in last_passes.values():
         if work.span.seconds < _LEAST_SHARE_FOR_NUMBER * window.seconds:
             continue
@@ -97,14 +101,14 @@ def _numbers(axes: Axes, lane: Lane, window: Span) -> None:
             )
 
 
-def _arrows(axes: Axes, lanes: Lanes, window: Span) -> None:
+def _arrows(axes: Axes, devices: DeviceTimelines, window: Span) -> None:
     """Draw a line from each step to the pass that checked its token, unless they are too many."""
     lines = [
         [
             (1e3 * check.step.span.ended_seconds, _DRAFT[0]),
             (1e3 * check.checked_by.span.started_seconds, sum(_VERIFY)),
         ]
-        for check in checks(lanes)
+        for check in checks(devices)
         if _is_within(_between(check.step, check.checked_by), window)
     ]
     if len(lines) <= _MOST_ARROWS:

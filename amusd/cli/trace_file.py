@@ -6,7 +6,7 @@ The format is the Trace Event Format: times in microseconds, here since the requ
 from collections.abc import Iterator
 from typing import Any
 
-from amusd.analysis.device_timeline import Lane, Lanes, Work, checks
+from amusd.analysis.device_timeline import DeviceTimeline, DeviceTimelines, Work, checks
 from amusd.analysis.timeline import Message, Timeline
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 
@@ -17,14 +17,14 @@ _PROCESS = 1
 _THREAD_NAMES = {DRAFT: "draft device", VERIFY: "verify device", MESSAGES: "orchestrator"}
 
 
-def trace(timeline: Timeline, lanes: Lanes, about: dict[str, Any]) -> dict[str, Any]:
+def trace(timeline: Timeline, devices: DeviceTimelines, about: dict[str, Any]) -> dict[str, Any]:
     """Return the trace; ``about`` says what was generated, and how."""
     events = [
         *_names(),
-        *_lane(lanes.draft, DRAFT, "draft"),
-        *_lane(lanes.verify, VERIFY, "verify"),
+        *_lane(devices.draft, DRAFT, "draft"),
+        *_lane(devices.verify, VERIFY, "verify"),
         *_messages(timeline),
-        *_arrows(lanes),
+        *_arrows(devices),
     ]
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
 
@@ -37,9 +37,9 @@ def _names() -> Iterator[TraceEvent]:
     yield {"ph": "M", "pid": _PROCESS, "name": "process_name", "args": {"name": "amusd"}}
 
 
-def _lane(lane: Lane, thread: int, category: str) -> Iterator[TraceEvent]:
+def _lane(device_timeline: DeviceTimeline, thread: int, category: str) -> Iterator[TraceEvent]:
     common = {"ph": "X", "pid": _PROCESS, "tid": thread}
-    for work in lane.works:
+    for work in device_timeline.works:
         yield {
             **common,
             "name": work.kind.value,
@@ -48,7 +48,7 @@ def _lane(lane: Lane, thread: int, category: str) -> Iterator[TraceEvent]:
             "dur": 1e6 * work.span.seconds,
             "args": _words(work.message),
         }
-    for span in lane.idle:
+    for span in device_timeline.idle:
         yield {
             **common,
             "name": "idle",
@@ -62,7 +62,7 @@ def _messages(timeline: Timeline) -> Iterator[TraceEvent]:
     for event in timeline.events:
         yield {
             "ph": "i",
-            "s": "p" if isinstance(event.message, Rollback) else "t",  # a mark over all lanes
+            "s": "p" if isinstance(event.message, Rollback) else "t",  # a mark over all devices
             "pid": _PROCESS,
             "tid": MESSAGES,
             "name": type(event.message).__name__.lower(),
@@ -72,9 +72,9 @@ def _messages(timeline: Timeline) -> Iterator[TraceEvent]:
         }
 
 
-def _arrows(lanes: Lanes) -> Iterator[TraceEvent]:
+def _arrows(devices: DeviceTimelines) -> Iterator[TraceEvent]:
     """Draw an arrow from each step to the pass that checked its token."""
-    for number, check in enumerate(checks(lanes), 1):
+    for number, check in enumerate(checks(devices), 1):
         common = {"pid": _PROCESS, "name": "proposal", "cat": "proposal", "id": number}
         yield {**common, "ph": "s", "tid": DRAFT, "ts": _middle(check.step)}
         yield {**common, "ph": "f", "bp": "e", "tid": VERIFY, "ts": _middle(check.checked_by)}

@@ -60,7 +60,7 @@ class DraftReport:
 
     draft: str
     num_layers: int
-    num_read: int  # parameters read for one token: all but the embedding
+    num_computed: int  # parameters read for one token: all but the embedding
     draft_seconds: float
     greedy: Share
     sampled: Share | None
@@ -113,7 +113,7 @@ class Bench:
         return DraftReport(
             draft=draft,
             num_layers=int(loaded.model.config.get_text_config().num_hidden_layers),
-            num_read=_num_read(loaded.model),
+            num_computed=_num_computed(loaded.model),
             draft_seconds=draft_seconds,
             greedy=share_of_hits(hits),
             sampled=sampled,
@@ -168,7 +168,7 @@ def _load(name: str, role: Role, device: DeviceSettings) -> _Loaded:
     return _Loaded(engine, *load_causal_lm(locate_model(name, role), dtype, device.device))
 
 
-def _num_read(model: PreTrainedModel) -> int:
+def _num_computed(model: PreTrainedModel) -> int:
     body = {id(weight): weight.numel() for weight in model.parameters()}
     table = model.get_input_embeddings().weight
     body.pop(id(table), None)  # one row of it is read

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.distill.cut import output_head
-from amusd.engine.kv.sequence_cache import SlotCache
+from amusd.engine.kv.sequence_cache import SequenceCache
 
 _CANDIDATES = 48  # likeliest tokens, whose logits are computed again in float32
 _ENDED_SHARE = 7 / 8  # of the rows, after which the others are cut
@@ -65,7 +65,7 @@ class TextWriter:
         )
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         ids = ids.to(self._device)  # [B, width]
-        cache = SlotCache(self._num_layers, width + max_tokens)
+        cache = SequenceCache(self._num_layers, width + max_tokens)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self._device)
         enough = len(prompts) * (1.0 if to_the_end else _ENDED_SHARE)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -78,7 +78,7 @@ class TextWriter:
             mask = F.pad(mask, (0, 1), value=1)
         return self._rows(prompts, steps)
 
-    def _hidden(self, ids: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
+    def _hidden(self, ids: Tensor, mask: Tensor, cache: SequenceCache) -> Tensor:
         """Run ids [B, n] behind the cache; mask [B, all columns] -> last hidden state [B, D]."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         states = self._model.base_model(

@@ -55,7 +55,7 @@ DEFAULT_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class ScheduledSequence:
     """New tokens of one slot for the next pass, after the ``length`` tokens it holds.
 
     The engine answers with its token after each of the last ``num_outputs`` of ``tokens``.
@@ -108,7 +108,7 @@ class Engine(Protocol):
         What ``slot`` holds has to be the beginning of ``tokens``. Returns how many it holds more.
         """
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run one pass and return the greedy tokens of each feed, ``num_outputs`` each."""
 
     def truncate(self, slot: int, length: int) -> None:

@@ -10,25 +10,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed
-from amusd.engine.kv.cache_manager import SlotMemory
+from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, ScheduledSequence
+from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.runners.runner import Piece
-from amusd.engine.runners.selection import Choice, choose_passes
+from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.selection import RunnerSelection, select_runner
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 
 
-class SlotEngine:
+class ModelEngine:
     """Greedy passes of a model over slots of its own."""
 
-    def __init__(self, description: ModelDescription, choice: Choice) -> None:
+    def __init__(self, description: ModelDescription, choice: RunnerSelection) -> None:
         """Run a model as chosen for it; ``serve`` and ``load_engine`` choose."""
         self.description = description
         self._passes = choice.passes
         self.weight_format = choice.weight_format
         self.weight_bytes = choice.weight_bytes  # read by a pass
         self.max_batch = choice.max_batch
-        self._slots = SlotMemory(
+        self._slots = KVCacheManager(
             choice.max_tokens,
             choice.context_length,
             make=choice.passes.make,
@@ -62,13 +62,13 @@ class SlotEngine:
         return self._slots.reuse(slot, tokens)
 
     @torch.inference_mode()
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run the feeds through the model; return the greedy tokens of each."""
         tokens = iter(self._passes.tokens(self._pieces(feeds)))
         return [list(itertools.islice(tokens, feed.num_outputs)) for feed in feeds]
 
     @torch.inference_mode()
-    def logits(self, feeds: Sequence[Feed]) -> Tensor:
+    def logits(self, feeds: Sequence[ScheduledSequence]) -> Tensor:
         """Run the feeds as ``run`` does; return the logits of all outputs, [outputs, head]."""
         return self._passes.logits(self._pieces(feeds))
 
@@ -80,35 +80,35 @@ class SlotEngine:
         """Free the slot's keys and values."""
         self._slots.close(slot)
 
-    def _pieces(self, feeds: Sequence[Feed]) -> list[Piece[object]]:
+    def _pieces(self, feeds: Sequence[ScheduledSequence]) -> list[Chunk[object]]:
         """Note the feeds' tokens; return them with the buffers that they go to."""
-        pieces: list[Piece[object]] = []
+        pieces: list[Chunk[object]] = []
         for feed in feeds:
             start = self._slots.length(feed.slot)
             self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
-            pieces.append(Piece(self._slots[feed.slot], start, feed.tokens, feed.num_outputs))
+            pieces.append(Chunk(self._slots[feed.slot], start, feed.tokens, feed.num_outputs))
         return pieces
 
 
-def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> SlotEngine:
+def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> ModelEngine:
     """Return an engine for a loaded model, warmed up.
 
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    choice = choose_passes(loaded, options)
+    choice = select_runner(loaded, options)
     description = replace(
         loaded.description,
         numerics=options.numerics.value,
         weight_format=choice.weight_format,
     )
-    return SlotEngine(description, choice)
+    return ModelEngine(description, choice)
 
 
 def load_engine(
     source: ModelSource,
     known_tokens_only: bool = False,
     options: EngineOptions = DEFAULT_OPTIONS,
-) -> SlotEngine:
+) -> ModelEngine:
     """Load a model and return an engine for it; see ``load_source`` and ``serve``."""
     return serve(load_source(source, known_tokens_only), options)

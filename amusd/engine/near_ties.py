@@ -12,7 +12,7 @@ from amusd.engine.loading.model_source import ModelSource, load_source
 from amusd.prompts import Prompt, encode
 
 
-class TieJudge:
+class LogitGapReader:
     """Asks a model of Transformers, in one pass over the whole text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -40,11 +40,11 @@ def spacing(value: float, dtype: torch.dtype) -> float:
     return math.ldexp(limits.eps, exponent - 1)
 
 
-def load_judge(name: str, location: str, device: str, dtype: str) -> TieJudge:
+def load_gap_reader(name: str, location: str, device: str, dtype: str) -> LogitGapReader:
     """Load the model called ``name`` from ``location``.
 
     Raises:
         InvalidInputError: it cannot be loaded.
     """
     loaded = load_source(ModelSource(name, location, device, dtype))
-    return TieJudge(loaded.model, AutoTokenizer.from_pretrained(location))
+    return LogitGapReader(loaded.model, AutoTokenizer.from_pretrained(location))

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from amusd.engine.interface import Engine, Feed
+from amusd.engine.interface import Engine, ScheduledSequence
 
 
 def median_pass_seconds(
@@ -14,12 +14,20 @@ def median_pass_seconds(
     known = engine.description.output_size
     slot = engine.open(context + max(sizes))
     try:
-        engine.run([Feed(slot, [token % known for token in range(10, 10 + context)], 1)])
+        engine.run(
+            [ScheduledSequence(slot, [token % known for token in range(10, 10 + context)], 1)]
+        )
         times: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in range(repeat):
             for size in sizes:
                 started = time.perf_counter()
-                engine.run([Feed(slot, [token % known for token in range(20, 20 + size)], size)])
+                engine.run(
+                    [
+                        ScheduledSequence(
+                            slot, [token % known for token in range(20, 20 + size)], size
+                        )
+                    ]
+                )
                 times[size].append(time.perf_counter() - started)
                 engine.truncate(slot, context)
     finally:

@@ -1,6 +1,6 @@
 """Decoding in one process, without services: the readable twin that the services are held to."""
 
-from amusd.engine.interface import Engine, Feed
+from amusd.engine.interface import Engine, ScheduledSequence
 
 
 def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
@@ -10,7 +10,7 @@ def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) ->
         output: list[int] = []
         feed = prompt
         while len(output) < num_tokens:
-            output += engine.run([Feed(slot, feed, num_outputs=1)])[0]
+            output += engine.run([ScheduledSequence(slot, feed, num_outputs=1)])[0]
             feed = output[-1:]
         return output
     finally:
@@ -32,9 +32,11 @@ def decode_speculative(
             proposed: list[int] = []
             for _ in range(lookahead):
                 unread = [*tokens, *proposed][draft.length(draft_slot) :]
-                proposed += draft.run([Feed(draft_slot, unread, num_outputs=1)])[0]
+                proposed += draft.run([ScheduledSequence(draft_slot, unread, num_outputs=1)])[0]
             unread = [*tokens[verify.length(verify_slot) :], *proposed]
-            predicted = verify.run([Feed(verify_slot, unread, num_outputs=lookahead + 1)])[0]
+            predicted = verify.run(
+                [ScheduledSequence(verify_slot, unread, num_outputs=lookahead + 1)]
+            )[0]
             num_accepted = 0
             while num_accepted < lookahead and proposed[num_accepted] == predicted[num_accepted]:
                 num_accepted += 1

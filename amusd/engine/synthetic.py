@@ -13,8 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, Feed, Numerics, WeightFormat
-from amusd.engine.kv.cache_manager import SlotMemory
+from amusd.engine.interface import (
+    DEFAULT_OPTIONS,
+    EngineOptions,
+    Numerics,
+    ScheduledSequence,
+    WeightFormat,
+)
+from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.fleet.model_description import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
@@ -101,7 +107,7 @@ class SyntheticEngine:
     ) -> None:
         """Serve ``model`` under ``name``; of the options only the reuse of prefixes counts."""
         self._model = model
-        self._slots: SlotMemory[list[int]] = SlotMemory(
+        self._slots: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
             model.context,
             make=lambda capacity: [],
@@ -144,7 +150,7 @@ class SyntheticEngine:
         """Take over what another slot holds of the beginning of ``tokens``, but the last one."""
         return self._slots.reuse(slot, tokens)
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Answer each feed, and take the time that a pass over all of them takes."""
         started = time.perf_counter()
         outputs = [self._run_one(feed) for feed in feeds]
@@ -164,7 +170,7 @@ class SyntheticEngine:
         """Free the slot."""
         self._slots.close(slot)
 
-    def _run_one(self, feed: Feed) -> list[int]:
+    def _run_one(self, feed: ScheduledSequence) -> list[int]:
         self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
         held = self._slots[feed.slot]
         outputs = []

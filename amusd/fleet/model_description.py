@@ -79,19 +79,19 @@ class CacheUsage:
     """Memory for keys and values, in tokens: what fits, and what is in use.
 
     ``num_reserved`` are those of open sessions, ``num_retained`` those kept for reuse. Of the
-    prompts' tokens so far ``num_read`` went through the model and ``num_reused`` did not.
+    prompts' tokens so far ``num_computed`` went through the model and ``num_cached`` did not.
     """
 
     max_tokens: int
     num_reserved: int = 0
     num_retained: int = 0
-    num_read: int = 0
-    num_reused: int = 0
+    num_computed: int = 0
+    num_cached: int = 0
 
     @property
     def hit_rate(self) -> float:
         """Share of the prompts' tokens that did not have to be computed, 0 to 1."""
-        return self.num_reused / max(1, self.num_reused + self.num_read)
+        return self.num_cached / max(1, self.num_cached + self.num_computed)
 
 
 def check_pair(draft: ModelDescription, verify: ModelDescription) -> None:

@@ -54,10 +54,10 @@ class EngineCollector(Collector):
         ):
             yield GaugeMetricFamily(name, meaning_of(name), value)
         for name, value in (
-            ("amusd_prefix_cache_hit_tokens_total", state.usage.num_reused),
+            ("amusd_prefix_cache_hit_tokens_total", state.usage.num_cached),
             (
                 "amusd_prefix_cache_query_tokens_total",
-                state.usage.num_reused + state.usage.num_read,
+                state.usage.num_cached + state.usage.num_computed,
             ),
         ):
             yield CounterMetricFamily(name, meaning_of(name), value)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from amusd.analysis.generation_statistics import Statistics
 from amusd.observe.log_format import current_session
 from amusd.observe.metrics import Metrics, MetricsServer, ReplicaCount, Role
+from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.observe.tracing import Tracing, attributes_of
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.rpc import faults
-from amusd.serving.pass_listener import OnPass, ignore_pass
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -80,7 +80,7 @@ def _rounded(num_tokens: int) -> int:
 
 
 @dataclass(slots=True)
-class PassSizer:
+class SpeculationLength:
     """Learns the acceptance of one session, and picks the best number of proposals to check.
 
     Sessions that share passes pay for each other's tokens. Each chooses as if the others in its

@@ -6,16 +6,16 @@ It decides about time only, never about tokens. Times are seconds of one monoton
 import math
 from typing import Protocol
 
-from amusd.policy.speculation_length import PassSizer, StepTimes
+from amusd.policy.speculation_length import SpeculationLength, StepTimes
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Proposal, Verdict
 from amusd.protocol.strategy import Strategy
 
-_MIN_PATIENCE_SECONDS = 0.002
-_MAX_WAITS_IN_VAIN = 3
+_MIN_DRAFT_WAIT_SECONDS = 0.002
+_MAX_EXPIRED_WAITS = 3
 
 
-class Pace(Protocol):
+class SpeculationPolicy(Protocol):
     """What a session asks and tells as it goes."""
 
     @property
@@ -32,10 +32,10 @@ class Pace(Protocol):
         ``num_ready`` or less: at once with what there is, and 0 is a plain pass. More: wait.
         """
 
-    def patience_seconds(self) -> float:
+    def draft_wait_seconds(self) -> float:
         """Return how long to wait for a proposal before the verify model goes on by itself."""
 
-    def waited_in_vain(self) -> None:
+    def draft_wait_expired(self) -> None:
         """Take note that no proposal has come in time."""
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
@@ -48,7 +48,7 @@ class Pace(Protocol):
         """Take note of a pass; the first one has read the prompt."""
 
 
-class TakingTurns:
+class Lockstep:
     """Draft, then verify: a pass starts when the draft has said all it has to say."""
 
     max_checked = 0
@@ -62,11 +62,11 @@ class TakingTurns:
         """Start with whatever is there, and wait while nothing is."""
         return max(1, num_ready)
 
-    def patience_seconds(self) -> float:
+    def draft_wait_seconds(self) -> float:
         """Return the time that the draft's turn may take."""
         return self._draft_timeout_seconds
 
-    def waited_in_vain(self) -> None:
+    def draft_wait_expired(self) -> None:
         """Nothing to learn."""
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
@@ -79,7 +79,7 @@ class TakingTurns:
         """Nothing to learn."""
 
 
-class Overlapping:
+class Asynchronous:
     """Draft and verify at once: no pass waits for longer, or checks more, than pays.
 
     The draft never pauses, so when its next proposal will come is known from its step time:
@@ -89,33 +89,33 @@ class Overlapping:
     def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
         """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions."""
         self._times = times
-        self._sizer = PassSizer(lookahead, times)
+        self._length = SpeculationLength(lookahead, times)
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
         self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
         self._has_read_prompt = False
-        self._num_waits_in_vain = 0
+        self._num_expired_waits = 0
         self._epoch = 0
         self._rolled_back_seconds: float | None = None  # until the draft has answered
 
     @property
     def max_checked(self) -> int:
         """Return the number of proposals whose pass yields most tokens a second."""
-        return self._sizer.best()
+        return self._length.best()
 
     @property
     def lookahead(self) -> int:
         """Return how many drafted tokens still have a chance to be used."""
-        return self._sizer.useful_lookahead()
+        return self._length.useful_lookahead()
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Weigh the tokens that waiting brings against the time it takes."""
-        if self._num_waits_in_vain >= _MAX_WAITS_IN_VAIN:
+        if self._num_expired_waits >= _MAX_EXPIRED_WAITS:
             return num_ready  # the draft hangs: what it still writes is taken as it comes
         next_seconds = max(0.0, self._next_proposal_seconds - now_seconds)
-        return self._sizer.best_start(num_ready, next_seconds)
+        return self._length.best_start(num_ready, next_seconds)
 
-    def patience_seconds(self) -> float:
+    def draft_wait_seconds(self) -> float:
         """Return the time of a pass.
 
         Waiting as long as a pass takes costs at most twice what the best choice would have cost
@@ -123,12 +123,12 @@ class Overlapping:
         """
         if self._last_pass_seconds is None:
             return self._draft_timeout_seconds
-        patience = max(self._last_pass_seconds, _MIN_PATIENCE_SECONDS)
-        return min(patience, self._draft_timeout_seconds)
+        draft_wait = max(self._last_pass_seconds, _MIN_DRAFT_WAIT_SECONDS)
+        return min(draft_wait, self._draft_timeout_seconds)
 
-    def waited_in_vain(self) -> None:
+    def draft_wait_expired(self) -> None:
         """Stop waiting after a few times, until the draft shows that it lives."""
-        self._num_waits_in_vain += 1
+        self._num_expired_waits += 1
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Learn the draft's step time; its next proposal is one step away."""
@@ -137,7 +137,7 @@ class Overlapping:
             if self._has_read_prompt:
                 self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
             self._has_read_prompt = True
-        self._num_waits_in_vain = 0
+        self._num_expired_waits = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
         if self._rolled_back_seconds is not None and proposal.epoch >= self._epoch:
             self._times.observe_rollback(now_seconds - self._rolled_back_seconds)
@@ -158,13 +158,13 @@ class Overlapping:
         """Learn acceptance and pass times."""
         self._last_pass_seconds = verdict.pass_seconds
         if not is_first:
-            self._sizer.observe(verdict)
+            self._length.observe(verdict)
 
 
-def make_pace(
+def make_policy(
     strategy: Strategy, lookahead: int, times: StepTimes, draft_timeout_seconds: float
-) -> Pace:
+) -> SpeculationPolicy:
     """Return the pace of a strategy."""
     if strategy is Strategy.AMUSD:
-        return Overlapping(lookahead, times, draft_timeout_seconds)
-    return TakingTurns(draft_timeout_seconds)
+        return Asynchronous(lookahead, times, draft_timeout_seconds)
+    return Lockstep(draft_timeout_seconds)

@@ -43,7 +43,7 @@ class Verdict:
     The first ``num_accepted`` are the verify model's own, and ``next_token`` stands at
     ``position + num_accepted``. ``pass_seconds`` is how long the pass took, ``device_seconds`` the
     session's share of that time, which it had with others; 0: the service does not say.
-    ``num_reused`` tokens of the prompt did not have to be computed; only a first verdict says so.
+    ``num_cached`` tokens of the prompt did not have to be computed; only a first verdict says so.
     ``passes`` says when the pass ran, and before it those that read pieces of the prompt.
     """
 
@@ -54,7 +54,7 @@ class Verdict:
     next_token: int
     pass_seconds: float = 0.0
     device_seconds: float = 0.0
-    num_reused: int = 0
+    num_cached: int = 0
     passes: tuple[DeviceTime, ...] = ()
 
 

@@ -32,7 +32,7 @@ from amusd.protocol.events import (
 
 
 @dataclass(slots=True)
-class SourceFate:
+class SourceOutcomes:
     """Proposed tokens of one source, and how those that were compared fared."""
 
     drafted: int = 0
@@ -40,15 +40,15 @@ class SourceFate:
     rejected: int = 0
 
 
-def _no_fates() -> dict[DraftSource, SourceFate]:
-    return {source: SourceFate() for source in DraftSource}
+def _no_outcomes() -> dict[DraftSource, SourceOutcomes]:
+    return {source: SourceOutcomes() for source in DraftSource}
 
 
 @dataclass(slots=True)
 class LedgerCounts:
-    """Fate of every proposed token: ``drafted == accepted + rejected + wasted + open tail``."""
+    """What became of proposed tokens: ``drafted == accepted + rejected + wasted + tail``."""
 
-    by_source: dict[DraftSource, SourceFate] = field(default_factory=_no_fates)
+    by_source: dict[DraftSource, SourceOutcomes] = field(default_factory=_no_outcomes)
     wasted: int = 0
     rollbacks: int = 0
     passes: int = 0
@@ -56,17 +56,17 @@ class LedgerCounts:
     @property
     def drafted(self) -> int:
         """Proposed tokens of all sources."""
-        return sum(fate.drafted for fate in self.by_source.values())
+        return sum(outcome.drafted for outcome in self.by_source.values())
 
     @property
     def accepted(self) -> int:
         """Accepted tokens of all sources."""
-        return sum(fate.accepted for fate in self.by_source.values())
+        return sum(outcome.accepted for outcome in self.by_source.values())
 
     @property
     def rejected(self) -> int:
         """Rejected tokens of all sources."""
-        return sum(fate.rejected for fate in self.by_source.values())
+        return sum(outcome.rejected for outcome in self.by_source.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Ledger:
         tokens = tuple(guess.token for guess in self._tail)
         return Forward(self._epoch, self.verified_position, tokens)
 
-    def plain_pass(self, num_ahead: int = 0) -> Forward:
+    def unspeculated_pass(self, num_ahead: int = 0) -> Forward:
         """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
         return Forward(self._epoch, self.verified_position + num_ahead, ())
 
@@ -151,9 +151,9 @@ class Ledger:
             PreconditionError: the proposal comes from a later epoch, leaves a gap, or
                 contradicts an earlier one of its epoch. Nothing has changed then.
         """
-        fate = self.counts.by_source[proposal.source]
+        outcome = self.counts.by_source[proposal.source]
         if proposal.epoch < self._epoch:
-            fate.drafted += len(proposal.tokens)
+            outcome.drafted += len(proposal.tokens)
             self.counts.wasted += len(proposal.tokens)
             return NOTHING
         self._check_proposal(proposal)
@@ -162,16 +162,16 @@ class Ledger:
         if not fresh:
             return NOTHING
         position = proposal.position + num_known
-        fate.drafted += len(fresh)
+        outcome.drafted += len(fresh)
         # Those below the verified position came late: the verify model went on without them.
         num_late = min(len(fresh), max(0, self.verified_position - position))
         for index in range(num_late):
             if fresh[index] != self._final[position + index]:
-                fate.accepted += index
-                fate.rejected += 1
+                outcome.accepted += index
+                outcome.rejected += 1
                 self.counts.wasted += len(fresh) - index - 1
                 return self._roll_back_to(position + index)
-        fate.accepted += num_late
+        outcome.accepted += num_late
         self._draft_head = position + len(fresh)
         forwarded = fresh[num_late:]
         if not forwarded:
@@ -202,12 +202,12 @@ class Ledger:
             self.counts.by_source[guess.source].accepted += 1
         if self._tail:
             guess = self._tail.pop(0)
-            fate = self.counts.by_source[guess.source]
+            outcome = self.counts.by_source[guess.source]
             if guess.token != verdict.next_token:
-                fate.rejected += 1
+                outcome.rejected += 1
                 rolled_back = self._roll_back_to(self.verified_position - 1)
                 return Decision(rollback=rolled_back.rollback, committed=committed)
-            fate.accepted += 1
+            outcome.accepted += 1
         advance = Advance(self._epoch, position, committed)
         return Decision(advance=advance, committed=committed)
 

@@ -9,7 +9,7 @@ Rules of this file
 import dataclasses
 from typing import TypeVar
 
-from amusd.policy.speculation_policy import Pace
+from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
@@ -17,15 +17,17 @@ from amusd.protocol.ledger import Ledger
 Message = TypeVar("Message", Advance, Rollback)
 
 
-class Conductor:
+class SessionController:
     """Decides what follows from each event of a session, until its output is over."""
 
-    def __init__(self, ledger: Ledger, pace: Pace, finish: FinishRule, has_draft: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, pace: SpeculationPolicy, finish: FinishRule, has_draft: bool
+    ) -> None:
         """Start with the pass that reads the prompt, which nobody has to ask for."""
         self.ledger = ledger
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
-        self._pace = pace
+        self._policy = pace
         self._finish = finish
         self._has_draft = has_draft
         # Whether a verdict is to come without our asking for it.
@@ -38,9 +40,9 @@ class Conductor:
         """Whether a verdict is to come; if not, the verify model waits for us."""
         return self._pass_due
 
-    def patience_seconds(self) -> float:
+    def draft_wait_seconds(self) -> float:
         """Return how long the verify model should wait for a proposal."""
-        return self._pace.patience_seconds()
+        return self._policy.draft_wait_seconds()
 
     def on_verdict(self, verdict: Verdict, now_seconds: float) -> Decision:
         """Take the outcome of a pass.
@@ -51,7 +53,7 @@ class Conductor:
         decision = self.ledger.verdict(verdict)
         if decision is NOTHING:
             return decision
-        self._pace.passed(verdict, is_first=self.ledger.counts.passes == 1)
+        self._policy.passed(verdict, is_first=self.ledger.counts.passes == 1)
         # What is left of the tail is with the verify service already.
         self._pass_due = self.ledger.num_speculated > 0
         decision = self._cut(self._to_draft(decision, now_seconds))
@@ -59,9 +61,9 @@ class Conductor:
             return decision
         if not self._has_draft:
             # One pass is asked for ahead, so that the verify model need not wait for us.
-            return self._forwarding(decision, self.ledger.plain_pass(num_ahead=1))
-        if self._pace.start_size(0, now_seconds) == 0:
-            return self._forwarding(decision, self.ledger.plain_pass())
+            return self._forwarding(decision, self.ledger.unspeculated_pass(num_ahead=1))
+        if self._policy.start_size(0, now_seconds) == 0:
+            return self._forwarding(decision, self.ledger.unspeculated_pass())
         return decision
 
     def on_proposal(self, proposal: Proposal, now_seconds: float) -> Decision:
@@ -70,7 +72,7 @@ class Conductor:
         Raises:
             PreconditionError: the draft service breaks the protocol; no token has changed.
         """
-        self._pace.proposed(proposal, now_seconds)
+        self._policy.proposed(proposal, now_seconds)
         decision = self._to_draft(self.ledger.proposal(proposal), now_seconds)
         nothing_to_propose = (
             not proposal.tokens
@@ -83,9 +85,9 @@ class Conductor:
             return dataclasses.replace(decision, forward=None)
         return self._forwarding(decision, decision.forward)
 
-    def on_patience_over(self) -> Decision:
+    def on_draft_wait_over(self) -> Decision:
         """Let the verify model go on, for no proposal has come in time."""
-        self._pace.waited_in_vain()
+        self._policy.draft_wait_expired()
         return self._go_on()
 
     def on_draft_lost(self) -> Decision:
@@ -105,14 +107,14 @@ class Conductor:
 
     def _go_on(self) -> Decision:
         """Let the verify model go on with what there is, if only by itself."""
-        return self._forwarding(NOTHING, self.ledger.plain_pass())
+        return self._forwarding(NOTHING, self.ledger.unspeculated_pass())
 
     def _to_draft(self, decision: Decision, now_seconds: float) -> Decision:
         """Let the draft run ahead as far as it is of use; a lost draft is told nothing."""
         if not self._has_draft:
             return dataclasses.replace(decision, rollback=None, advance=None)
         if decision.rollback is not None:
-            self._pace.rolled_back(decision.rollback.epoch, now_seconds)
+            self._policy.rolled_back(decision.rollback.epoch, now_seconds)
         return dataclasses.replace(
             decision,
             rollback=self._bounded(decision.rollback),
@@ -122,7 +124,7 @@ class Conductor:
     def _bounded(self, message: Message | None) -> Message | None:
         if message is None:
             return None
-        return dataclasses.replace(message, lookahead=self._pace.lookahead)
+        return dataclasses.replace(message, lookahead=self._policy.lookahead)
 
     def _cut(self, decision: Decision) -> Decision:
         """Keep the tokens that belong to the output."""
@@ -138,7 +140,7 @@ class Conductor:
         # The last token of an output needs no proposal.
         room = self._finish.max_tokens - self.num_output - 1
         num_ready = len(held.tokens)
-        if num_ready >= min(room, self._pace.start_size(num_ready, now_seconds)):
+        if num_ready >= min(room, self._policy.start_size(num_ready, now_seconds)):
             return False
         self._held = held
         return True
@@ -151,7 +153,7 @@ class Conductor:
 
     def _forwarding(self, decision: Decision, forward: Forward) -> Decision:
         """Send ``forward`` and what was held back; a plain pass is none if there is some."""
-        forward = dataclasses.replace(self._joined(forward), max_checked=self._pace.max_checked)
+        forward = dataclasses.replace(self._joined(forward), max_checked=self._policy.max_checked)
         self._held = None
         self._pass_due = True
         return dataclasses.replace(decision, forward=forward)

@@ -1,7 +1,7 @@
 """The decoding strategies, and what each asks of the draft.
 
-They differ in these two numbers and in their pace (``amusd.policy.speculation_policy``) only; ledger, services
-and messages are the same for all.
+They differ in these two numbers and in their speculation policy only
+(``amusd.policy.speculation_policy``). Ledger, services and messages are the same for all.
 """
 
 import enum

@@ -27,7 +27,7 @@ class VerifySession:
         "_max_pending",
         "_max_position",
         "_pending",
-        "_plain_until",
+        "_unspeculated_until",
     )
 
     def __init__(
@@ -50,7 +50,7 @@ class VerifySession:
         self._checking_epoch = epoch
         self._epoch = epoch
         self._in_pass = False
-        self._plain_until = len(tokens)
+        self._unspeculated_until = len(tokens)
         self._max_position = max_position
         self._max_pending = max_pending
 
@@ -70,7 +70,7 @@ class VerifySession:
         """Whether there is something to check, or a plain pass was asked for."""
         if self._in_pass or self.verified_position >= self._max_position:
             return False
-        return self.verified_position <= self._plain_until or bool(self._pending)
+        return self.verified_position <= self._unspeculated_until or bool(self._pending)
 
     def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
         """Take proposals; no tokens ask for plain passes up to the one at ``position``.
@@ -81,7 +81,7 @@ class VerifySession:
             LimitExceededError: more tokens than may wait.
         """
         if not tokens:
-            self._plain_until = max(self._plain_until, position)
+            self._unspeculated_until = max(self._unspeculated_until, position)
             return
         if epoch < self._epoch:
             return
@@ -132,7 +132,7 @@ class VerifySession:
         predictions: list[int],
         pass_seconds: float,
         device_seconds: float = 0.0,
-        num_reused: int = 0,
+        num_cached: int = 0,
         passes: tuple[DeviceTime, ...] = (),
     ) -> Verdict:
         """Settle the pass and return its verdict.
@@ -142,7 +142,7 @@ class VerifySession:
                 checked one, ``[num_checked + 1]``.
             pass_seconds: how long the pass took.
             device_seconds: this session's share of it.
-            num_reused: tokens of the prompt that did not have to be computed.
+            num_cached: tokens of the prompt that did not have to be computed.
             passes: when it ran, and before it those that read pieces of the prompt.
         """
         num_checked = len(self._checking)
@@ -160,7 +160,7 @@ class VerifySession:
             next_token=next_token,
             pass_seconds=pass_seconds,
             device_seconds=device_seconds,
-            num_reused=num_reused,
+            num_cached=num_cached,
             passes=passes,
         )
         self._final.extend((*self._checking[:num_accepted], next_token))

@@ -145,8 +145,8 @@ def usage_to_proto(usage: CacheUsage) -> model_pb2.CacheUsage:
         max_tokens=usage.max_tokens,
         num_reserved_tokens=usage.num_reserved,
         num_retained_tokens=usage.num_retained,
-        num_read_tokens=usage.num_read,
-        num_reused_tokens=usage.num_reused,
+        num_computed_tokens=usage.num_computed,
+        num_cached_tokens=usage.num_cached,
     )
 
 
@@ -156,8 +156,8 @@ def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
         max_tokens=usage.max_tokens,
         num_reserved=usage.num_reserved_tokens,
         num_retained=usage.num_retained_tokens,
-        num_read=usage.num_read_tokens,
-        num_reused=usage.num_reused_tokens,
+        num_computed=usage.num_computed_tokens,
+        num_cached=usage.num_cached_tokens,
     )
 
 
@@ -212,7 +212,7 @@ def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
             next_token_id=verdict.next_token,
             pass_seconds=verdict.pass_seconds,
             device_seconds=verdict.device_seconds,
-            num_reused_tokens=verdict.num_reused,
+            num_cached_tokens=verdict.num_cached,
             passes=[time_to_proto(one) for one in verdict.passes],
         )
     )
@@ -228,7 +228,7 @@ def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
         next_token=verdict.next_token_id,
         pass_seconds=verdict.pass_seconds,
         device_seconds=verdict.device_seconds,
-        num_reused=verdict.num_reused_tokens,
+        num_cached=verdict.num_cached_tokens,
         passes=tuple(time_from_proto(one) for one in verdict.passes),
     )
 
@@ -314,7 +314,7 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
             )
             for one in statistics.acceptance_per_source
         ],
-        num_reused_prompt_tokens=statistics.num_reused_prompt_tokens,
+        num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
     )
 
 
@@ -344,5 +344,5 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
             )
             for one in statistics.acceptance_per_source
         ),
-        num_reused_prompt_tokens=statistics.num_reused_prompt_tokens,
+        num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
     )

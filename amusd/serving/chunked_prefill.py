@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amusd.engine.interface import Engine, Feed
-from amusd.engine.kv.cache_manager import MIN_REUSED, common_prefix
+from amusd.engine.interface import Engine, ScheduledSequence
+from amusd.engine.kv.cache_manager import MIN_CACHED, common_prefix
 from amusd.protocol.errors import AmusdError
 
 _MOST_ALONG = 16
@@ -12,16 +12,16 @@ _MOST_ALONG = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """What a session reads in a pass; no tokens: it waits for another pass.
 
-    ``num_reused`` tokens before them were copied from another slot just now.
+    ``num_cached`` tokens before them were copied from another slot just now.
     """
 
     tokens: list[int]
     is_last: bool = False
     is_prompt: bool = False
-    num_reused: int = 0
+    num_cached: int = 0
 
 
 class PromptReader:
@@ -44,7 +44,7 @@ class PromptReader:
         self._left = self._tokens_per_pass
         self._being_read.clear()
 
-    def next_piece(self, slot: int, tokens: list[int], num_prompt: int) -> Piece:
+    def next_piece(self, slot: int, tokens: list[int], num_prompt: int) -> Chunk:
         """Return what ``slot`` reads of ``tokens``, all of its session's; the first are a prompt.
 
         Who is done with the prompt takes part in every pass, whatever the budget.
@@ -52,32 +52,32 @@ class PromptReader:
         held = self._engine.length(slot)
         most_along = min(_MOST_ALONG, self._tokens_per_pass)
         if held >= num_prompt and len(tokens) - held <= most_along:
-            return Piece(tokens[held:], is_last=True)
+            return Chunk(tokens[held:], is_last=True)
         if not self._left:
-            return Piece([])
-        num_reused = self._engine.reuse(slot, tokens)
-        held += num_reused
+            return Chunk([])
+        num_cached = self._engine.reuse(slot, tokens)
+        held += num_cached
         if self._reuses and self._is_being_read(tokens, held):
-            return Piece([], num_reused=num_reused)
+            return Chunk([], num_cached=num_cached)
         end = min(len(tokens), held + self._left)
         self._left -= end - held
         self._being_read.append(tokens[:end])
-        return Piece(
+        return Chunk(
             tokens[held:end],
             is_last=end == len(tokens),
             is_prompt=held < num_prompt,
-            num_reused=num_reused,
+            num_cached=num_cached,
         )
 
     def _is_being_read(self, tokens: list[int], held: int) -> bool:
         """Whether another session's piece of this pass is worth waiting for."""
-        if len(tokens) <= held + MIN_REUSED:
+        if len(tokens) <= held + MIN_CACHED:
             return False
         wanted = tokens[:-1]
-        return any(common_prefix(read, wanted) >= held + MIN_REUSED for read in self._being_read)
+        return any(common_prefix(read, wanted) >= held + MIN_CACHED for read in self._being_read)
 
 
-def run_pass(engine: Engine, feeds: Sequence[Feed]) -> list[list[int]]:
+def run_pass(engine: Engine, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
     """Run a pass; if it fails, its slots hold what they held before.
 
     Raises:

@@ -172,8 +172,8 @@ class CacheUsage(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RETAINED_TOKENS_FIELD_NUMBER: _builtins.int
-    NUM_READ_TOKENS_FIELD_NUMBER: _builtins.int
-    NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Tokens that fit in all; 0 if the service keeps no keys and values (prompt lookup)."""
     num_reserved_tokens: _builtins.int
@@ -182,11 +182,11 @@ class CacheUsage(_message.Message):
     """Tokens kept of closed sessions in case a prompt begins like them; they make room when it
     is needed. With num_reserved_tokens at most max_tokens.
     """
-    num_read_tokens: _builtins.int
+    num_computed_tokens: _builtins.int
     """Tokens of prompts that went through the model since the start."""
-    num_reused_tokens: _builtins.int
+    num_cached_tokens: _builtins.int
     """Tokens of prompts that were computed before for another session, and copied. The hit rate
-    is num_reused_tokens / (num_reused_tokens + num_read_tokens).
+    is num_cached_tokens / (num_cached_tokens + num_computed_tokens).
     """
     def __init__(
         self,
@@ -194,12 +194,12 @@ class CacheUsage(_message.Message):
         max_tokens: _builtins.int = ...,
         num_reserved_tokens: _builtins.int = ...,
         num_retained_tokens: _builtins.int = ...,
-        num_read_tokens: _builtins.int = ...,
-        num_reused_tokens: _builtins.int = ...,
+        num_computed_tokens: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "num_read_tokens", b"num_read_tokens", "num_reserved_tokens", b"num_reserved_tokens", "num_retained_tokens", b"num_retained_tokens", "num_reused_tokens", b"num_reused_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_reserved_tokens", b"num_reserved_tokens", "num_retained_tokens", b"num_retained_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

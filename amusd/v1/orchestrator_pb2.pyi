@@ -540,7 +540,7 @@ class Statistics(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     ACCEPTANCE_PER_SOURCE_FIELD_NUMBER: _builtins.int
-    NUM_REUSED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_output_tokens: _builtins.int
@@ -550,7 +550,7 @@ class Statistics(_message.Message):
     time_to_first_token_seconds: _builtins.float
     """From the request's arrival to its first token, in seconds."""
     num_passes: _builtins.int
-    """Passes of the verify model, the prompt's counted as one."""
+    """ModelRunner of the verify model, the prompt's counted as one."""
     num_drafted: _builtins.int
     """Tokens that the draft proposed: num_accepted + num_rejected + num_wasted."""
     num_accepted: _builtins.int
@@ -577,7 +577,7 @@ class Statistics(_message.Message):
     """The strategy that was used."""
     fallback_reason: _builtins.str
     """Why the session went on without its draft, in words; empty if it did not."""
-    num_reused_prompt_tokens: _builtins.int
+    num_cached_prompt_tokens: _builtins.int
     """Tokens of the prompt that the verify model did not have to compute, for another session
     began with the same; at most num_prompt_tokens.
     """
@@ -612,11 +612,11 @@ class Statistics(_message.Message):
         strategy: Global___Strategy.ValueType = ...,
         fallback_reason: _builtins.str = ...,
         acceptance_per_source: _abc.Iterable[Global___SourceAcceptance] | None = ...,
-        num_reused_prompt_tokens: _builtins.int = ...,
+        num_cached_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_reused_prompt_tokens", b"num_reused_prompt_tokens", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

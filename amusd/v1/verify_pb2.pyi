@@ -199,7 +199,7 @@ class Verdict(_message.Message):
     NEXT_TOKEN_ID_FIELD_NUMBER: _builtins.int
     PASS_SECONDS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
-    NUM_REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PASSES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the tokens that were checked."""
@@ -220,7 +220,7 @@ class Verdict(_message.Message):
     prompt's included, in seconds: a shared pass counts by the tokens that each session brought
     to it. 0: an older service, which does not share passes.
     """
-    num_reused_tokens: _builtins.int
+    num_cached_tokens: _builtins.int
     """Tokens of the prompt that did not have to be computed, for another session began with the
     same; set in the first verdict only.
     """
@@ -240,12 +240,12 @@ class Verdict(_message.Message):
         next_token_id: _builtins.int = ...,
         pass_seconds: _builtins.float = ...,
         device_seconds: _builtins.float = ...,
-        num_reused_tokens: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
         passes: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_checked", b"num_checked", "num_reused_tokens", b"num_reused_tokens", "pass_seconds", b"pass_seconds", "passes", b"passes", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_checked", b"num_checked", "pass_seconds", b"pass_seconds", "passes", b"passes", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ def test_prompts_that_are_asked_again_are_compared_with_the_same_reference() -> 
 def test_a_comparison_sums_up_its_differences() -> None:
     found = (
         Difference(0, 12, 1, 2, Tie(0.5, 0.125)),
-        Difference(3, 4, 1, 2, Tie(-0.25, 0.25)),  # the judge rounds the other way
+        Difference(3, 4, 1, 2, Tie(-0.25, 0.25)),  # the validate rounds the other way
         Difference(4, 30, 1, -1),
     )
     comparison = Comparison("fast", "amusd", 8, 10, found)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amusd.analysis.device_timeline import Kind, Lanes, Span, checks, gaps, lanes_of, overlaps
+from amusd.analysis.device_timeline import (
+    DeviceTimelines,
+    Kind,
+    Span,
+    checks,
+    device_timelines,
+    gaps,
+    overlaps,
+)
 from amusd.analysis.timeline import Message, Timeline, TimelineEvent
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import (
@@ -31,14 +39,14 @@ def worked(*starts_ms: int, seconds: float = 0.001) -> tuple[DeviceTime, ...]:
     return tuple(DeviceTime(STARTED_UNIX_NANOS + 1_000_000 * one, seconds) for one in starts_ms)
 
 
-def lanes_from(*messages: tuple[float, Message]) -> Lanes:
-    """Return the lanes of messages and their milliseconds."""
+def lanes_from(*messages: tuple[float, Message]) -> DeviceTimelines:
+    """Return the devices of messages and their milliseconds."""
     events = tuple(TimelineEvent(1e-3 * at_ms, message) for at_ms, message in messages)
-    return lanes_of(Timeline(STARTED_UNIX_NANOS, events))
+    return device_timelines(Timeline(STARTED_UNIX_NANOS, events))
 
 
-def kinds(lanes: Lanes) -> tuple[list[Kind], list[Kind]]:
-    return [one.kind for one in lanes.draft.works], [one.kind for one in lanes.verify.works]
+def kinds(devices: DeviceTimelines) -> tuple[list[Kind], list[Kind]]:
+    return [one.kind for one in devices.draft.works], [one.kind for one in devices.verify.works]
 
 
 def spans(edges: list[int]) -> list[Span]:
@@ -122,28 +130,28 @@ def test_a_step_that_found_nothing_says_so() -> None:
 
 
 def test_an_older_service_that_says_no_times_leaves_its_lane_empty() -> None:
-    lanes = lanes_from((1, FIRST), (2, Proposal(0, 3, (6,), 0.001, 1)))
-    assert kinds(lanes) == ([], [])
-    assert lanes.verify.idle == (Span(0.0, 0.002),)
+    devices = lanes_from((1, FIRST), (2, Proposal(0, 3, (6,), 0.001, 1)))
+    assert kinds(devices) == ([], [])
+    assert devices.verify.idle == (Span(0.0, 0.002),)
 
 
 def test_an_empty_timeline_has_empty_lanes() -> None:
-    lanes = lanes_from()
-    assert kinds(lanes) == ([], [])
-    assert (lanes.ended_seconds, lanes.overlap_seconds) == (0.0, 0.0)
+    devices = lanes_from()
+    assert kinds(devices) == ([], [])
+    assert (devices.ended_seconds, devices.overlap_seconds) == (0.0, 0.0)
 
 
 def test_a_checked_proposal_is_tied_to_the_pass_over_its_first_token() -> None:
-    lanes = lanes_from(
+    devices = lanes_from(
         (1, replace(FIRST, passes=worked(0))),
         (3, Proposal(0, 3, (6,), steps=worked(2))),
         (3, Forward(0, 3, (6,))),
         (5, Proposal(0, 4, (7,), steps=worked(4))),
         (7, Verdict(0, 3, 1, 1, 7, passes=worked(5, 6))),
     )
-    (check,) = checks(lanes)
-    assert check.step is lanes.draft.works[0]
-    assert check.checked_by is lanes.verify.works[-1]
+    (check,) = checks(devices)
+    assert check.step is devices.draft.works[0]
+    assert check.checked_by is devices.verify.works[-1]
 
 
 # Clocks
@@ -175,8 +183,8 @@ def shifted(timeline: Timeline, draft_seconds: float, verify_seconds: float) -> 
 @given(mishaps(), schedules())
 def test_clocks_that_agree_are_left_alone(setup: Setup, schedule: Schedule) -> None:
     timeline = timeline_of(Simulation(replace(setup, num_repeats=0)), schedule)
-    lanes = lanes_of(timeline)
-    assert lanes.draft.clock_shift_seconds == lanes.verify.clock_shift_seconds == 0.0
+    devices = device_timelines(timeline)
+    assert devices.draft.clock_shift_seconds == devices.verify.clock_shift_seconds == 0.0
 
 
 @laws
@@ -185,26 +193,26 @@ def test_work_never_overlaps_whatever_the_clocks(
     setup: Setup, schedule: Schedule, draft_seconds: float, verify_seconds: float
 ) -> None:
     timeline = timeline_of(Simulation(replace(setup, num_repeats=0)), schedule)
-    lanes = lanes_of(shifted(timeline, draft_seconds, verify_seconds))
-    for lane in (lanes.draft, lanes.verify):
+    devices = device_timelines(shifted(timeline, draft_seconds, verify_seconds))
+    for device_timeline in (devices.draft, devices.verify):
         last = 0.0
-        for work in lane.works:
+        for work in device_timeline.works:
             assert last <= work.span.started_seconds <= work.span.ended_seconds
             last = work.span.ended_seconds
-        assert last <= lane.ended_seconds
-        idle_seconds = math.fsum(span.seconds for span in lane.idle)
-        assert lane.busy_seconds + idle_seconds == pytest.approx(lanes.ended_seconds)
-    most = min(lanes.draft.busy_seconds, lanes.verify.busy_seconds)
-    assert 0.0 <= lanes.overlap_seconds <= most + 1e-9
+        assert last <= device_timeline.ended_seconds
+        idle_seconds = math.fsum(span.seconds for span in device_timeline.idle)
+        assert device_timeline.busy_seconds + idle_seconds == pytest.approx(devices.ended_seconds)
+    most = min(devices.draft.busy_seconds, devices.verify.busy_seconds)
+    assert 0.0 <= devices.overlap_seconds <= most + 1e-9
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, -1.0, 1.0, 3600.0])
 def test_a_clock_that_is_far_off_is_brought_back_to_where_messages_allow(ahead: float) -> None:
     timeline = timeline_of(Simulation(Setup(max_tokens=40)), Schedule(1))
-    lanes = lanes_of(shifted(timeline, ahead, 0.0))
-    assert lanes.verify.clock_shift_seconds == 0.0
-    assert lanes.draft.clock_shift_seconds == pytest.approx(ahead, abs=0.002)
-    for work in lanes.draft.works:
+    devices = device_timelines(shifted(timeline, ahead, 0.0))
+    assert devices.verify.clock_shift_seconds == 0.0
+    assert devices.draft.clock_shift_seconds == pytest.approx(ahead, abs=0.002)
+    for work in devices.draft.works:
         event = next(one for one in shifted(timeline, ahead, 0.0).events
                      if one.message == work.message)  # fmt: skip
         assert work.span.ended_seconds <= event.seconds + 1e-6
@@ -213,8 +221,8 @@ def test_a_clock_that_is_far_off_is_brought_back_to_where_messages_allow(ahead: 
 def test_a_clock_that_was_set_back_in_between_makes_nothing_overlap() -> None:
     first = replace(FIRST, passes=worked(0, seconds=0.002))
     second = Verdict(0, 3, 0, 0, 6, passes=worked(1, seconds=0.002))
-    lanes = lanes_from((3, first), (6, second))
-    assert [dataclasses.astuple(one.span) for one in lanes.verify.works] == [
+    devices = lanes_from((3, first), (6, second))
+    assert [dataclasses.astuple(one.span) for one in devices.verify.works] == [
         pytest.approx((0.0, 0.002)),
         pytest.approx((0.002, 0.003)),
     ]

@@ -64,9 +64,9 @@ def test_of_a_shared_device_a_session_counts_its_share_of_the_time() -> None:
 
 
 def test_what_the_verify_model_did_not_have_to_compute_is_told() -> None:
-    assert summary_of(checked(0, 0)).num_reused_prompt_tokens == 0
-    first = dataclasses.replace(checked(0, 0), num_reused=7)
-    assert summary_of(first, checked(1, 0)).num_reused_prompt_tokens == 7
+    assert summary_of(checked(0, 0)).num_cached_prompt_tokens == 0
+    first = dataclasses.replace(checked(0, 0), num_cached=7)
+    assert summary_of(first, checked(1, 0)).num_cached_prompt_tokens == 7
 
 
 def test_the_first_token_is_timed_once() -> None:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amusd.analysis.timeline import Fate, Timeline, TimelineEvent, TimelineRecorder, token_fates
+from amusd.analysis.timeline import (
+    Timeline,
+    TimelineEvent,
+    TimelineRecorder,
+    TokenOutcome,
+    token_outcomes,
+)
 from amusd.protocol.events import (
     NOTHING,
     Advance,
@@ -25,12 +31,12 @@ from tests.protocol.test_protocol_properties import laws, mishaps, schedules
 
 WRITTEN = Proposal(0, 3, (20,))
 FORWARDED = Forward(0, 3, (20,))
-ACCEPTED, REJECTED, WASTED = Fate.ACCEPTED, Fate.REJECTED, Fate.WASTED
+ACCEPTED, REJECTED, WASTED = TokenOutcome.ACCEPTED, TokenOutcome.REJECTED, TokenOutcome.WASTED
 
 
-def fates_of(*messages: Proposal | Verdict) -> list[tuple[Fate, ...]]:
+def fates_of(*messages: Proposal | Verdict) -> list[tuple[TokenOutcome, ...]]:
     events = tuple(TimelineEvent(float(index), one) for index, one in enumerate(messages))
-    return token_fates(Timeline(0, events))
+    return token_outcomes(Timeline(0, events))
 
 
 # Recording
@@ -109,7 +115,7 @@ def test_a_proposal_that_breaks_the_protocol_is_wasted() -> None:
 
 
 def test_without_an_event_there_is_nothing_to_say() -> None:
-    assert token_fates(Timeline(0, ())) == []
+    assert token_outcomes(Timeline(0, ())) == []
 
 
 @laws
@@ -118,13 +124,13 @@ def test_fates_add_up_to_what_the_ledger_counts(setup: Setup, schedule: Schedule
     run = Simulation(replace(setup, num_repeats=0))
     timeline = timeline_of(run, schedule)
     counts = run.ledger.counts
-    fates = Counter(fate for one in token_fates(timeline) for fate in one)
-    assert fates[ACCEPTED] == counts.accepted
-    assert fates[REJECTED] == counts.rejected
-    assert fates[WASTED] == counts.wasted
+    outcomes = Counter(outcome for one in token_outcomes(timeline) for outcome in one)
+    assert outcomes[ACCEPTED] == counts.accepted
+    assert outcomes[REJECTED] == counts.rejected
+    assert outcomes[WASTED] == counts.wasted
 
 
-@pytest.mark.parametrize("fate", Fate)
-def test_every_fate_occurs_in_a_run(fate: Fate) -> None:
+@pytest.mark.parametrize("outcome", TokenOutcome)
+def test_every_fate_occurs_in_a_run(outcome: TokenOutcome) -> None:
     timeline = timeline_of(Simulation(Setup(max_tokens=60)), Schedule(1))
-    assert any(fate in one for one in token_fates(timeline))
+    assert any(outcome in one for one in token_outcomes(timeline))

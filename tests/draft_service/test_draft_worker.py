@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.draft_session import DraftLimits
@@ -69,7 +69,7 @@ class FadingDrafter(ModelDrafter):
 class BreakingEngine(SyntheticEngine):
     """Fails at a text that ends with token 0."""
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         if any(feed.tokens[-1] == 0 for feed in feeds):
             raise LimitExceededError("no memory left")
         return super().run(feeds)

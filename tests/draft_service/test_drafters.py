@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.draft_source import DraftSource
 from draft_service.drafters import (
@@ -198,7 +198,7 @@ class CountingEngine(SyntheticEngine):
         super().__init__(SyntheticModel(vocabulary=50, batch=batch))
         self.passes: list[list[int]] = []
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         self.passes.append([len(feed.tokens) for feed in feeds])
         return super().run(feeds)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
-from amusd.engine.interface import Feed
-from amusd.engine.kv.sequence_cache import SlotCache, SlotLayer
+from amusd.engine.interface import ScheduledSequence
+from amusd.engine.kv.sequence_cache import CacheLayer, SequenceCache
 from amusd.engine.loading.model_source import LoadedModel, ModelSource
-from amusd.engine.model_engine import SlotEngine, load_engine, serve
+from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.errors import InvalidInputError, LimitExceededError
@@ -24,15 +24,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: str) -> SlotEngine:
+def engine(folder: str) -> ModelEngine:
     return load_engine(ModelSource("tiny", folder))
 
 
-def run(engine: SlotEngine, slot: int, tokens: list[int]) -> list[int]:
-    return engine.run([Feed(slot, tokens, len(tokens))])[0]
+def run(engine: ModelEngine, slot: int, tokens: list[int]) -> list[int]:
+    return engine.run([ScheduledSequence(slot, tokens, len(tokens))])[0]
 
 
-def test_a_model_says_what_it_is(engine: SlotEngine) -> None:
+def test_a_model_says_what_it_is(engine: ModelEngine) -> None:
     found = engine.description
     assert (found.name, found.device, found.dtype) == ("tiny", "cpu", "float32")
     assert found.context_length == 400
@@ -40,7 +40,7 @@ def test_a_model_says_what_it_is(engine: SlotEngine) -> None:
     assert found.num_parameters > 0
 
 
-def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: SlotEngine) -> None:
+def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: ModelEngine) -> None:
     whole, pieces = engine.open(50), engine.open(50)
     expected = run(engine, whole, PROMPT)
     found = [*run(engine, pieces, PROMPT[:3]), *run(engine, pieces, PROMPT[3:])]
@@ -49,7 +49,7 @@ def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: SlotEngine) -> Non
     assert found == expected
 
 
-def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: SlotEngine) -> None:
+def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: ModelEngine) -> None:
     used, fresh = engine.open(50), engine.open(50)
     run(engine, used, [*PROMPT, 7, 7, 7, 7])
     engine.truncate(used, len(PROMPT))
@@ -60,7 +60,7 @@ def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: SlotEngine
     engine.close(fresh)
 
 
-def test_slots_do_not_see_one_another(engine: SlotEngine) -> None:
+def test_slots_do_not_see_one_another(engine: ModelEngine) -> None:
     alone = decode_autoregressive(engine, PROMPT, 20)
     other = engine.open(60)
     run(engine, other, list(range(50)))
@@ -69,27 +69,27 @@ def test_slots_do_not_see_one_another(engine: SlotEngine) -> None:
     assert engine.num_open == 0
 
 
-def test_only_as_many_tokens_are_answered_as_are_asked_for(engine: SlotEngine) -> None:
+def test_only_as_many_tokens_are_answered_as_are_asked_for(engine: ModelEngine) -> None:
     slot = engine.open(20)
-    assert engine.run([Feed(slot, PROMPT, 0)]) == [[]]
-    assert len(engine.run([Feed(slot, PROMPT, 3)])[0]) == 3
+    assert engine.run([ScheduledSequence(slot, PROMPT, 0)]) == [[]]
+    assert len(engine.run([ScheduledSequence(slot, PROMPT, 3)])[0]) == 3
     engine.close(slot)
 
 
-def test_a_slot_beyond_the_context_is_refused(engine: SlotEngine) -> None:
+def test_a_slot_beyond_the_context_is_refused(engine: ModelEngine) -> None:
     with pytest.raises(LimitExceededError, match="context of 400"):
         engine.open(401)
 
 
-def buffer_of(cache: SlotCache) -> torch.Tensor:
+def buffer_of(cache: SequenceCache) -> torch.Tensor:
     layer = cache.layers[0]
-    assert isinstance(layer, SlotLayer)
+    assert isinstance(layer, CacheLayer)
     assert layer.keys is not None
     return layer.keys
 
 
 def test_a_rollback_moves_and_copies_nothing() -> None:
-    cache = SlotCache(num_layers=1, capacity=100)
+    cache = SequenceCache(num_layers=1, capacity=100)
     states = torch.randn(1, 2, 40, 8)
     cache.update(states, states, 0)
     before = buffer_of(cache).data_ptr()
@@ -101,7 +101,7 @@ def test_a_rollback_moves_and_copies_nothing() -> None:
 
 
 def test_a_cache_grows_with_its_tokens_and_keeps_them() -> None:
-    cache = SlotCache(num_layers=1, capacity=1000)
+    cache = SequenceCache(num_layers=1, capacity=1000)
     states = torch.randn(1, 2, 1000, 8)
     for start in range(0, 1000, 100):
         piece = states[:, :, start : start + 100]

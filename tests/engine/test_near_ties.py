@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amusd.engine.near_ties import load_judge, spacing
+from amusd.engine.near_ties import load_gap_reader, spacing
 from amusd.prompts import Prompt
 from tests import tiny
 
@@ -13,13 +13,13 @@ from tests import tiny
 def test_the_gap_is_that_of_the_models_own_logits(tmp_path: Path) -> None:
     model = tiny.build("llama")
     folder = tiny.save(model, tmp_path)
-    judge = load_judge("tiny", folder, "cpu", "float32")
-    text = judge.encode(Prompt(tokens=(5, 6, 7)))
+    validate = load_gap_reader("tiny", folder, "cpu", "float32")
+    text = validate.encode(Prompt(tokens=(5, 6, 7)))
     with torch.inference_mode():
         logits = model(torch.tensor([text])).logits[0, -1]
-    tie = judge.tie(text, 3, 9)
+    tie = validate.tie(text, 3, 9)
     assert tie.gap == pytest.approx(float(logits[3] - logits[9]), abs=1e-4)
-    assert judge.tie(text, 9, 3).gap == -tie.gap
+    assert validate.tie(text, 9, 3).gap == -tie.gap
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.errors import InvalidInputError, LimitExceededError
 
@@ -117,13 +117,13 @@ def test_a_draft_agrees_as_often_as_its_dial_says(agreement: float) -> None:
 
 def test_an_engine_answers_with_its_models_tokens(engine: SyntheticEngine) -> None:
     model = SyntheticModel(vocabulary=50, seed=3)
-    [outputs] = engine.run([Feed(engine.open(10), [1, 2, 3, 4], num_outputs=2)])
+    [outputs] = engine.run([ScheduledSequence(engine.open(10), [1, 2, 3, 4], num_outputs=2)])
     assert outputs == [model.next_token([1, 2, 3]), model.next_token([1, 2, 3, 4])]
 
 
 def test_a_feed_without_outputs_is_only_read(engine: SyntheticEngine) -> None:
     slot = engine.open(10)
-    assert engine.run([Feed(slot, PROMPT, num_outputs=0)]) == [[]]
+    assert engine.run([ScheduledSequence(slot, PROMPT, num_outputs=0)]) == [[]]
     assert engine.length(slot) == 3
 
 
@@ -135,35 +135,37 @@ def test_a_prompt_read_in_pieces_gives_the_same_token(
     engine = SyntheticEngine(SyntheticModel(vocabulary=50))
     whole, pieces = engine.open(20), engine.open(20)
     cut = data.draw(st.integers(0, len(tokens) - 1))
-    engine.run([Feed(pieces, tokens[:cut], 0)])
-    by_pieces = engine.run([Feed(pieces, tokens[cut:], 1)])
-    assert by_pieces == engine.run([Feed(whole, tokens, 1)])
+    engine.run([ScheduledSequence(pieces, tokens[:cut], 0)])
+    by_pieces = engine.run([ScheduledSequence(pieces, tokens[cut:], 1)])
+    assert by_pieces == engine.run([ScheduledSequence(whole, tokens, 1)])
 
 
 def test_slots_do_not_touch_one_another(engine: SyntheticEngine) -> None:
     first, second, alone = engine.open(10), engine.open(10), engine.open(10)
-    shared = engine.run([Feed(first, [1, 2], 1), Feed(second, [3, 4], 1)])
-    assert shared[0] == engine.run([Feed(alone, [1, 2], 1)])[0]
+    shared = engine.run([ScheduledSequence(first, [1, 2], 1), ScheduledSequence(second, [3, 4], 1)])
+    assert shared[0] == engine.run([ScheduledSequence(alone, [1, 2], 1)])[0]
     engine.close(second)
-    assert engine.run([Feed(first, [5], 1)]) == engine.run([Feed(alone, [5], 1)])
+    assert engine.run([ScheduledSequence(first, [5], 1)]) == engine.run(
+        [ScheduledSequence(alone, [5], 1)]
+    )
 
 
 def test_after_a_truncation_the_text_goes_on_as_if_it_had_never_been_read(
     engine: SyntheticEngine,
 ) -> None:
     rolled_back, fresh = engine.open(10), engine.open(10)
-    engine.run([Feed(rolled_back, [1, 2, 8, 9], 1)])
+    engine.run([ScheduledSequence(rolled_back, [1, 2, 8, 9], 1)])
     engine.truncate(rolled_back, 2)
     assert engine.length(rolled_back) == 2
-    after = engine.run([Feed(rolled_back, [3], 1)])
-    assert after == engine.run([Feed(fresh, [1, 2, 3], 1)])
+    after = engine.run([ScheduledSequence(rolled_back, [3], 1)])
+    assert after == engine.run([ScheduledSequence(fresh, [1, 2, 3], 1)])
 
 
 def test_a_slot_takes_no_more_than_its_capacity(engine: SyntheticEngine) -> None:
     slot = engine.open(3)
-    engine.run([Feed(slot, PROMPT, 1)])
+    engine.run([ScheduledSequence(slot, PROMPT, 1)])
     with pytest.raises(LimitExceededError, match="is full"):
-        engine.run([Feed(slot, [4], 1)])
+        engine.run([ScheduledSequence(slot, [4], 1)])
 
 
 def test_a_slot_is_no_larger_than_the_context() -> None:
@@ -184,7 +186,12 @@ def test_closed_slots_are_free(engine: SyntheticEngine) -> None:
 def test_a_pass_takes_its_time_and_longer_for_each_further_row() -> None:
     engine = SyntheticEngine(SyntheticModel(pass_ms=2.0, row_ms=1.0))
     started = time_now()
-    engine.run([Feed(engine.open(10), [1, 2, 3], 1), Feed(engine.open(10), [4], 1)])
+    engine.run(
+        [
+            ScheduledSequence(engine.open(10), [1, 2, 3], 1),
+            ScheduledSequence(engine.open(10), [4], 1),
+        ]
+    )
     assert time_now() - started >= 0.005
 
 

@@ -27,7 +27,7 @@ def test_a_model_that_is_loading_has_nothing_open() -> None:
 def test_a_long_pass_leaves_what_was_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_READ_SECONDS", 0.01)
     answers: list[Future[EngineState]] = [Future(), Future()]
-    usage = CacheUsage(max_tokens=100, num_reserved=30, num_read=5, num_reused=7)
+    usage = CacheUsage(max_tokens=100, num_reserved=30, num_computed=5, num_cached=7)
     answers[0].set_result(EngineState(2, 1, usage))
     collector = EngineCollector(lambda: answers.pop(0))
     first = shown(collector)

@@ -43,14 +43,14 @@ def written(prompt: list[int], num_tokens: int) -> list[int]:
 class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     """Verifies with a synthetic model; with ``refusal`` set it ends its sessions with that.
 
-    ``num_read`` requests of a stream are read before it is refused. The status of the first
+    ``num_computed`` requests of a stream are read before it is refused. The status of the first
     ``num_lost`` refusals is lost on the way.
     """
 
     model: ModelDescription = MODEL
     num_sessions: int = 0
     refusal: grpc.StatusCode | None = None
-    num_read: int = 1
+    num_computed: int = 1
     num_lost: int = 0
     opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
     proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
@@ -59,9 +59,9 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
         self, request_iterator: AsyncIterator[verify_pb2.VerifyRequest], context: Context
     ) -> None:
         session: VerifySession | None = None
-        num_read = 0
+        num_computed = 0
         async for request in request_iterator:
-            num_read += 1
+            num_computed += 1
             if request.HasField("open"):
                 self.opened.append(request.open)
                 session = VerifySession(
@@ -76,7 +76,7 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
             if self.refusal is not None:
                 if len(self.opened) <= self.num_lost:
                     await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
-                if num_read == self.num_read:
+                if num_computed == self.num_computed:
                     await context.abort(self.refusal, "the service is shutting down")
                 continue
             if request.HasField("proposals"):

@@ -214,13 +214,13 @@ async def test_an_orchestrator_whose_whole_pool_has_another_model_is_outdated(
     names = Names(pool=("127.0.0.1",))
     async with running(f"pool:{port}", names=names) as backends:
         await backends.connect(10)
-        seat = backends.verify.take()
+        lease = backends.verify.take()
         names.addresses["pool"] = ("127.0.0.2",)
         await becomes_true(lambda: backends.num_replicas()["verify", ReplicaState.REFUSED] == 1)
         outdated = asyncio.create_task(backends.until_outdated())
         await asyncio.sleep(0.1)
         assert not outdated.done()  # a session still runs
-        seat.give_up()
+        lease.give_up()
         with pytest.raises(UnavailableError, match=r"another model.*'other'.*restart"):
             await outdated
 
@@ -260,7 +260,7 @@ async def test_a_session_that_a_replica_refuses_is_opened_on_another(serve: Serv
 
 
 async def test_what_was_proposed_goes_along_to_the_other_replica(serve: Serve) -> None:
-    ending = FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE, num_read=2)
+    ending = FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE, num_computed=2)
     going_on = FakeVerify(num_sessions=9)
     addresses = await serve(ending), await serve(going_on)
     draft = await serve(FakeDraft(num_proposed=3))

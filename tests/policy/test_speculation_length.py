@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amusd.policy.speculation_length import PassSizer, StepTimes
+from amusd.policy.speculation_length import SpeculationLength, StepTimes
 from amusd.protocol.events import Verdict
 
 
-def taught(*passes: tuple[int, int, float], max_checked: int = 8, num_times: int = 40) -> PassSizer:
+def taught(
+    *passes: tuple[int, int, float], max_checked: int = 8, num_times: int = 40
+) -> SpeculationLength:
     """Return a sizer that saw ``(num_checked, num_accepted, pass_seconds)`` many times over."""
-    sizer = PassSizer(max_checked, StepTimes())
+    sizer = SpeculationLength(max_checked, StepTimes())
     for _ in range(num_times):
         for num_checked, num_accepted, seconds in passes:
             sizer.observe(Verdict(0, 2, num_checked, num_accepted, 1, seconds))
@@ -77,19 +79,19 @@ def test_times_follow_a_change() -> None:
 
 def test_sessions_share_what_passes_take_but_not_their_acceptance() -> None:
     shared = StepTimes()
-    first, second = PassSizer(8, shared), PassSizer(8, shared)
+    first, second = SpeculationLength(8, shared), SpeculationLength(8, shared)
     prior = second.acceptance
     for num_checked, seconds in [(1, 0.02), (8, 0.16)] * 20:
         first.observe(Verdict(0, 2, num_checked, 0, 1, seconds))
     assert second.acceptance == prior
-    assert second.best() < PassSizer(8, StepTimes()).best()
+    assert second.best() < SpeculationLength(8, StepTimes()).best()
 
 
 # Sizes
 
 
 def test_before_any_pass_all_that_is_proposed_is_checked() -> None:
-    assert PassSizer(8, StepTimes()).best() == 8
+    assert SpeculationLength(8, StepTimes()).best() == 8
 
 
 def test_where_rows_cost_nothing_all_that_is_proposed_is_checked() -> None:
@@ -118,7 +120,7 @@ def test_acceptance_counts_compared_tokens_only() -> None:
 
 
 def test_a_plain_pass_teaches_its_time_but_nothing_of_acceptance() -> None:
-    sizer = PassSizer(8, StepTimes())
+    sizer = SpeculationLength(8, StepTimes())
     before = sizer.acceptance
     sizer.observe(Verdict(0, 2, 0, 0, 1, 0.02))
     assert sizer.acceptance == before
@@ -132,9 +134,9 @@ def test_the_limit_is_kept() -> None:
 # Sessions that share passes
 
 
-def sharing(num_sessions: int, seconds_a_token: float) -> PassSizer:
+def sharing(num_sessions: int, seconds_a_token: float) -> SpeculationLength:
     """Return a sizer of one of several sessions whose passes grow by each token."""
-    sizer = PassSizer(8, StepTimes())
+    sizer = SpeculationLength(8, StepTimes())
     for num_checked in (0, 1, 4, 8) * 20:
         num_tokens = (num_checked + 1) * num_sessions
         seconds = 0.02 + num_tokens * seconds_a_token
@@ -173,15 +175,15 @@ def test_many_that_share_a_pass_do_not_wait_for_a_draft() -> None:
 # Starts of an idle verify model
 
 
-def ready_to_start(draft_seconds: float) -> PassSizer:
-    """Passes take 20 ms over any size, and acceptance is high."""
+def ready_to_start(draft_seconds: float) -> SpeculationLength:
+    """ModelRunner take 20 ms over any size, and acceptance is high."""
     sizer = taught((0, 0, 0.02), (1, 1, 0.02), (8, 8, 0.02))
     sizer.times.observe_draft(draft_seconds)
     return sizer
 
 
 def test_before_any_pass_the_first_proposal_is_waited_for_and_starts_one() -> None:
-    sizer = PassSizer(8, StepTimes())
+    sizer = SpeculationLength(8, StepTimes())
     assert sizer.best_start(num_ready=0, next_seconds=0.0) == 1
     assert sizer.best_start(num_ready=1, next_seconds=0.0) == 1
 

@@ -102,7 +102,7 @@ def test_eight_generations_in_one_batch_get_what_each_gets_alone(
         assert not generation.summary().fallback_reason
     assert becomes_true(lambda: nothing_is_left(trio))
     assert codec.usage_from_proto(verify_info(trio.verify).cache).hit_rate > 0.8
-    reused = [generation.summary().num_reused_prompt_tokens for generation in generations]
+    reused = [generation.summary().num_cached_prompt_tokens for generation in generations]
     assert sum(reused) > 0.8 * sum(map(len, prompts))
 
 

@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from amusd.analysis.device_timeline import lanes_of
+from amusd.analysis.device_timeline import device_timelines
 from amusd.analysis.timeline import Timeline
 from amusd.cli.trace_file import DRAFT, MESSAGES, VERIFY
 from amusd.client import Client, Generation, Options
@@ -53,22 +53,22 @@ def test_a_timeline_holds_every_step_and_pass_of_the_statistics(
     assert sum(isinstance(one, Rollback) for one in messages) == statistics.num_rollbacks
     assert sum(len(one.steps) for one in proposals) == sum(one.num_steps for one in proposals)
     # The tests before may leave sessions that share a step for a moment.
-    lanes = lanes_of(timeline)
-    assert lanes.draft.busy_seconds == pytest.approx(statistics.draft_busy_seconds, rel=0.2)
-    assert lanes.verify.busy_seconds == pytest.approx(statistics.verify_busy_seconds, rel=0.2)
-    assert lanes.ended_seconds == pytest.approx(statistics.wall_seconds, rel=0.2)
+    devices = device_timelines(timeline)
+    assert devices.draft.busy_seconds == pytest.approx(statistics.draft_busy_seconds, rel=0.2)
+    assert devices.verify.busy_seconds == pytest.approx(statistics.verify_busy_seconds, rel=0.2)
+    assert devices.ended_seconds == pytest.approx(statistics.wall_seconds, rel=0.2)
 
 
 def test_on_one_host_the_clocks_agree(client: Client) -> None:
-    lanes = lanes_of(recorded(generate(client, Strategy.AMUSD)))
-    assert lanes.draft.clock_shift_seconds == lanes.verify.clock_shift_seconds == 0.0
+    devices = device_timelines(recorded(generate(client, Strategy.AMUSD)))
+    assert devices.draft.clock_shift_seconds == devices.verify.clock_shift_seconds == 0.0
 
 
 def test_only_amusd_lets_both_devices_work_at_the_same_time(client: Client) -> None:
     shares = {}
     for strategy in Strategy:
-        lanes = lanes_of(recorded(generate(client, strategy)))
-        shares[strategy] = lanes.overlap_seconds / lanes.verify.busy_seconds
+        devices = device_timelines(recorded(generate(client, strategy)))
+        shares[strategy] = devices.overlap_seconds / devices.verify.busy_seconds
     assert shares[Strategy.AUTOREGRESSIVE] == 0.0
     # Both read the prompt at the same time.
     assert shares[Strategy.SPECULATIVE] < shares[Strategy.AMUSD]

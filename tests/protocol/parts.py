@@ -8,7 +8,7 @@ from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.ledger import Ledger
-from amusd.protocol.session_controller import Conductor
+from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import Strategy, draft_plan
 from amusd.protocol.verify_session import VerifySession
 from tests.protocol.scenario import VOCABULARY, Setup
@@ -121,10 +121,10 @@ class DialledPace:
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         return self._num_collected
 
-    def patience_seconds(self) -> float:
+    def draft_wait_seconds(self) -> float:
         return 0.0
 
-    def waited_in_vain(self) -> None:
+    def draft_wait_expired(self) -> None:
         pass
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
@@ -138,7 +138,7 @@ class DialledPace:
 
 
 class Orchestrator:
-    """A session's conductor, without its streams and waits."""
+    """A session's controller, without its streams and waits."""
 
     def __init__(self, setup: Setup, ledger: Ledger) -> None:
         has_draft = setup.strategy is not Strategy.AUTOREGRESSIVE
@@ -148,35 +148,37 @@ class Orchestrator:
         self.output: tuple[int, ...] = ()
         self.outgoing: deque[Advance | Rollback] = deque()
         self.forwards: deque[Forward] = deque()
-        self._conductor = Conductor(ledger, DialledPace(setup, ledger), setup.finish, has_draft)
+        self._controller = SessionController(
+            ledger, DialledPace(setup, ledger), setup.finish, has_draft
+        )
 
     @property
     def pass_due(self) -> bool:
-        return self._conductor.pass_due
+        return self._controller.pass_due
 
     @property
     def reason(self) -> FinishReason | None:
-        return self._conductor.finish_reason
+        return self._controller.finish_reason
 
     def on_verdict(self, verdict: Verdict) -> None:
-        decision = self._conductor.on_verdict(verdict, 0.0)
+        decision = self._controller.on_verdict(verdict, 0.0)
         if self.has_draft:
             self.watch.after(decision)
         self._carry_out(decision)
 
     def on_proposal(self, proposal: Proposal) -> None:
         self.watch.before_proposal(proposal)
-        decision = self._conductor.on_proposal(proposal, 0.0)
+        decision = self._controller.on_proposal(proposal, 0.0)
         if self.has_draft:
             self.watch.after_proposal(decision)
         self._carry_out(decision)
 
     def on_draft_lost(self) -> None:
         self.has_draft = False
-        self._carry_out(self._conductor.on_draft_lost())
+        self._carry_out(self._controller.on_draft_lost())
 
     def go_alone(self) -> None:
-        self._carry_out(self._conductor.on_patience_over())
+        self._carry_out(self._controller.on_draft_wait_over())
 
     def _carry_out(self, decision: Decision) -> None:
         for message in (decision.rollback, decision.advance):

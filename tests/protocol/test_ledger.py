@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
-from amusd.protocol.ledger import Ledger, LedgerCounts, SourceFate
+from amusd.protocol.ledger import Ledger, LedgerCounts, SourceOutcomes
 from amusd.protocol.verify_session import VerifySession
 from tests.protocol.refusal import refused, unchanged
 
@@ -62,8 +62,8 @@ def test_a_rebuilt_session_goes_on_in_its_epoch() -> None:
 def test_a_plain_pass_is_asked_for_at_the_verified_position_or_further_ahead(
     ledger: Ledger,
 ) -> None:
-    assert ledger.plain_pass() == Forward(0, 2, ())
-    assert ledger.plain_pass(num_ahead=3) == Forward(0, 5, ())
+    assert ledger.unspeculated_pass() == Forward(0, 2, ())
+    assert ledger.unspeculated_pass(num_ahead=3) == Forward(0, 5, ())
 
 
 def test_its_state_reads_in_one_line(ledger: Ledger) -> None:
@@ -342,7 +342,7 @@ def looked_up(*tokens: int, at: int = 2, epoch: int = 0) -> Proposal:
     return Proposal(epoch, at, tokens, source=DraftSource.LOOKUP)
 
 
-def fates(ledger: Ledger) -> tuple[SourceFate, SourceFate]:
+def outcomes(ledger: Ledger) -> tuple[SourceOutcomes, SourceOutcomes]:
     """What became of the tokens of the model, and of those that were looked up."""
     ledger.check_integrity()
     by_source = ledger.counts.by_source
@@ -353,14 +353,14 @@ def test_a_verdict_settles_each_token_for_its_own_source(ledger: Ledger) -> None
     ledger.proposal(proposed(20))
     ledger.proposal(looked_up(21, 22, 23, at=3))
     ledger.verdict(verdict(32, accepted=2))
-    assert fates(ledger) == (SourceFate(1, 1, 0), SourceFate(3, 1, 1))
+    assert outcomes(ledger) == (SourceOutcomes(1, 1, 0), SourceOutcomes(3, 1, 1))
 
 
 def test_the_verify_models_own_next_token_may_be_of_another_source(ledger: Ledger) -> None:
     ledger.proposal(looked_up(20))
     ledger.proposal(proposed(21, at=3))
     ledger.verdict(verdict(21, accepted=1))
-    assert fates(ledger) == (SourceFate(1, 1, 0), SourceFate(1, 1, 0))
+    assert outcomes(ledger) == (SourceOutcomes(1, 1, 0), SourceOutcomes(1, 1, 0))
 
 
 def test_late_and_stale_tokens_are_settled_for_their_source(ledger: Ledger) -> None:
@@ -368,4 +368,4 @@ def test_late_and_stale_tokens_are_settled_for_their_source(ledger: Ledger) -> N
     ledger.verdict(verdict(21, at=3))
     ledger.proposal(looked_up(20, 31, 32))
     ledger.proposal(looked_up(33, at=5))
-    assert fates(ledger) == (SourceFate(), SourceFate(4, 1, 1))
+    assert outcomes(ledger) == (SourceOutcomes(), SourceOutcomes(4, 1, 1))

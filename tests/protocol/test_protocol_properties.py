@@ -135,9 +135,12 @@ def test_every_token_is_settled_for_the_source_that_wrote_it(
     setup = replace(setup, mixes_sources=True, num_repeats=0, dies_after=None)
     run = Simulation(setup).run(schedule)
     watch = run.orchestrator.watch
-    for source, fate in run.ledger.counts.by_source.items():
-        assert fate.drafted == watch.num_proposed_by[source]
-        assert (fate.accepted, fate.rejected) == (watch.num_right[source], watch.num_wrong[source])
+    for source, outcome in run.ledger.counts.by_source.items():
+        assert outcome.drafted == watch.num_proposed_by[source]
+        assert (outcome.accepted, outcome.rejected) == (
+            watch.num_right[source],
+            watch.num_wrong[source],
+        )
 
 
 @given(setups(strategy=Strategy.AMUSD, mixes_sources=True, impatient=True), schedules())
@@ -149,12 +152,12 @@ def test_draft_and_ledger_count_the_same_tokens_for_a_source(
     for _ in run.steps(schedule):
         assert run.draft is not None
         under_way = [(one.source, len(one.tokens)) for one in run.draft.sent]
-        for source, fate in run.ledger.counts.by_source.items():
+        for source, outcome in run.ledger.counts.by_source.items():
             counts = run.draft.session.tracker.counts[source]
             num_under_way = sum(num for one, num in under_way if one is source)
-            assert counts.num_accepted <= fate.accepted + num_under_way
+            assert counts.num_accepted <= outcome.accepted + num_under_way
             num_wrong = counts.num_checked - counts.num_accepted
-            assert num_wrong <= fate.rejected + num_under_way
+            assert num_wrong <= outcome.rejected + num_under_way
 
 
 @given(setups(impatient=True, agreement=0.3), schedules())

@@ -51,7 +51,7 @@ def test_a_rebuilt_session_goes_on_in_its_epoch() -> None:
     assert one_pass(session, 20, 21) == Verdict(3, 2, 1, 1, 21, pass_seconds=0.5)
 
 
-# Passes
+# ModelRunner
 
 
 def test_a_pass_commits_what_it_accepts_and_the_models_own_token(session: VerifySession) -> None:

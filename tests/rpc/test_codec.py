@@ -46,7 +46,7 @@ def test_statistics_keep_what_each_source_has_done() -> None:
         0.5,
         0.75,
         acceptance_per_source=sources,
-        num_reused_prompt_tokens=1,
+        num_cached_prompt_tokens=1,
     )
     message = codec.statistics_to_proto(statistics, Strategy.AMUSD)
     assert codec.statistics_from_proto(message) == statistics
@@ -55,13 +55,15 @@ def test_statistics_keep_what_each_source_has_done() -> None:
 def test_a_verdict_keeps_its_times_and_what_was_reused() -> None:
     passes = (DeviceTime(1 << 60, 0.5),)
     verdict = Verdict(
-        1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_reused=40, passes=passes
+        1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_cached=40, passes=passes
     )
     assert codec.verdict_from_proto(codec.verdict_to_proto(verdict).verdict) == verdict
 
 
 def test_the_use_of_memory_is_kept() -> None:
-    usage = CacheUsage(max_tokens=1 << 40, num_reserved=5, num_retained=4, num_read=3, num_reused=2)
+    usage = CacheUsage(
+        max_tokens=1 << 40, num_reserved=5, num_retained=4, num_computed=3, num_cached=2
+    )
     assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
 
 

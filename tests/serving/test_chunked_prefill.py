@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.interface import EngineOptions, ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.errors import LimitExceededError
 from amusd.serving.chunked_prefill import PromptReader, run_pass
@@ -21,7 +21,11 @@ def read(engine: SyntheticEngine, reader: PromptReader, *tasks: tuple[int, list[
     """Run one pass over slots and their prompts; return how much each has read of its own."""
     reader.begin_pass()
     pieces = [(slot, reader.next_piece(slot, text, len(text))) for slot, text in tasks]
-    feeds = [Feed(slot, piece.tokens, 0, piece.is_prompt) for slot, piece in pieces if piece.tokens]
+    feeds = [
+        ScheduledSequence(slot, piece.tokens, 0, piece.is_prompt)
+        for slot, piece in pieces
+        if piece.tokens
+    ]
     run_pass(engine, feeds)
     return [len(piece.tokens) for _, piece in pieces]
 
@@ -40,7 +44,7 @@ def test_who_is_done_with_the_prompt_takes_part_whatever_the_budget() -> None:
     engine = make_engine()
     reader = PromptReader(engine, tokens_per_pass=20)
     decoding, reading = engine.open(200), engine.open(200)
-    engine.run([Feed(decoding, PROMPT, 1)])
+    engine.run([ScheduledSequence(decoding, PROMPT, 1)])
     reader.begin_pass()
     assert len(reader.next_piece(reading, [400, *PROMPT], 101).tokens) == 20
     piece = reader.next_piece(decoding, [*PROMPT, 1, 2], 100)
@@ -51,7 +55,7 @@ def test_far_behind_the_budget_counts_for_what_is_no_prompt_too() -> None:
     engine = make_engine()
     reader = PromptReader(engine, tokens_per_pass=30)
     slot = engine.open(200)
-    engine.run([Feed(slot, PROMPT[:10], 1)])
+    engine.run([ScheduledSequence(slot, PROMPT[:10], 1)])
     reader.begin_pass()
     piece = reader.next_piece(slot, PROMPT, 10)
     assert (piece.tokens, piece.is_last, piece.is_prompt) == (PROMPT[10:40], False, False)
@@ -64,7 +68,7 @@ def test_a_beginning_that_another_reads_in_this_pass_is_waited_for() -> None:
     tasks = ((first, [*PROMPT, 1]), (second, [*PROMPT, 2]))
     assert read(engine, reader, *tasks) == [101, 0]
     assert read(engine, reader, tasks[1]) == [1]
-    assert engine.usage.num_reused == 100
+    assert engine.usage.num_cached == 100
 
 
 def test_without_reuse_nobody_waits_for_another() -> None:
@@ -77,7 +81,7 @@ def test_without_reuse_nobody_waits_for_another() -> None:
 class BreakingEngine(SyntheticEngine):
     """Takes the tokens, and then fails."""
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         super().run(feeds)
         raise LimitExceededError("no memory left")
 
@@ -86,7 +90,7 @@ def test_what_a_failed_pass_left_behind_is_not_reused() -> None:
     engine = BreakingEngine(SyntheticModel(vocabulary=500))
     slot = engine.open(200)
     with pytest.raises(LimitExceededError):
-        run_pass(engine, [Feed(slot, PROMPT, 0)])
+        run_pass(engine, [ScheduledSequence(slot, PROMPT, 0)])
     assert engine.length(slot) == 0
     engine.close(slot)
     assert engine.reuse(engine.open(200), [*PROMPT, 1]) == 0

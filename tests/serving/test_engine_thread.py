@@ -12,7 +12,7 @@ from amusd.serving.engine_thread import EngineThread
 TIMEOUT_SECONDS = 30.0
 
 
-class Passes:
+class ModelRunner:
     """A worker whose passes the test lets through one by one; it logs what happens."""
 
     def __init__(self) -> None:
@@ -53,14 +53,14 @@ class Note:
     def __init__(self, word: str) -> None:
         self._word = word
 
-    def __call__(self, worker: Passes) -> str:
+    def __call__(self, worker: ModelRunner) -> str:
         worker.log.append(self._word)
         return self._word
 
 
 @pytest.fixture
-def thread() -> Iterator[EngineThread[Passes]]:
-    thread = EngineThread("engine", Passes)
+def thread() -> Iterator[EngineThread[ModelRunner]]:
+    thread = EngineThread("engine", ModelRunner)
     thread.start()
     worker = thread.ready.result(TIMEOUT_SECONDS)
     yield thread
@@ -69,18 +69,18 @@ def thread() -> Iterator[EngineThread[Passes]]:
 
 
 @pytest.fixture
-def worker(thread: EngineThread[Passes]) -> Passes:
+def worker(thread: EngineThread[ModelRunner]) -> ModelRunner:
     return thread.ready.result(TIMEOUT_SECONDS)
 
 
-def in_a_pass(thread: EngineThread[Passes], worker: Passes, num_passes: int = 1) -> None:
+def in_a_pass(thread: EngineThread[ModelRunner], worker: ModelRunner, num_passes: int = 1) -> None:
     """Return when the first of ``num_passes`` has begun; it does not end by itself."""
     thread.submit(lambda it: it.ask(num_passes))
     worker.wait_for_begin()
 
 
 def test_the_worker_is_made_on_the_thread_and_commands_run_there(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     ran_on = thread.submit(lambda _: threading.current_thread()).result(TIMEOUT_SECONDS)
     assert ran_on is worker.thread
@@ -88,12 +88,12 @@ def test_the_worker_is_made_on_the_thread_and_commands_run_there(
     assert ran_on.name == "engine"
 
 
-def test_a_command_answers_through_its_future(thread: EngineThread[Passes]) -> None:
+def test_a_command_answers_through_its_future(thread: EngineThread[ModelRunner]) -> None:
     assert thread.submit(Note("hello")).result(TIMEOUT_SECONDS) == "hello"
 
 
 def test_commands_run_in_the_order_in_which_they_were_submitted(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     words = [f"command {index}" for index in range(100)]
     futures = [thread.submit(Note(word)) for word in words]
@@ -102,7 +102,7 @@ def test_commands_run_in_the_order_in_which_they_were_submitted(
 
 
 def test_commands_run_between_passes_and_all_of_them_before_the_next(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     in_a_pass(thread, worker, num_passes=2)
     for word in ("first", "second", "third"):
@@ -115,7 +115,7 @@ def test_commands_run_between_passes_and_all_of_them_before_the_next(
 
 
 def test_a_busy_worker_needs_no_commands_to_go_on(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     worker.let_end(5)
     thread.submit(lambda it: it.ask(5))
@@ -124,9 +124,9 @@ def test_a_busy_worker_needs_no_commands_to_go_on(
 
 
 def test_an_exception_goes_to_its_future_and_the_thread_goes_on(
-    thread: EngineThread[Passes],
+    thread: EngineThread[ModelRunner],
 ) -> None:
-    def fail(_: Passes) -> None:
+    def fail(_: ModelRunner) -> None:
         raise KeyError("lost")
 
     failed = thread.submit(fail)
@@ -135,8 +135,8 @@ def test_an_exception_goes_to_its_future_and_the_thread_goes_on(
     assert thread.submit(Note("still there")).result(TIMEOUT_SECONDS) == "still there"
 
 
-def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[Passes]) -> None:
-    def leave(_: Passes) -> None:
+def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[ModelRunner]) -> None:
+    def leave(_: ModelRunner) -> None:
         raise SystemExit
 
     with pytest.raises(SystemExit):
@@ -145,7 +145,7 @@ def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[Passes]
 
 
 def test_a_command_that_was_cancelled_is_not_run(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     in_a_pass(thread, worker)
     cancelled = thread.submit(Note("cancelled"))
@@ -159,9 +159,9 @@ def test_a_command_that_was_cancelled_is_not_run(
 def test_before_the_worker_is_made_the_service_is_loading() -> None:
     may_load = threading.Event()
 
-    def load() -> Passes:
+    def load() -> ModelRunner:
         assert may_load.wait(TIMEOUT_SECONDS)
-        return Passes()
+        return ModelRunner()
 
     thread = EngineThread("engine", load)
     thread.start()
@@ -174,7 +174,7 @@ def test_before_the_worker_is_made_the_service_is_loading() -> None:
 
 
 def test_why_the_worker_could_not_be_made_is_told_by_ready() -> None:
-    def load() -> Passes:
+    def load() -> ModelRunner:
         raise OSError("no such file")
 
     thread = EngineThread("engine", load)
@@ -184,13 +184,15 @@ def test_why_the_worker_could_not_be_made_is_told_by_ready() -> None:
     assert thread.stop(TIMEOUT_SECONDS)
 
 
-def test_whoever_stops_waiting_for_ready_does_not_cancel_it(thread: EngineThread[Passes]) -> None:
-    futures: tuple[Future[Passes] | Future[None], ...] = (thread.ready, thread.failed)
+def test_whoever_stops_waiting_for_ready_does_not_cancel_it(
+    thread: EngineThread[ModelRunner],
+) -> None:
+    futures: tuple[Future[ModelRunner] | Future[None], ...] = (thread.ready, thread.failed)
     assert not any(future.cancel() for future in futures)
 
 
 def test_a_pass_that_fails_ends_the_thread_and_is_told_by_failed(
-    thread: EngineThread[Passes], worker: Passes
+    thread: EngineThread[ModelRunner], worker: ModelRunner
 ) -> None:
     worker.error = RuntimeError("out of memory")
     thread.submit(Note("wake up"))
@@ -199,7 +201,9 @@ def test_a_pass_that_fails_ends_the_thread_and_is_told_by_failed(
         thread.submit(Note("too late"))
 
 
-def test_a_stop_lets_the_pass_that_runs_end(thread: EngineThread[Passes], worker: Passes) -> None:
+def test_a_stop_lets_the_pass_that_runs_end(
+    thread: EngineThread[ModelRunner], worker: ModelRunner
+) -> None:
     in_a_pass(thread, worker, num_passes=3)
     assert not thread.stop(timeout_seconds=0.0)
     worker.let_end()
@@ -207,7 +211,7 @@ def test_a_stop_lets_the_pass_that_runs_end(thread: EngineThread[Passes], worker
     assert worker.log == ["begin", "end"]
 
 
-def test_after_a_stop_no_command_is_taken(thread: EngineThread[Passes]) -> None:
+def test_after_a_stop_no_command_is_taken(thread: EngineThread[ModelRunner]) -> None:
     assert thread.stop(TIMEOUT_SECONDS)
     with pytest.raises(UnavailableError, match="is ending: use another replica"):
         thread.submit(Note("too late"))

@@ -117,9 +117,9 @@ def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once() -> Non
     # Each has two tokens of its own, and may read some again rather than copy so few.
     assert num_run <= len(SYSTEM) + 8 * (2 + 16)
     assert [client.tokens for client in clients] == [own(prompt, 1) for prompt in prompts]
-    reused = [client.verdicts[0].num_reused for client in clients]
+    reused = [client.verdicts[0].num_cached for client in clients]
     assert num_run + sum(reused) == sum(map(len, prompts))
-    assert engine.usage.num_reused == sum(reused)
+    assert engine.usage.num_cached == sum(reused)
 
 
 def test_only_the_first_verdict_says_what_was_reused() -> None:
@@ -130,7 +130,7 @@ def test_only_the_first_verdict_says_what_was_reused() -> None:
     run(worker)
     client.ask()
     run(worker)
-    assert [verdict.num_reused for verdict in client.verdicts] == [len(SYSTEM) - 1, 0]
+    assert [verdict.num_cached for verdict in client.verdicts] == [len(SYSTEM) - 1, 0]
     assert client.tokens == own(SYSTEM, 2)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.errors import (
@@ -66,13 +66,13 @@ class Client(Receiver):
             self.ledger.verdict(verdict)
         self.verdicts.clear()
         if not self.ledger.num_speculated:
-            self._worker.offer(self._name, self.ledger.plain_pass())
+            self._worker.offer(self._name, self.ledger.unspeculated_pass())
 
 
 class BreakingEngine(SyntheticEngine):
     """Fails at a text that ends with token 0."""
 
-    def run(self, feeds: Sequence[Feed]) -> list[list[int]]:
+    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         if any(feed.tokens[-1] == 0 for feed in feeds):
             raise LimitExceededError("no memory left")
         return super().run(feeds)
@@ -116,7 +116,7 @@ FIRST, SECOND, THIRD, FOURTH = written(MODEL, OPENING.tokens, 4)
 WRONG = (THIRD + 1) % 50
 
 
-# Passes
+# ModelRunner
 
 
 def test_an_open_session_gets_its_first_token_without_being_asked() -> None:

@@ -17,7 +17,7 @@ from amusd.protocol.errors import CacheFullError, LimitExceededError
 
 Buffer = TypeVar("Buffer")
 
-MIN_REUSED = 16
+MIN_CACHED = 16
 """Fewer tokens are computed again: to copy them would save nothing."""
 
 _MAX_RETAINED = 64
@@ -33,7 +33,7 @@ class _Slot(Generic[Buffer]):
     tokens: list[int] = field(default_factory=list)
 
 
-class SlotMemory(Generic[Buffer]):
+class KVCacheManager(Generic[Buffer]):
     """Slots of an engine within a limit on all their tokens."""
 
     def __init__(
@@ -65,8 +65,8 @@ class SlotMemory(Generic[Buffer]):
         self._slots: dict[int, _Slot[Buffer]] = {}
         self._retained: OrderedDict[int, _Slot[Buffer]] = OrderedDict()
         self._next_slot = 0
-        self._num_read = 0
-        self._num_reused = 0
+        self._num_computed = 0
+        self._num_cached = 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -81,8 +81,8 @@ class SlotMemory(Generic[Buffer]):
             max_tokens=self._max_tokens,
             num_reserved=self._size(self._slots),
             num_retained=self._size(self._retained),
-            num_read=self._num_read,
-            num_reused=self._num_reused,
+            num_computed=self._num_computed,
+            num_cached=self._num_cached,
         )
 
     def open(self, capacity: int) -> int:
@@ -126,18 +126,18 @@ class SlotMemory(Generic[Buffer]):
             return 0
         target = self._slots[slot]
         held, wanted = len(target.tokens), list(tokens[:-1])[: target.capacity]
-        if len(wanted) < held + MIN_REUSED:
+        if len(wanted) < held + MIN_CACHED:
             return 0
         donors = [*self._retained.items(), *self._slots.items()]
         name, donor = max(donors, key=lambda one: common_prefix(one[1].tokens, wanted))
         shared = common_prefix(donor.tokens, wanted)
-        if donor is target or shared < held + MIN_REUSED:
+        if donor is target or shared < held + MIN_CACHED:
             return 0
         self._copy(donor.buffer, target.buffer, shared)
         target.tokens = wanted[:shared]
         if name in self._retained:
             self._retained.move_to_end(name)
-        self._num_reused += shared - held
+        self._num_cached += shared - held
         return shared - held
 
     def extend(self, slot: int, tokens: Sequence[int], is_prompt: bool = False) -> None:
@@ -153,7 +153,7 @@ class SlotMemory(Generic[Buffer]):
             )
         held.tokens.extend(tokens)
         if is_prompt:
-            self._num_read += len(tokens)
+            self._num_computed += len(tokens)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond ``length`` tokens."""
@@ -164,7 +164,7 @@ class SlotMemory(Generic[Buffer]):
         closed = self._slots.pop(slot)
         most = self._max_tokens // _RETAINED_SHARE
         too_large = self._taken(closed.capacity) > most
-        if self._copy is None or len(closed.tokens) < MIN_REUSED or too_large:
+        if self._copy is None or len(closed.tokens) < MIN_CACHED or too_large:
             self._drop(closed.buffer)
             return
         for name, other in list(self._retained.items()):
@@ -191,7 +191,7 @@ class SlotMemory(Generic[Buffer]):
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens two sequences have in common from the first on."""
     most = min(len(first), len(second))
-    if first[:MIN_REUSED] != second[:MIN_REUSED]:  # the usual case, without a search
-        most = min(most, MIN_REUSED)
+    if first[:MIN_CACHED] != second[:MIN_CACHED]:  # the usual case, without a search
+        most = min(most, MIN_CACHED)
     lengths = range(1, most + 1)
     return bisect.bisect_left(lengths, True, key=lambda n: first[:n] != second[:n])

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, each ``[batch, kv_heads, rows, head_dim]``.
 
     A session has a batch of 1; text is written for training data with more, all of one length.
@@ -44,7 +44,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         values[:, :, start : self.length] = value_states
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def copy_rows(self, donor: "SlotLayer", length: int) -> None:
+    def copy_rows(self, donor: "CacheLayer", length: int) -> None:
         """Take the first ``length`` rows of another layer, if it has any.
 
         Layers that use another one's keys and values never get rows of their own.
@@ -82,12 +82,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
-class SlotCache(Cache):
+class SequenceCache(Cache):
     """The layers of one session. Its length is the number of tokens that are valid."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         """Make an empty cache for at most ``capacity`` tokens."""
-        self._slot_layers = [SlotLayer(capacity) for _ in range(num_layers)]
+        self._slot_layers = [CacheLayer(capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self._slot_layers))
         self.capacity = capacity
 
@@ -101,13 +101,13 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.length = min(layer.length, length)
 
-    def copy_rows(self, donor: "SlotCache", length: int) -> None:
+    def copy_rows(self, donor: "SequenceCache", length: int) -> None:
         """Take the first ``length`` tokens of another cache."""
         for layer, other in zip(self._slot_layers, donor._slot_layers, strict=True):
             layer.copy_rows(other, length)
 
 
-class GrowingCache(DynamicCache):
+class CopyingCache(DynamicCache):
     """The cache of Transformers itself, for models that take no other: each pass copies it all."""
 
     def truncate(self, length: int) -> None:

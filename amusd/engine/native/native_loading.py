@@ -7,8 +7,8 @@ import torch
 from amusd.engine.interface import EngineOptions, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.native.native_model import NativeModel, reason_against
-from amusd.engine.native.native_runner import NativePasses
-from amusd.engine.runners.runner import Piece
+from amusd.engine.native.native_runner import NativeRunner
+from amusd.engine.runners.runner import Chunk
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _PROBE = (5, 3, 7, 3, 1, 2, 9)
 _TOLERANCE = 1e-3  # of the largest logit; the order of float32 sums makes about 1e-5
 
 
-def native_passes(loaded: LoadedModel, options: EngineOptions) -> NativePasses | None:
+def native_runner(loaded: LoadedModel, options: EngineOptions) -> NativeRunner | None:
     """Return native passes with the weights of ``loaded``, or None if others have to run it.
 
     Raises:
@@ -27,7 +27,7 @@ def native_passes(loaded: LoadedModel, options: EngineOptions) -> NativePasses |
     reason = reason_against(loaded.model)
     if reason is None:
         model = NativeModel(loaded.model, options.weights, loaded.head_ids, loaded.num_outputs)
-        passes = NativePasses(model, loaded.description.context_length, torch.get_num_threads())
+        passes = NativeRunner(model, loaded.description.context_length, torch.get_num_threads())
         if options.weights is WeightFormat.INT8 or _agrees(passes, loaded):
             log.info("%s runs natively: %s", name, passes.summary)
             return passes
@@ -42,10 +42,10 @@ def native_passes(loaded: LoadedModel, options: EngineOptions) -> NativePasses |
 
 
 @torch.inference_mode()
-def _agrees(passes: NativePasses, loaded: LoadedModel) -> bool:
+def _agrees(passes: NativeRunner, loaded: LoadedModel) -> bool:
     """Whether the native logits are those of Transformers, but for rounding."""
     tokens = [token % loaded.description.output_size for token in _PROBE]
     expected = loaded.model(input_ids=torch.tensor([tokens])).logits[0]
-    found = passes.logits([Piece(passes.make(len(tokens)), 0, tokens, len(tokens))])
+    found = passes.logits([Chunk(passes.make(len(tokens)), 0, tokens, len(tokens))])
     difference = (found - expected[:, : found.shape[1]]).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max())

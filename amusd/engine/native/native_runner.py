@@ -17,13 +17,13 @@ from torch import Tensor
 
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
-from amusd.engine.runners.runner import Piece
+from amusd.engine.runners.runner import Chunk
 
 _MOST_GROUP = 4  # query heads whose scores a thread keeps at once
 
 
 @dataclass(slots=True)
-class SlotBuffer:
+class NativeCache:
     """Keys and values of one slot.
 
     ``keys`` [layers * kv_heads, capacity / 16, head_dim, 16], ``values`` [layers * kv_heads,
@@ -39,7 +39,7 @@ class SlotBuffer:
         return self.keys.data_ptr(), self.values.data_ptr(), self.values.shape[1]
 
 
-class NativePasses:
+class NativeRunner:
     """Greedy passes of a native model, with ``num_threads`` threads."""
 
     def __init__(self, model: NativeModel, context_length: int, num_threads: int = 1) -> None:
@@ -76,34 +76,34 @@ class NativePasses:
         """What it runs, for people."""
         return f"{self._model.summary}, {self._num_threads} threads"
 
-    def make(self, capacity: int) -> SlotBuffer:
+    def make(self, capacity: int) -> NativeCache:
         """Return a buffer for ``capacity`` tokens; the system gives it memory as it fills."""
         rows, dim, blocks = self._model.num_key_rows, self._model.head_dim, -(-capacity // LANES)
-        return SlotBuffer(
+        return NativeCache(
             torch.empty(rows, blocks, dim, LANES), torch.empty(rows, blocks * LANES, dim)
         )
 
-    def copy(self, donor: SlotBuffer, target: SlotBuffer, length: int) -> None:
+    def copy(self, donor: NativeCache, target: NativeCache, length: int) -> None:
         """Copy the first ``length`` tokens' keys and values."""
         blocks = -(-length // LANES)
         target.keys[:, :blocks] = donor.keys[:, :blocks]
         target.values[:, :length] = donor.values[:, :length]
 
-    def drop(self, buffer: SlotBuffer) -> None:
+    def drop(self, buffer: NativeCache) -> None:
         """Nothing to do: a buffer goes with its last reference."""
 
-    def tokens(self, pieces: Sequence[Piece[SlotBuffer]]) -> list[int]:
+    def tokens(self, pieces: Sequence[Chunk[NativeCache]]) -> list[int]:
         """Run the pieces in one pass; return the greedy tokens of all outputs."""
         return self._run(pieces, None)
 
-    def logits(self, pieces: Sequence[Piece[SlotBuffer]]) -> Tensor:
+    def logits(self, pieces: Sequence[Chunk[NativeCache]]) -> Tensor:
         """Run the pieces in one pass; return the logits of all outputs, [outputs, head]."""
         count = sum(piece.num_outputs for piece in pieces)
         logits = torch.empty(count, self._model.num_outputs)
         self._run(pieces, logits)
         return logits
 
-    def _run(self, pieces: Sequence[Piece[SlotBuffer]], logits: Tensor | None) -> list[int]:
+    def _run(self, pieces: Sequence[Chunk[NativeCache]], logits: Tensor | None) -> list[int]:
         ids = [token for piece in pieces for token in piece.tokens]
         if len(ids) > self._workspace.num_tokens:
             self._workspace = _Workspace(
@@ -121,7 +121,7 @@ class NativePasses:
         return work.answers(len(wanted), model.head_ids)
 
 
-def _places(pieces: Sequence[Piece[SlotBuffer]]) -> Any:
+def _places(pieces: Sequence[Chunk[NativeCache]]) -> Any:
     """Return where each token's keys and values go, as ``Token`` of ``native.h``."""
     rows = [
         (*piece.buffer.address, position)
@@ -131,7 +131,7 @@ def _places(pieces: Sequence[Piece[SlotBuffer]]) -> Any:
     return np.array(rows, dtype=np.int64)
 
 
-def _wanted(pieces: Sequence[Piece[SlotBuffer]]) -> Any:
+def _wanted(pieces: Sequence[Chunk[NativeCache]]) -> Any:
     """Return the rows after which an answer is due."""
     ends = itertools.accumulate(len(piece.tokens) for piece in pieces)
     rows = [

@@ -25,10 +25,10 @@ from transformers.cache_utils import Cache
 from amusd.engine.runners.graph_capture import Capture, Replay, direct
 from amusd.engine.runners.ragged import NoLayer
 from amusd.engine.runners.runner import (
-    PLAIN_HEAD,
-    GreedyHead,
+    GREEDY,
+    Chunk,
     PassLimits,
-    Piece,
+    Sampler,
     attention,
     no_mask,
     refuse_variants,
@@ -103,14 +103,14 @@ class Buckets:
         ]
 
 
-class StaticPasses:
+class PaddedRunner:
     """Runs pieces of several sessions in passes of fixed shapes; a buffer is a row of the pool."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         buckets: Buckets,
-        head: GreedyHead = PLAIN_HEAD,
+        head: Sampler = GREEDY,
         capture: Capture = direct,
     ) -> None:
         """Run ``model``; passes are captured when their shape first comes, see ``warm_up``."""
@@ -143,11 +143,11 @@ class StaticPasses:
         """Free the row."""
         self._free.append(buffer)
 
-    def logits(self, pieces: Sequence[Piece[int]]) -> Tensor:
+    def logits(self, pieces: Sequence[Chunk[int]]) -> Tensor:
         """Return the logits of all outputs, [outputs, head]."""
         return self._run_all(pieces, lambda program: program.run()[0])
 
-    def tokens(self, pieces: Sequence[Piece[int]]) -> list[int]:
+    def tokens(self, pieces: Sequence[Chunk[int]]) -> list[int]:
         """Return the greedy tokens of all outputs."""
         tokens: list[int] = self._run_all(pieces, lambda program: program.run()[1]).tolist()
         return tokens
@@ -159,12 +159,12 @@ class StaticPasses:
             self._program(shape)
         return len(shapes)
 
-    def _run_all(self, pieces: Sequence[Piece[int]], run: "Callable[[_Program], Tensor]") -> Tensor:
+    def _run_all(self, pieces: Sequence[Chunk[int]], run: "Callable[[_Program], Tensor]") -> Tensor:
         batch = self._buckets.fit(_num_rows(pieces), 1, 1).batch
         limits = PassLimits(_MAX_TOKENS, self._buckets.window_limit(batch), batch)
         return run_in_passes(pieces, limits, lambda parts: self._run(parts, run))
 
-    def _run(self, pieces: Sequence[Piece[int]], run: "Callable[[_Program], Tensor]") -> Tensor:
+    def _run(self, pieces: Sequence[Chunk[int]], run: "Callable[[_Program], Tensor]") -> Tensor:
         """Run one pass; return of what ``run`` gives, [batch, window, ...], the outputs' part."""
         shape = self._buckets.fit(
             rows=_num_rows(pieces),
@@ -191,7 +191,7 @@ class StaticPasses:
     def _forward(self, shape: Shape, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model over inputs [3, batch, window]: the one function that is captured."""
         ids, positions, columns = inputs
-        cache = StaticCache(self._pool, shape, positions, columns, self._num_layers)
+        cache = PaddedCache(self._pool, shape, positions, columns, self._num_layers)
         with attention(self._model, ATTENTION):
             logits: Tensor = self._model(
                 input_ids=ids,
@@ -231,7 +231,7 @@ class _Program:
         self._tokens = torch.zeros(size[1:], dtype=torch.int64, pin_memory=self._on_cuda)
         self._replay: Replay = capture(functools.partial(forward, shape), self._inputs)
 
-    def fill(self, pieces: Sequence[Piece[int]]) -> None:
+    def fill(self, pieces: Sequence[Chunk[int]]) -> None:
         """Write the pieces' tokens, and padding everywhere else, to the host's side."""
         ids, positions, columns = self._host
         ids.zero_()
@@ -287,7 +287,7 @@ class Pool:
         return like.new_zeros(self.num_rows, num_heads, self.padding_column + 1, head_dim)
 
 
-class StaticCache(Cache):
+class PaddedCache(Cache):
     """Writes a pass's keys and values into the pool, and says what its tokens see."""
 
     def __init__(
@@ -324,7 +324,7 @@ class StaticCache(Cache):
         return rows[:, :, : self._shape.length]
 
 
-def static_attention(
+def padded_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -332,7 +332,7 @@ def static_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    static: StaticCache,
+    static: PaddedCache,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend to all columns: query [batch, heads, window, D] -> [batch, window, heads, D]."""
@@ -346,7 +346,7 @@ def static_attention(
     return output.reshape(batch, num_heads, window, -1).transpose(1, 2), None
 
 
-def _num_rows(pieces: Sequence[Piece[int]]) -> int:
+def _num_rows(pieces: Sequence[Chunk[int]]) -> int:
     return max(piece.buffer for piece in pieces) + 1
 
 
@@ -365,5 +365,5 @@ def _ascending(first: int, last: int, factor: int) -> tuple[int, ...]:
     return (*numbers, last)
 
 
-AttentionInterface.register(ATTENTION, static_attention)
+AttentionInterface.register(ATTENTION, padded_attention)
 AttentionMaskInterface.register(ATTENTION, no_mask)

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from amusd.engine.kv.sequence_cache import SlotCache
+from amusd.engine.kv.sequence_cache import SequenceCache
 from amusd.engine.runners.runner import (
-    PLAIN_HEAD,
-    GreedyHead,
+    GREEDY,
+    Chunk,
     PassLimits,
-    Piece,
+    Sampler,
     attention,
     no_mask,
     refuse_variants,
@@ -49,42 +49,40 @@ def exact_rows(dtype: torch.dtype) -> int:
     return _EXACT_ROWS_BFLOAT16 if dtype is torch.bfloat16 else _EXACT_ROWS
 
 
-class PackedPasses:
+class RaggedRunner:
     """Runs pieces of several sessions in one row of tokens."""
 
-    def __init__(
-        self, model: PreTrainedModel, head: GreedyHead = PLAIN_HEAD, num_rows: int = 0
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, head: Sampler = GREEDY, num_rows: int = 0) -> None:
         """Run ``model``; with ``num_rows`` in exact passes of so many rows."""
         self._model = model
         self._head = head
         self._num_rows = num_rows
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
 
-    def make(self, capacity: int) -> SlotCache:
+    def make(self, capacity: int) -> SequenceCache:
         """Return an empty cache."""
-        return SlotCache(self._num_layers, capacity)
+        return SequenceCache(self._num_layers, capacity)
 
-    def copy(self, donor: SlotCache, target: SlotCache, length: int) -> None:
+    def copy(self, donor: SequenceCache, target: SequenceCache, length: int) -> None:
         """Copy the first ``length`` rows."""
         target.copy_rows(donor, length)
 
-    def drop(self, buffer: SlotCache) -> None:
+    def drop(self, buffer: SequenceCache) -> None:
         """Nothing to do: a cache goes with its last reference."""
 
-    def logits(self, pieces: Sequence[Piece[SlotCache]]) -> Tensor:
+    def logits(self, pieces: Sequence[Chunk[SequenceCache]]) -> Tensor:
         """Return the logits of all outputs, [outputs, head]."""
         if not self._num_rows:
             return self._run(pieces)
         most = self._num_rows
         return run_in_passes(pieces, PassLimits(most, most, most), self._run)
 
-    def tokens(self, pieces: Sequence[Piece[SlotCache]]) -> list[int]:
+    def tokens(self, pieces: Sequence[Chunk[SequenceCache]]) -> list[int]:
         """Return the greedy tokens of all outputs."""
         tokens: list[int] = self._head.tokens(self.logits(pieces)).tolist()
         return tokens
 
-    def _run(self, pieces: Sequence[Piece[SlotCache]]) -> Tensor:
+    def _run(self, pieces: Sequence[Chunk[SequenceCache]]) -> Tensor:
         """Run one pass; return the logits of its outputs, [outputs, head]."""
         for piece in pieces:
             piece.buffer.truncate(piece.start)
@@ -95,7 +93,7 @@ class PackedPasses:
             for position in range(piece.start, piece.start + len(piece.tokens))
         ]
         padding = [0] * max(0, self._num_rows - len(tokens))
-        cache = PackedCache(pieces, len(padding), self._num_layers, self._num_rows > 0)
+        cache = RaggedCache(pieces, len(padding), self._num_layers, self._num_rows > 0)
         wanted = list(_output_rows(pieces))
         with attention(self._model, ATTENTION):
             logits: Tensor = self._model(
@@ -120,19 +118,19 @@ class PackedPasses:
         return torch.tensor([numbers], device=self._model.device)
 
 
-def _output_rows(pieces: Sequence[Piece[SlotCache]]) -> Iterator[int]:
+def _output_rows(pieces: Sequence[Chunk[SequenceCache]]) -> Iterator[int]:
     end = 0
     for piece in pieces:
         end += len(piece.tokens)
         yield from range(end - piece.num_outputs, end)
 
 
-class PackedCache(Cache):
+class RaggedCache(Cache):
     """Takes new keys and values to the slots that they belong to, and remembers where they went."""
 
     def __init__(
         self,
-        pieces: Sequence[Piece[SlotCache]],
+        pieces: Sequence[Chunk[SequenceCache]],
         num_padding: int,
         num_layers: int,
         token_by_token: bool = False,
@@ -205,7 +203,7 @@ class NoLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-def packed_attention(
+def ragged_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -213,7 +211,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    packed: PackedCache,
+    packed: RaggedCache,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend slot by slot: query [1, heads, tokens, D] -> [1, tokens, heads, D]."""
@@ -260,5 +258,5 @@ def _attend(
     return output.reshape(1, num_heads, num_new, -1)
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
+AttentionInterface.register(ATTENTION, ragged_attention)
 AttentionMaskInterface.register(ATTENTION, no_mask)

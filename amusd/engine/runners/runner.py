@@ -1,6 +1,6 @@
 """What one pass of a model takes and gives, and the ways of running it that stand behind an engine.
 
-An engine keeps the slots' books; a ``Passes`` owns the model and the buffers of keys and values.
+An engine keeps track of sequences; a ``ModelRunner`` owns the model and the cache tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ Buffer = TypeVar("Buffer")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece(Generic[Buffer]):
+class Chunk(Generic[Buffer]):
     """New tokens of one session, behind the ``start`` tokens that its buffer holds.
 
     What the buffer holds from ``start`` on was rolled back, and is overwritten. Wanted are the
@@ -28,14 +28,14 @@ class Piece(Generic[Buffer]):
     tokens: Sequence[int]
     num_outputs: int
 
-    def part(self, first: int, last: int) -> "Piece[Buffer]":
+    def part(self, first: int, last: int) -> "Chunk[Buffer]":
         """Return the tokens from ``first`` up to ``last`` as a piece, with their outputs."""
         first_output = max(first, len(self.tokens) - self.num_outputs)
         tokens = self.tokens[first:last]
-        return Piece(self.buffer, self.start + first, tokens, max(0, last - first_output))
+        return Chunk(self.buffer, self.start + first, tokens, max(0, last - first_output))
 
 
-class Passes(Protocol[Buffer]):
+class ModelRunner(Protocol[Buffer]):
     """Runs passes of one model over pieces of different sessions."""
 
     def make(self, capacity: int) -> Buffer:
@@ -47,15 +47,15 @@ class Passes(Protocol[Buffer]):
     def drop(self, buffer: Buffer) -> None:
         """Take a buffer back."""
 
-    def logits(self, pieces: Sequence[Piece[Buffer]]) -> Tensor:
+    def logits(self, pieces: Sequence[Chunk[Buffer]]) -> Tensor:
         """Run the pieces; return the logits of all their outputs in order, [outputs, head]."""
 
-    def tokens(self, pieces: Sequence[Piece[Buffer]]) -> list[int]:
+    def tokens(self, pieces: Sequence[Chunk[Buffer]]) -> list[int]:
         """Run the pieces; return the greedy tokens of all their outputs in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class GreedyHead:
+class Sampler:
     """Turns logits into tokens: ``head_ids`` has the token of each row of a reduced head.
 
     With ``num_outputs`` only the first so many rows may come out.
@@ -70,7 +70,7 @@ class GreedyHead:
         return tokens if self.head_ids is None else self.head_ids[tokens]
 
 
-PLAIN_HEAD = GreedyHead()
+GREEDY = Sampler()
 """Of models whose head has a row for each token."""
 
 
@@ -84,9 +84,9 @@ class PassLimits:
 
 
 def run_in_passes(
-    pieces: Sequence[Piece[Buffer]],
+    pieces: Sequence[Chunk[Buffer]],
     limits: PassLimits,
-    run: Callable[[list[Piece[Buffer]]], Tensor],
+    run: Callable[[list[Chunk[Buffer]]], Tensor],
 ) -> Tensor:
     """Run pieces in as many passes as they need; return their outputs in order, [outputs, ...].
 
@@ -103,12 +103,12 @@ def run_in_passes(
 
 
 def _rounds(
-    pieces: Sequence[Piece[Buffer]], limits: PassLimits
-) -> Iterator[list[tuple[int, Piece[Buffer]]]]:
+    pieces: Sequence[Chunk[Buffer]], limits: PassLimits
+) -> Iterator[list[tuple[int, Chunk[Buffer]]]]:
     """Take the next part of each unfinished piece in turn, as far as a pass has room."""
     done = [0] * len(pieces)
     while True:
-        batch: list[tuple[int, Piece[Buffer]]] = []
+        batch: list[tuple[int, Chunk[Buffer]]] = []
         left = limits.tokens
         for index, piece in enumerate(pieces):
             size = min(left, limits.tokens_of_a_piece, len(piece.tokens) - done[index])

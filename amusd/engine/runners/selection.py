@@ -1,6 +1,6 @@
 """Chooses how a model is run: which kind of passes fits model, device and options.
 
-Passes that sessions share, if the model can; else one session a pass, and the log says why.
+ModelRunner that sessions share, if the model can; else one session a pass, and the log says why.
 """
 
 import logging
@@ -14,19 +14,19 @@ from transformers import PreTrainedModel
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.engine.kv.free_memory import free_bytes
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.native.native_loading import native_passes
-from amusd.engine.native.native_runner import NativePasses
+from amusd.engine.native.native_loading import native_runner
+from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.runners.graph_capture import CudaGraphs, direct
-from amusd.engine.runners.padded import EXACT_WINDOW, Buckets, StaticPasses
-from amusd.engine.runners.ragged import PackedPasses, exact_rows
-from amusd.engine.runners.runner import GreedyHead, Passes
+from amusd.engine.runners.padded import EXACT_WINDOW, Buckets, PaddedRunner
+from amusd.engine.runners.ragged import RaggedRunner, exact_rows
+from amusd.engine.runners.runner import ModelRunner, Sampler
 from amusd.engine.runners.self_check import (
     MISFITS,
     same_after_rollback,
     same_to_the_bit,
-    same_when_shared,
+    same_when_batched,
 )
-from amusd.engine.runners.unbatched import AlonePasses, bytes_per_token
+from amusd.engine.runners.unbatched import UnbatchedRunner, bytes_per_token
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ _MAX_PROBED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RunnerSelection:
     """How an engine runs its model, and what its slots are told about memory, in tokens.
 
     A pass reads ``weight_bytes`` of weights, which are kept as ``weight_format``.
     """
 
-    passes: Passes[Any]
+    passes: ModelRunner[Any]
     max_batch: int
     reuses: bool
     max_tokens: int
@@ -58,8 +58,8 @@ class _Case:
 
     loaded: LoadedModel
     options: EngineOptions
-    head: GreedyHead
-    alone: AlonePasses
+    head: Sampler
+    alone: UnbatchedRunner
     max_tokens: int
 
     @property
@@ -74,11 +74,15 @@ class _Case:
     def on_cuda(self) -> bool:
         return self.loaded.model.device.type == "cuda"
 
-    def choice(self, passes: Passes[Any], max_batch: int, reuses: bool = True) -> Choice:
+    def choice(
+        self, passes: ModelRunner[Any], max_batch: int, reuses: bool = True
+    ) -> RunnerSelection:
         """Return a choice of passes whose buffers take as much memory as they are asked for."""
         context = self.loaded.description.context_length
         reuses = reuses and self.options.reuse_prefixes
-        return Choice(passes, max_batch, reuses, self.max_tokens, context, 1, *self.weights)
+        return RunnerSelection(
+            passes, max_batch, reuses, self.max_tokens, context, 1, *self.weights
+        )
 
     @property
     def weights(self) -> tuple[str, int]:
@@ -87,16 +91,16 @@ class _Case:
 
 
 @torch.inference_mode()
-def choose_passes(loaded: LoadedModel, options: EngineOptions) -> Choice:
+def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelection:
     """Return the fastest way of running the model that fits it and the options.
 
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    native = native_passes(loaded, options)
+    native = native_runner(loaded, options)
     if native is not None:
         return _native(loaded, options, native)
-    head = GreedyHead(loaded.head_ids, loaded.num_outputs)
+    head = Sampler(loaded.head_ids, loaded.num_outputs)
     alone = _alone(loaded, head)
     max_tokens = max(1, _cache_bytes(loaded, options) // bytes_per_token(alone))
     case = _Case(loaded, options, head, alone, max_tokens)
@@ -106,9 +110,9 @@ def choose_passes(loaded: LoadedModel, options: EngineOptions) -> Choice:
     return _fast(case, reason)
 
 
-def _native(loaded: LoadedModel, options: EngineOptions, passes: NativePasses) -> Choice:
+def _native(loaded: LoadedModel, options: EngineOptions, passes: NativeRunner) -> RunnerSelection:
     """Return native passes, which are exact as they are."""
-    return Choice(
+    return RunnerSelection(
         passes,
         options.max_batch,
         options.reuse_prefixes,
@@ -119,9 +123,9 @@ def _native(loaded: LoadedModel, options: EngineOptions, passes: NativePasses) -
     )
 
 
-def _fast(case: _Case, reason: str | None) -> Choice:
+def _fast(case: _Case, reason: str | None) -> RunnerSelection:
     """Return passes that sessions share, unless there is a reason against; else lone ones."""
-    found: Choice | None = None
+    found: RunnerSelection | None = None
     if case.on_cuda and reason is None:
         found, against = _try(_static, case)
         if found is None:
@@ -134,15 +138,15 @@ def _fast(case: _Case, reason: str | None) -> Choice:
     return found or case.choice(case.alone, 1, reuses=not case.alone.growing)
 
 
-def _exact(case: _Case, reason: str | None) -> Choice:
+def _exact(case: _Case, reason: str | None) -> RunnerSelection:
     """Return exact passes, in the shape that suits the device."""
-    found: Choice | None = None
+    found: RunnerSelection | None = None
     if reason is None:
         found, reason = _try(_static if case.on_cuda else _packed, case)
     description = case.loaded.description
     if found is not None:
         num_places, num_buffers = exact_rows(case.loaded.model.dtype), 2
-        if isinstance(found.passes, StaticPasses):
+        if isinstance(found.passes, PaddedRunner):
             num_places, num_buffers = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
         if same_to_the_bit(found.passes, description.output_size, num_places, num_buffers):
             return found
@@ -153,14 +157,14 @@ def _exact(case: _Case, reason: str | None) -> Choice:
     )
 
 
-def _alone(loaded: LoadedModel, head: GreedyHead) -> AlonePasses:
+def _alone(loaded: LoadedModel, head: Sampler) -> UnbatchedRunner:
     """Return passes of one session each that can be rolled back."""
     reasons = []
     for growing in (False, True):
         if growing and _sees_a_window(loaded.model):
             break  # that cache forgets what is outside the window, so it cannot be rolled back
         try:
-            passes = AlonePasses(loaded.model, head, growing)
+            passes = UnbatchedRunner(loaded.model, head, growing)
             if same_after_rollback(passes, loaded.description.output_size):
                 return passes
             reasons.append("it answers differently after its cache is rolled back")
@@ -172,24 +176,26 @@ def _alone(loaded: LoadedModel, head: GreedyHead) -> AlonePasses:
     )
 
 
-def _try(make: Callable[[_Case], Choice], case: _Case) -> tuple[Choice | None, str]:
+def _try(
+    make: Callable[[_Case], RunnerSelection], case: _Case
+) -> tuple[RunnerSelection | None, str]:
     """Return what ``make`` makes if it gives the answers of lone passes; else None and why not."""
     try:
         choice = make(case)
-        if same_when_shared(choice.passes, case.alone, case.loaded.description.output_size):
+        if same_when_batched(choice.passes, case.alone, case.loaded.description.output_size):
             return choice, ""
     except MISFITS as error:
         return None, f"{type(error).__name__} in a shared pass: {error}"
     return None, "its answers in shared passes differ from those it gives alone"
 
 
-def _packed(case: _Case) -> Choice:
+def _packed(case: _Case) -> RunnerSelection:
     num_rows = exact_rows(case.loaded.model.dtype) if case.is_exact else 0
-    passes = PackedPasses(case.loaded.model, case.head, num_rows)
+    passes = RaggedRunner(case.loaded.model, case.head, num_rows)
     return case.choice(passes, case.options.max_batch)
 
 
-def _static(case: _Case) -> Choice:
+def _static(case: _Case) -> RunnerSelection:
     """Return static passes, all shapes warmed up; captured as graphs on CUDA."""
     num_rows = max(2, case.options.max_batch)
     context = case.loaded.description.context_length
@@ -202,9 +208,9 @@ def _static(case: _Case) -> Choice:
         )
     buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
     capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
-    passes = StaticPasses(case.loaded.model, buckets, case.head, capture)
+    passes = PaddedRunner(case.loaded.model, buckets, case.head, capture)
     log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
-    return Choice(
+    return RunnerSelection(
         passes,
         case.options.max_batch,
         case.options.reuse_prefixes,

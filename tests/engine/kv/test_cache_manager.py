@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from amusd.engine.kv.cache_manager import MIN_REUSED, SlotMemory, common_prefix
+from amusd.engine.kv.cache_manager import MIN_CACHED, KVCacheManager, common_prefix
 from amusd.protocol.errors import CacheFullError, LimitExceededError
 
-PROMPT = list(range(100, 100 + 2 * MIN_REUSED))
-HALF = PROMPT[:MIN_REUSED]
+PROMPT = list(range(100, 100 + 2 * MIN_CACHED))
+HALF = PROMPT[:MIN_CACHED]
 
 
 def copy_rows(donor: list[int], target: list[int], length: int) -> None:
@@ -20,16 +20,16 @@ def copy_rows(donor: list[int], target: list[int], length: int) -> None:
     target[:] = donor[:length]
 
 
-def make_memory(max_tokens: int = 1000, context: int = 500) -> SlotMemory[list[int]]:
-    return SlotMemory(max_tokens, context, make=lambda capacity: [], copy=copy_rows)
+def make_memory(max_tokens: int = 1000, context: int = 500) -> KVCacheManager[list[int]]:
+    return KVCacheManager(max_tokens, context, make=lambda capacity: [], copy=copy_rows)
 
 
-def write(memory: SlotMemory[list[int]], slot: int, tokens: list[int]) -> None:
+def write(memory: KVCacheManager[list[int]], slot: int, tokens: list[int]) -> None:
     memory.extend(slot, tokens, is_prompt=True)
     memory[slot].extend(tokens)
 
 
-def opened(memory: SlotMemory[list[int]], tokens: list[int], capacity: int = 100) -> int:
+def opened(memory: KVCacheManager[list[int]], tokens: list[int], capacity: int = 100) -> int:
     slot = memory.open(capacity)
     write(memory, slot, tokens)
     return slot
@@ -68,7 +68,7 @@ def test_a_slot_takes_no_more_than_it_was_opened_for_and_keeps_what_it_has() -> 
     slot = opened(memory, [1, 2], capacity=3)
     with pytest.raises(LimitExceededError, match="opened for 3 tokens"):
         memory.extend(slot, [3, 4], is_prompt=True)
-    assert (memory.length(slot), memory.usage.num_read) == (2, 2)
+    assert (memory.length(slot), memory.usage.num_computed) == (2, 2)
 
 
 # What is reused
@@ -80,7 +80,7 @@ def test_a_common_beginning_is_copied_from_an_open_slot() -> None:
     slot = memory.open(100)
     assert memory.reuse(slot, [*PROMPT, 7, 8]) == len(PROMPT)
     assert memory[slot] == PROMPT
-    assert memory.usage.num_reused == len(PROMPT)
+    assert memory.usage.num_cached == len(PROMPT)
 
 
 def test_a_common_beginning_is_copied_from_a_closed_slot() -> None:
@@ -103,16 +103,16 @@ def test_too_little_to_save_anything_is_not_copied(num_held: int) -> None:
     memory = make_memory()
     opened(memory, PROMPT)
     slot = opened(memory, PROMPT[:num_held])
-    most = num_held + MIN_REUSED
+    most = num_held + MIN_CACHED
     assert memory.reuse(slot, [*PROMPT[: most - 1], 7, 8]) == 0
-    assert memory.reuse(slot, [*PROMPT[:most], 7, 8]) == MIN_REUSED
+    assert memory.reuse(slot, [*PROMPT[:most], 7, 8]) == MIN_CACHED
 
 
 def test_a_slot_that_reads_may_take_over_what_another_read_meanwhile() -> None:
     memory = make_memory()
     slow, quick = opened(memory, HALF), opened(memory, HALF)
-    write(memory, quick, PROMPT[MIN_REUSED:])
-    assert memory.reuse(slow, [*PROMPT, 7]) == MIN_REUSED
+    write(memory, quick, PROMPT[MIN_CACHED:])
+    assert memory.reuse(slow, [*PROMPT, 7]) == MIN_CACHED
     assert memory[slow] == PROMPT
     assert memory.reuse(slow, [*PROMPT, 7]) == 0
 
@@ -120,21 +120,21 @@ def test_a_slot_that_reads_may_take_over_what_another_read_meanwhile() -> None:
 def test_what_was_truncated_is_not_there_to_be_reused() -> None:
     memory = make_memory()
     donor = opened(memory, PROMPT)
-    memory.truncate(donor, MIN_REUSED)
-    del memory[donor][MIN_REUSED:]
+    memory.truncate(donor, MIN_CACHED)
+    del memory[donor][MIN_CACHED:]
     slot = memory.open(100)
-    assert memory.reuse(slot, [*PROMPT, 7]) == MIN_REUSED
+    assert memory.reuse(slot, [*PROMPT, 7]) == MIN_CACHED
 
 
 def test_no_more_is_taken_over_than_the_slot_was_opened_for() -> None:
     memory = make_memory()
     opened(memory, PROMPT)
-    slot = memory.open(MIN_REUSED + 2)
-    assert memory.reuse(slot, PROMPT) == MIN_REUSED + 2
+    slot = memory.open(MIN_CACHED + 2)
+    assert memory.reuse(slot, PROMPT) == MIN_CACHED + 2
 
 
 def test_without_a_way_to_copy_nothing_is_reused_or_kept() -> None:
-    memory: SlotMemory[list[int]] = SlotMemory(1000, 500, make=lambda capacity: [])
+    memory: KVCacheManager[list[int]] = KVCacheManager(1000, 500, make=lambda capacity: [])
     memory.close(opened(memory, PROMPT))
     assert memory.usage.num_retained == 0
     opened(memory, PROMPT)
@@ -189,10 +189,10 @@ def test_the_hit_rate_counts_prompts_only() -> None:
     assert memory.usage.hit_rate == 0.5
 
 
-texts = st.lists(st.integers(0, 1), max_size=3 * MIN_REUSED)
+texts = st.lists(st.integers(0, 1), max_size=3 * MIN_CACHED)
 
 
-@given(texts, texts, st.integers(0, 2 * MIN_REUSED))
+@given(texts, texts, st.integers(0, 2 * MIN_CACHED))
 @settings(deadline=None)
 def test_a_common_prefix_is_found_as_by_comparing_one_by_one(
     first: list[int], second: list[int], num_same: int
@@ -228,8 +228,8 @@ class AnyUse(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(list(self.texts)))
         text = [*self.texts[slot], *[kind] * num_tokens]
         before = len(self.texts[slot])
-        num_reused = self._reuse(slot, text)
-        rest = text[before + num_reused :]
+        num_cached = self._reuse(slot, text)
+        rest = text[before + num_cached :]
         try:
             self.memory.extend(slot, rest, is_prompt=True)
         except LimitExceededError:
@@ -238,10 +238,10 @@ class AnyUse(RuleBasedStateMachine):
         self.texts[slot] = text
 
     def _reuse(self, slot: int, text: list[int]) -> int:
-        num_reused = self.memory.reuse(slot, text)
-        assert num_reused == 0 or num_reused >= MIN_REUSED
-        self.texts[slot] = text[: len(self.texts[slot]) + num_reused]
-        return num_reused
+        num_cached = self.memory.reuse(slot, text)
+        assert num_cached == 0 or num_cached >= MIN_CACHED
+        self.texts[slot] = text[: len(self.texts[slot]) + num_cached]
+        return num_cached
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from amusd.engine.interface import EngineOptions, Feed, WeightFormat
+from amusd.engine.interface import EngineOptions, ScheduledSequence, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.model_engine import SlotEngine
+from amusd.engine.model_engine import ModelEngine
 from amusd.engine.native.library import BLOCK, library
-from amusd.engine.native.native_loading import native_passes
+from amusd.engine.native.native_loading import native_runner
 from amusd.engine.native.native_model import NativeModel
-from amusd.engine.native.native_runner import NativePasses
+from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.reference import decode_autoregressive
-from amusd.engine.runners.selection import Choice
+from amusd.engine.runners.selection import RunnerSelection
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
@@ -33,14 +33,16 @@ DESCRIPTION = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, tiny.VOCABU
 
 def engine_of(
     model: PreTrainedModel, weights: WeightFormat = WeightFormat.COMPACT, num_threads: int = 1
-) -> SlotEngine:
+) -> ModelEngine:
     return engine_with(NativeModel(model, weights), num_threads)
 
 
-def engine_with(model: NativeModel, num_threads: int = 1) -> SlotEngine:
-    passes = NativePasses(model, CONTEXT, num_threads)
-    choice = Choice(passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes)
-    return SlotEngine(DESCRIPTION, choice)
+def engine_with(model: NativeModel, num_threads: int = 1) -> ModelEngine:
+    passes = NativeRunner(model, CONTEXT, num_threads)
+    choice = RunnerSelection(
+        passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes
+    )
+    return ModelEngine(DESCRIPTION, choice)
 
 
 def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
@@ -84,7 +86,7 @@ def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
     engine = engine_of(model, num_threads=num_threads)
     tokens = tokens_of(random.Random(0), 90)
     slot = engine.open(100)
-    found = engine.logits([Feed(slot, tokens, 90)])
+    found = engine.logits([ScheduledSequence(slot, tokens, 90)])
     expected = logits_of(model, tokens)
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     ids = torch.tensor([tokens[:7]])
@@ -102,7 +104,9 @@ def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_thr
     expected = []
     for text in texts:
         slot = alone.open(100)
-        expected.append(torch.cat([alone.logits([Feed(slot, [token], 1)]) for token in text]))
+        expected.append(
+            torch.cat([alone.logits([ScheduledSequence(slot, [token], 1)]) for token in text])
+        )
     shared = engine_of(model, num_threads=num_threads)
     slots = [shared.open(100) for _ in texts]
     while any(shared.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
@@ -114,7 +118,7 @@ def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_thr
                 shared.truncate(slot, held)
             piece = text[held : held + rng.choice([1, 2, 5, 9, 30])]
             if piece:
-                feeds.append(Feed(slot, piece, len(piece)))
+                feeds.append(ScheduledSequence(slot, piece, len(piece)))
                 places += [(index, position) for position in range(held, held + len(piece))]
         for row, (index, position) in zip(shared.logits(feeds), places, strict=True):
             assert torch.equal(row, expected[index][position])
@@ -144,12 +148,12 @@ def test_weights_that_no_smaller_format_holds_stay() -> None:
     assert engine_of(tiny.build("llama")).weight_format == "float32"
 
 
-def assert_same_bits(first: SlotEngine, second: SlotEngine) -> None:
+def assert_same_bits(first: ModelEngine, second: ModelEngine) -> None:
     tokens = tokens_of(random.Random(4), 60)
     slots = [engine.open(80) for engine in (first, second)]
     for piece in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
         found, expected = (
-            engine.logits([Feed(slot, piece, len(piece))])
+            engine.logits([ScheduledSequence(slot, piece, len(piece))])
             for engine, slot in zip((first, second), slots, strict=True)
         )
         assert torch.equal(found, expected)
@@ -160,7 +164,7 @@ def test_int8_is_near_and_not_the_same() -> None:
     engine = engine_of(model, WeightFormat.INT8)
     assert engine.weight_format == "int8"
     tokens = tokens_of(random.Random(5), 30)
-    found = engine.logits([Feed(engine.open(40), tokens, 30)])
+    found = engine.logits([ScheduledSequence(engine.open(40), tokens, 30)])
     expected = logits_of(model, tokens)
     assert not torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
@@ -171,14 +175,14 @@ def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
     engine, fresh = engine_of(model), engine_of(model)
     tokens = tokens_of(random.Random(6), 75)
     first = engine.open(100)
-    engine.run([Feed(first, tokens[:70], 0, is_prompt=True)])
+    engine.run([ScheduledSequence(first, tokens[:70], 0, is_prompt=True)])
     engine.close(first)
     second = engine.open(100)
     assert engine.reuse(second, [*tokens[:50], 1, 2]) == 50
-    assert engine.usage.num_reused == 50
+    assert engine.usage.num_cached == 50
     rest = [1, 2, 3]
-    found = engine.logits([Feed(second, rest, 3)])
-    expected = fresh.logits([Feed(fresh.open(100), tokens[:50] + rest, 3)])
+    found = engine.logits([ScheduledSequence(second, rest, 3)])
+    expected = fresh.logits([ScheduledSequence(fresh.open(100), tokens[:50] + rest, 3)])
     assert torch.equal(found, expected)
 
 
@@ -187,11 +191,11 @@ def test_a_reduced_head_and_unknown_rows_of_a_head() -> None:
     tokens = tokens_of(random.Random(7), 20)
     expected = logits_of(model, tokens)
     engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100))
-    [found] = engine.run([Feed(engine.open(30), tokens, 20)])
+    [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == expected[:, :100].argmax(1).tolist()
     head_ids = torch.arange(1000, 1256)
     engine = engine_with(NativeModel(model, WeightFormat.COMPACT, head_ids))
-    [found] = engine.run([Feed(engine.open(30), tokens, 20)])
+    [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == [1000 + token for token in expected.argmax(1).tolist()]
 
 
@@ -199,16 +203,16 @@ def test_what_does_not_fit_is_left_to_others() -> None:
     window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
     half = tiny.build("llama").bfloat16()
     for model in (tiny.build("gpt2"), window, half):
-        assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+        assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
     with pytest.raises(InvalidInputError, match="need native passes"):
-        native_passes(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
+        native_runner(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
 
 
 def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
     model = tiny.build("llama")
-    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
+    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
     model.register_forward_hook(_twice_as_large)
-    assert native_passes(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from amusd.engine.interface import EngineOptions, Feed, Numerics
+from amusd.engine.interface import EngineOptions, Numerics, ScheduledSequence
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.model_engine import SlotEngine, load_engine, serve
+from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners import selection as choice
-from amusd.engine.runners.padded import Buckets, StaticPasses
-from amusd.engine.runners.runner import Piece
-from amusd.engine.runners.selection import Choice
+from amusd.engine.runners.padded import Buckets, PaddedRunner
+from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.self_check import same_to_the_bit
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
@@ -27,7 +27,7 @@ EXACT = EngineOptions(max_batch=4, cache_mib=8, numerics=Numerics.EXACT)
 FAST = EngineOptions(max_batch=4, cache_mib=8)
 
 
-pytestmark = pytest.mark.usefixtures("without_native_passes")
+pytestmark = pytest.mark.usefixtures("without_native_runner")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -35,19 +35,21 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tiny.save(tiny.build(request.param), tmp_path_factory.mktemp(request.param))
 
 
-def packed(loaded: LoadedModel) -> SlotEngine:
+def packed(loaded: LoadedModel) -> ModelEngine:
     return serve(loaded, EXACT)
 
 
-def static(loaded: LoadedModel) -> SlotEngine:
+def static(loaded: LoadedModel) -> ModelEngine:
     """What runs on CUDA with numerics exact, without graphs."""
     num_rows, length = 5, 192
-    passes = StaticPasses(loaded.model, Buckets.exact(num_rows, length))
+    passes = PaddedRunner(loaded.model, Buckets.exact(num_rows, length))
     tokens = num_rows * length
-    return SlotEngine(loaded.description, Choice(passes, 4, True, tokens, length, unit=length))
+    return ModelEngine(
+        loaded.description, RunnerSelection(passes, 4, True, tokens, length, unit=length)
+    )
 
 
-Maker = Callable[[LoadedModel], SlotEngine]
+Maker = Callable[[LoadedModel], ModelEngine]
 
 
 @pytest.fixture(params=[packed, static])
@@ -56,15 +58,15 @@ def make(request: pytest.FixtureRequest) -> Maker:
     return found
 
 
-def one_by_one(engine: SlotEngine, text: list[int]) -> Tensor:
+def one_by_one(engine: ModelEngine, text: list[int]) -> Tensor:
     """Logits after each token of a text, one token a pass, alone: [tokens, head]."""
     slot = engine.open(len(text))
-    rows = [engine.logits([Feed(slot, [token], 1)]) for token in text]
+    rows = [engine.logits([ScheduledSequence(slot, [token], 1)]) for token in text]
     engine.close(slot)
     return torch.cat(rows)
 
 
-def at_random(engine: SlotEngine, texts: list[list[int]], rng: random.Random) -> list[Tensor]:
+def at_random(engine: ModelEngine, texts: list[list[int]], rng: random.Random) -> list[Tensor]:
     """Logits after each token of each text, all at once: random cuts, companions, rollbacks."""
     slots = {engine.open(rng.randint(len(text) + 12, 150)): text for text in texts}
     found: dict[int, list[Tensor]] = {slot: [] for slot in slots}
@@ -74,7 +76,7 @@ def at_random(engine: SlotEngine, texts: list[list[int]], rng: random.Random) ->
             rest = slots[slot][engine.length(slot) :][: rng.choice((1, 2, 5, 13))]
             wrong = [rng.randrange(256) for _ in range(rng.choice((0, 0, 3, 10)))]
             if rest:
-                feeds.append((Feed(slot, rest + wrong, len(rest + wrong)), len(rest)))
+                feeds.append((ScheduledSequence(slot, rest + wrong, len(rest + wrong)), len(rest)))
         if not feeds:
             continue
         outputs = engine.logits([feed for feed, _ in feeds])
@@ -135,11 +137,11 @@ def test_a_reused_beginning_has_the_bits_of_a_computed_one(folder: str, make: Ma
     engine = make(load_source(ModelSource("tiny", folder, dtype="bfloat16")))
     text = [i * 13 % 256 for i in range(1, 50)]
     donor, slot = engine.open(60), engine.open(70)
-    engine.run([Feed(donor, text[:40], 0)])
+    engine.run([ScheduledSequence(donor, text[:40], 0)])
     assert engine.reuse(slot, text) == 40
     engine.truncate(donor, 3)
-    engine.run([Feed(donor, [7] * 20, 1)])
-    found = engine.logits([Feed(slot, text[40:], 9)])
+    engine.run([ScheduledSequence(donor, [7] * 20, 1)])
+    found = engine.logits([ScheduledSequence(slot, text[40:], 9)])
     engine.close(slot)
     engine.close(donor)
     assert torch.equal(found, one_by_one(engine, text)[40:])
@@ -147,7 +149,7 @@ def test_a_reused_beginning_has_the_bits_of_a_computed_one(folder: str, make: Ma
 
 def test_the_probe_finds_passes_whose_shape_follows_what_is_in_them(folder: str) -> None:
     loaded = load_source(ModelSource("tiny", folder))
-    passes = StaticPasses(loaded.model, Buckets.fast(4, 192))
+    passes = PaddedRunner(loaded.model, Buckets.fast(4, 192))
     with torch.inference_mode():
         assert not same_to_the_bit(passes, 256, num_places=8, num_sessions=2)
 
@@ -171,7 +173,7 @@ def test_experts_are_refused_for_their_share_of_a_pass_depends_on_its_tokens(
 
 
 def test_a_part_of_a_piece_has_the_outputs_that_fall_in_it() -> None:
-    piece = Piece("buffer", 10, [1, 2, 3, 4, 5], num_outputs=2)
+    piece = Chunk("buffer", 10, [1, 2, 3, 4, 5], num_outputs=2)
     parts = [piece.part(0, 2), piece.part(2, 4), piece.part(4, 5)]
     assert [(part.start, part.tokens, part.num_outputs) for part in parts] == [
         (10, [1, 2], 0),

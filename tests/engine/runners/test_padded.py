@@ -1,4 +1,4 @@
-"""Passes of fixed shapes, as on CUDA: what they answer, which shapes come, whose row is whose."""
+"""Passes of fixed shapes."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from amusd.engine.interface import Feed
+from amusd.engine.interface import ScheduledSequence
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.model_engine import SlotEngine, load_engine
+from amusd.engine.model_engine import ModelEngine, load_engine
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners.graph_capture import Function, Replay
-from amusd.engine.runners.padded import Buckets, Shape, StaticPasses
-from amusd.engine.runners.selection import Choice
+from amusd.engine.runners.padded import Buckets, PaddedRunner, Shape
+from amusd.engine.runners.selection import RunnerSelection
 from amusd.protocol.errors import CacheFullError, LimitExceededError
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("without_native_passes")
+pytestmark = pytest.mark.usefixtures("without_native_runner")
 
 FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
 PROMPT = [i * 29 % 256 for i in range(1, 100)]
@@ -52,10 +52,10 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def engine_of(
     loaded: LoadedModel, capture: Recorded | None = None, reuses: bool = True
-) -> SlotEngine:
-    passes = StaticPasses(loaded.model, BUCKETS, capture=capture or Recorded())
-    choice = Choice(passes, NUM_ROWS, reuses, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
-    return SlotEngine(loaded.description, choice)
+) -> ModelEngine:
+    passes = PaddedRunner(loaded.model, BUCKETS, capture=capture or Recorded())
+    choice = RunnerSelection(passes, NUM_ROWS, reuses, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
+    return ModelEngine(loaded.description, choice)
 
 
 def test_it_writes_what_the_model_writes_alone(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -72,12 +72,16 @@ def test_sessions_side_by_side_write_what_each_writes_alone(loaded: LoadedModel)
     prompts = [PROMPT[:3], PROMPT[5:95], PROMPT[2:30], PROMPT[50:51]]
     expected = [decode_autoregressive(engine, prompt, 8) for prompt in prompts]
     slots = [engine.open(len(prompt) + 8) for prompt in prompts]
-    feeds = [Feed(slot, prompt, 1) for slot, prompt in zip(slots, prompts, strict=True)]
+    feeds = [
+        ScheduledSequence(slot, prompt, 1) for slot, prompt in zip(slots, prompts, strict=True)
+    ]
     written: list[list[int]] = [[] for _ in prompts]
     for _ in range(8):
         found = engine.run(feeds)
         written = [text + tokens for text, tokens in zip(written, found, strict=True)]
-        feeds = [Feed(slot, text[-1:], 1) for slot, text in zip(slots, written, strict=True)]
+        feeds = [
+            ScheduledSequence(slot, text[-1:], 1) for slot, text in zip(slots, written, strict=True)
+        ]
     assert written == expected
 
 
@@ -97,16 +101,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_after_the_warm_up_no_session_waits_for_a_capture(llama: LoadedModel) -> None:
     capture = Recorded()
-    passes = StaticPasses(llama.model, BUCKETS, capture=capture)
+    passes = PaddedRunner(llama.model, BUCKETS, capture=capture)
     with torch.inference_mode():
         num_shapes = passes.warm_up()
     assert capture.num_captured == num_shapes == len(BUCKETS.shapes())
-    engine = SlotEngine(
-        llama.description, Choice(passes, NUM_ROWS, True, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
+    engine = ModelEngine(
+        llama.description,
+        RunnerSelection(passes, NUM_ROWS, True, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH),
     )
     slots = [engine.open(300) for _ in range(NUM_ROWS)]
-    engine.run([Feed(slot, PROMPT * 2, 1) for slot in slots])
-    decode_feeds = [Feed(slot, [1, 2, 3], 3) for slot in slots[:2]]
+    engine.run([ScheduledSequence(slot, PROMPT * 2, 1) for slot in slots])
+    decode_feeds = [ScheduledSequence(slot, [1, 2, 3], 3) for slot in slots[:2]]
     engine.run(decode_feeds)
     assert capture.num_captured == num_shapes
     assert capture.num_replays == 5  # 198 tokens a row in windows of 64, then one pass
@@ -126,7 +131,7 @@ def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedMo
     engine = engine_of(llama)
     for start in range(6):  # each leaves a text that is kept for reuse
         slot = engine.open(50)
-        engine.run([Feed(slot, PROMPT[start : start + 40], 1)])
+        engine.run([ScheduledSequence(slot, PROMPT[start : start + 40], 1)])
         engine.close(slot)
     assert engine.usage.num_retained == LENGTH
     slots = [engine.open(50) for _ in range(NUM_ROWS)]
@@ -142,10 +147,10 @@ def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedMo
 def test_a_kept_beginning_is_copied_from_row_to_row(llama: LoadedModel) -> None:
     engine, without = engine_of(llama), engine_of(llama, reuses=False)
     kept = engine.open(120)
-    engine.run([Feed(kept, PROMPT[:60], 1)])
+    engine.run([ScheduledSequence(kept, PROMPT[:60], 1)])
     engine.close(kept)
     slot, other = engine.open(120), without.open(120)
     assert engine.reuse(slot, PROMPT) == 60
     assert without.reuse(other, PROMPT) == 0
-    [found] = engine.run([Feed(slot, PROMPT[60:], 5)])
-    assert [found] == without.run([Feed(other, PROMPT, 5)])
+    [found] = engine.run([ScheduledSequence(slot, PROMPT[60:], 5)])
+    assert [found] == without.run([ScheduledSequence(other, PROMPT, 5)])

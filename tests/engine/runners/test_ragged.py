@@ -1,19 +1,19 @@
-"""Passes that several sessions share: what each gets is what it gets alone."""
+"""ModelRunner that several sessions share: what each gets is what it gets alone."""
 
 import random
 
 import pytest
 
-from amusd.engine.interface import EngineOptions, Feed
+from amusd.engine.interface import EngineOptions, ScheduledSequence
 from amusd.engine.loading.model_source import ModelSource
-from amusd.engine.model_engine import SlotEngine, load_engine
+from amusd.engine.model_engine import ModelEngine, load_engine
 from amusd.engine.reference import decode_autoregressive
 from tests import tiny
 
 FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
 
 
-pytestmark = pytest.mark.usefixtures("without_native_passes")
+pytestmark = pytest.mark.usefixtures("without_native_runner")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -22,19 +22,19 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def alone(folder: str) -> SlotEngine:
+def alone(folder: str) -> ModelEngine:
     return load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=1))
 
 
 @pytest.fixture
-def shared(folder: str) -> SlotEngine:
+def shared(folder: str) -> ModelEngine:
     engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=16))
     assert engine.max_batch == 16
     return engine
 
 
 def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_alone(
-    alone: SlotEngine, shared: SlotEngine
+    alone: ModelEngine, shared: ModelEngine
 ) -> None:
     rng = random.Random(1)
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 40))] for _ in range(16)]
@@ -55,7 +55,7 @@ def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_a
         for name in rng.sample(sorted(slots), rng.randint(1, len(slots))):
             unread = texts[name][shared.length(slots[name]) :]
             wrong = [rng.randrange(256) for _ in range(rng.randint(0, 4))]
-            feeds[name] = Feed(slots[name], unread + wrong, len(wrong) + 1)
+            feeds[name] = ScheduledSequence(slots[name], unread + wrong, len(wrong) + 1)
         found = shared.run(list(feeds.values()))
         for name, tokens in zip(feeds, found, strict=True):
             texts[name].append(tokens[0])  # what was guessed behind it is rolled back
@@ -67,14 +67,19 @@ def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_a
 
 
 def test_a_prompt_in_pieces_beside_others_is_read_as_a_whole(
-    alone: SlotEngine, shared: SlotEngine
+    alone: ModelEngine, shared: ModelEngine
 ) -> None:
     prompt = [i * 11 % 256 for i in range(1, 41)]
     [expected] = decode_autoregressive(alone, prompt, 1)
     slot, other = shared.open(60), shared.open(60)
-    assert shared.run([Feed(slot, prompt[:17], 0)]) == [[]]
+    assert shared.run([ScheduledSequence(slot, prompt[:17], 0)]) == [[]]
     assert [
-        len(one) for one in shared.run([Feed(other, [1], 1), Feed(slot, prompt[17:20], 0)])
+        len(one)
+        for one in shared.run(
+            [ScheduledSequence(other, [1], 1), ScheduledSequence(slot, prompt[17:20], 0)]
+        )
     ] == [1, 0]
-    _, found = shared.run([Feed(other, [2], 1), Feed(slot, prompt[20:], 1)])
+    _, found = shared.run(
+        [ScheduledSequence(other, [2], 1), ScheduledSequence(slot, prompt[20:], 1)]
+    )
     assert found == [expected]

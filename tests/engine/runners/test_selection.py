@@ -10,22 +10,22 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from amusd.engine.interface import EngineOptions, Feed, Numerics
-from amusd.engine.kv.sequence_cache import GrowingCache
+from amusd.engine.interface import EngineOptions, Numerics, ScheduledSequence
+from amusd.engine.kv.sequence_cache import CopyingCache
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
-from amusd.engine.model_engine import SlotEngine, load_engine, serve
+from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners import selection as choice
 from amusd.engine.runners.graph_capture import direct
-from amusd.engine.runners.padded import StaticPasses
-from amusd.engine.runners.ragged import PackedPasses
+from amusd.engine.runners.padded import PaddedRunner
+from amusd.engine.runners.ragged import RaggedRunner
 from amusd.engine.runners.runner import refuse_variants
-from amusd.engine.runners.selection import choose_passes
-from amusd.engine.runners.unbatched import AlonePasses
+from amusd.engine.runners.selection import select_runner
+from amusd.engine.runners.unbatched import UnbatchedRunner
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("without_native_passes")
+pytestmark = pytest.mark.usefixtures("without_native_runner")
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 EXACT = EngineOptions(numerics=Numerics.EXACT)
@@ -60,8 +60,8 @@ def greedy(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]
 def test_a_plain_model_shares_passes_and_nothing_is_said(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = choose_passes(load_source(ModelSource("tiny", folder)), EngineOptions())
-    assert isinstance(found.passes, PackedPasses)
+    found = select_runner(load_source(ModelSource("tiny", folder)), EngineOptions())
+    assert isinstance(found.passes, RaggedRunner)
     assert found.max_batch == 32
     assert warnings_of(caplog) == []
 
@@ -87,7 +87,7 @@ def test_eager_attention_takes_turns_and_the_log_says_why(
     loaded = load_source(ModelSource("eager", folder))
     loaded.model.set_attn_implementation("eager")
     engine = serve(loaded)
-    assert isinstance(choose_passes(loaded, EngineOptions()).passes, AlonePasses)
+    assert isinstance(select_runner(loaded, EngineOptions()).passes, UnbatchedRunner)
     assert "one session a pass: its attention is eager, not sdpa" in warnings_of(caplog)[0]
     assert decode_autoregressive(engine, PROMPT, 10) == greedy(loaded, PROMPT, 10)
 
@@ -126,14 +126,14 @@ def test_a_model_that_takes_only_the_cache_of_transformers_is_served_with_it(
 
     monkeypatch.setattr(loaded.model, "forward", picky)
     engine = serve(loaded, EngineOptions(cache_mib=8))
-    assert isinstance(engine._slots[engine.open(10)], GrowingCache)
+    assert isinstance(engine._slots[engine.open(10)], CopyingCache)
     assert "only the cache of Transformers fits it" in warnings_of(caplog)[0]
     expected = greedy(loaded, PROMPT, 20)
     assert decode_autoregressive(engine, PROMPT, 20) == expected
     draft = serve(LoadedModel(tiny.perturbed(tiny.build("llama"), 0.05), loaded.description))
     assert decode_speculative(draft, engine, PROMPT, 20, lookahead=4) == expected
     kept, slot = engine.open(60), engine.open(60)
-    engine.run([Feed(kept, list(range(40)), 1)])
+    engine.run([ScheduledSequence(kept, list(range(40)), 1)])
     assert engine.reuse(slot, list(range(50))) == 0
     with pytest.raises(InvalidInputError, match="exact cannot be promised"):
         serve(loaded, EXACT)
@@ -145,7 +145,7 @@ def test_exact_is_refused_where_sessions_cannot_share_passes(windowed: str) -> N
 
 
 def test_the_limit_counts_what_keys_and_values_really_take(folder: str) -> None:
-    engine: SlotEngine = load_engine(
+    engine: ModelEngine = load_engine(
         ModelSource("tiny", folder, dtype="bfloat16"), options=EngineOptions(cache_mib=1)
     )
     bytes_per_token = 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, head size, bfloat16
@@ -165,7 +165,7 @@ def test_cuda_gets_passes_of_fixed_shapes(folder: str, numerics: Numerics) -> No
     loaded = load_source(ModelSource("tiny", folder))
     options = EngineOptions(max_batch=2, cache_mib=8, numerics=numerics)
     engine = serve(loaded, options)
-    assert isinstance(engine._passes, StaticPasses)
+    assert isinstance(engine._passes, PaddedRunner)
     assert engine.max_batch == 2
     assert engine.usage.max_tokens == 2 * 448  # the context in whole units, for each session
     assert decode_autoregressive(engine, PROMPT, 10) == greedy(loaded, PROMPT, 10)
@@ -180,7 +180,7 @@ def test_cuda_without_graphs_packs_passes_and_the_log_says_why(
 
     monkeypatch.setattr(choice, "CudaGraphs", failing)
     engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(cache_mib=16))
-    assert isinstance(engine._passes, PackedPasses)
+    assert isinstance(engine._passes, RaggedRunner)
     assert "tiny runs without CUDA graphs: RuntimeError" in warnings_of(caplog)[0]
 
 
