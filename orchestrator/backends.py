@@ -12,11 +12,12 @@ from amusd.fleet.load_balancing import ReplicaState, explain_mismatch
 from amusd.fleet.model_description import ModelDescription, ServiceLimits, check_pair
 from amusd.policy.speculation_length import StepTimes
 from amusd.protocol.errors import InvalidInputError, UnavailableError
-from amusd.v1 import draft_pb2_grpc, verify_pb2_grpc
+from amusd.v1 import verify_pb2_grpc
 from orchestrator.addresses import Lookup, SystemLookup, parse_entries
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.replica import DRAFT, VERIFY
 from orchestrator.replica_pool import Pool
+from orchestrator.rollback_stream import DraftStub
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _SERVE_THE_SAME = (
 )
 
 VerifyPool: TypeAlias = "Pool[verify_pb2_grpc.VerifyServiceAsyncStub]"
-DraftPool: TypeAlias = "Pool[draft_pb2_grpc.DraftServiceAsyncStub]"
+DraftPool: TypeAlias = Pool[DraftStub]
 
 
 class Backends:

@@ -30,6 +30,7 @@ class OrchestratorSettings:
     resolve_interval_seconds: float = 5.0
     verify_timeout_seconds: float = 120.0
     draft_timeout_seconds: float = 10.0
+    client_write_timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse values under which nothing could run."""
@@ -41,7 +42,13 @@ class OrchestratorSettings:
         ):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        for name in ("startup_timeout", "resolve_interval", "verify_timeout", "draft_timeout"):
+        for name in (
+            "startup_timeout",
+            "resolve_interval",
+            "verify_timeout",
+            "draft_timeout",
+            "client_write_timeout",
+        ):
             seconds = getattr(self, f"{name}_seconds")
             if seconds <= 0:
                 raise InvalidInputError(f"{name} is {seconds} s: use more than 0")

@@ -20,7 +20,8 @@ from amusd.fleet.load_balancing import ReplicaLoad, ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
-from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2, verify_pb2, verify_pb2_grpc
+from amusd.v1 import draft_pb2, model_pb2, verify_pb2, verify_pb2_grpc
+from orchestrator.rollback_stream import DraftStub
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +63,14 @@ def _verify_stub(channel: grpc.aio.Channel) -> "verify_pb2_grpc.VerifyServiceAsy
     return verify_pb2_grpc.VerifyServiceStub(channel)
 
 
-def _draft_stub(channel: grpc.aio.Channel) -> "draft_pb2_grpc.DraftServiceAsyncStub":
-    return draft_pb2_grpc.DraftServiceStub(channel)
-
-
 async def _ask_verify(stub: "verify_pb2_grpc.VerifyServiceAsyncStub") -> Answer:
     request = verify_pb2.GetVerifyInfoRequest()
     got = await stub.GetVerifyInfo(request, timeout=_ANSWER_SECONDS)
     return Answer.of(got.model, got.limits, got.num_sessions + got.num_waiting)
 
 
-async def _ask_draft(stub: "draft_pb2_grpc.DraftServiceAsyncStub") -> Answer:
-    request = draft_pb2.GetDraftInfoRequest()
-    got = await stub.GetDraftInfo(request, timeout=_ANSWER_SECONDS)
+async def _ask_draft(stub: DraftStub) -> Answer:
+    got = await stub.info(_ANSWER_SECONDS)
     return Answer.of(got.model, got.limits, got.num_sessions + got.num_waiting)
 
 
@@ -84,10 +80,10 @@ VERIFY: "Kind[verify_pb2_grpc.VerifyServiceAsyncStub]" = Kind(
     _verify_stub,
     _ask_verify,
 )
-DRAFT: "Kind[draft_pb2_grpc.DraftServiceAsyncStub]" = Kind(
+DRAFT: Kind[DraftStub] = Kind(
     "draft",
     draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
-    _draft_stub,
+    DraftStub,
     _ask_draft,
 )
 

@@ -24,7 +24,7 @@ _MOST_REASONS = 3
 
 @dataclass(slots=True)
 class Lease(Generic[Stub]):
-    """A session's place on a replica; it counts there until it is given up."""
+    """A session's place on a replica; it counts there until it is released."""
 
     replica: Replica[Stub]
     is_taken: bool = True
@@ -39,7 +39,7 @@ class Lease(Generic[Stub]):
         """Where the replica is."""
         return self.replica.address
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Count the session out, once."""
         if self.is_taken:
             self.is_taken = False

@@ -1,9 +1,8 @@
-"""How a service ends in good order: new sessions are refused, open ones may finish, with words.
+"""How a service ends in good order: new sessions are refused, and open ones may finish.
 
-A *session* is a streaming call of the service's own: Generate, Propose, Verify. Only those are
-refused while a service drains. Everything else is answered until the very end: the unary calls of
-sessions that are open (Rollback), and health. That is why the server itself is stopped last: once
-it stops it accepts no calls at all, not even those of open sessions.
+A *session* is a call of Generate, Propose or Verify. Only those are refused while a service drains.
+Everything else is answered until the very end: the rollbacks of open sessions, and health. That is
+why the server itself is stopped last: once it stops it accepts no calls at all.
 """
 
 import asyncio
@@ -26,9 +25,13 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
     Lives on the server's event loop. Each stream's entry is made and removed by its own call.
     """
 
-    def __init__(self, service: str) -> None:
-        """Watch over the streams of a server whose own service has the full name ``service``."""
-        self._own = f"/{service}/"
+    def __init__(self, service: str, session_rpc: str) -> None:
+        """Watch over the streams of a server.
+
+        Calls of ``session_rpc``, a stream of the service with the full name ``service``, are
+        sessions.
+        """
+        self._session_rpc = f"/{service}/{session_rpc}"
         self._sessions: set[asyncio.Task[Any]] = set()
         self._others: set[asyncio.Task[Any]] = set()  # such as watches of health: never waited for
         self._no_session = asyncio.Event()
@@ -70,14 +73,14 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         serve = handler.stream_stream or handler.unary_stream
         if not inspect.iscoroutinefunction(serve):
             return handler  # reflection: ends with the call that it is for
-        own = str(handler_call_details.method).startswith(self._own)
+        is_session = str(handler_call_details.method) == self._session_rpc
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
         return make(
-            functools.partial(self._watched, serve, self._sessions if own else self._others),
+            functools.partial(self._watched, serve, self._sessions if is_session else self._others),
             handler.request_deserializer,
             handler.response_serializer,
         )

@@ -61,6 +61,14 @@ def status_of(error: Exception) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def error_of_code(code: int, message: str) -> errors.AmusdError:
+    """Return the error that an answer holds as a status code; UnavailableError for any other."""
+    for status, kind in _ERROR_OF.items():
+        if status.value[0] == code:
+            return kind(message)
+    return errors.UnavailableError(message)
+
+
 def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:
     """Return the error that a call to ``service`` ended with, in this project's own terms."""
     # Every error that a call ends with is a grpc.Call, too, in either of grpc's interfaces.
