@@ -6,9 +6,9 @@ No evaluation set is read here.
     amusd distill --verify smollm2 --prompts PROMPTS.jsonl --output FOLDER ...
     python scripts/embedded_draft.py asset FOLDER
 
-The prompts are questions about many topics, arithmetic problems and programming tasks, all made from
-the lists below. Others are beginnings of programs, and function heads with docstrings from Python's
-standard library.
+The prompts are questions about many topics, arithmetic problems and programming tasks, all made
+from the lists below. Others are beginnings of programs, and function heads with docstrings from
+Python's standard library.
 """
 
 import ast
