@@ -169,8 +169,12 @@ class SpeculationLength:
 
         ``num_ready`` means: start now. More means: wait for them. The next proposal comes in
         ``next_seconds``, each further one a draft step later. 0 is a pass without proposals, now.
-        The choice maximizes the tokens per second from now to the end of the pass. Leviathan et
-        al., arXiv 2211.17192, section 3.5, choose the look-ahead of speculative decoding so.
+
+        The choice maximizes tokens per second over a whole cycle, from the wait to the next
+        rejection: if the pass accepts all its proposals and the draft knows its next token, too,
+        further passes follow without a wait, each over what was drafted during the one before.
+        Counting one pass alone, as the look-ahead of drafting and verifying in turn is chosen
+        (Leviathan et al., arXiv 2211.17192, section 3.5), waits for too many proposals.
         """
         outlook = self._current()
         if not outlook.seconds:
@@ -179,20 +183,22 @@ class SpeculationLength:
         lookahead = self.useful_lookahead()
         if num_ready >= lookahead:
             return num_ready
-        tokens, seconds, step_seconds = outlook.tokens, outlook.seconds, self.times.draft_seconds
-        best_length, best_rate = num_ready, tokens[num_ready] / seconds[num_ready]
-        wait = next_seconds
-        for length in range(num_ready + 1, lookahead + 1):
-            rate = tokens[length] / (wait + seconds[length])
+        acceptance, step_seconds = self.acceptance, self.times.draft_seconds
+        chance = acceptance ** (num_ready + 1)  # that the pass is followed by others
+        best_length, best_rate, wait = num_ready, 0.0, 0.0
+        for length in range(num_ready, lookahead + 1):
+            tokens = outlook.tokens[length] + chance * outlook.run_tokens
+            rate = tokens / (wait + outlook.seconds[length] + chance * outlook.run_seconds)
             if rate > best_rate:
                 best_length, best_rate = length, rate
-            wait += step_seconds
+            chance *= acceptance
+            wait = next_seconds + (length - num_ready) * step_seconds
         return best_length
 
     def _current(self) -> "_Outlook":
         if self._outlook is None or not self._outlook.seconds:
             seconds = self.times.seconds_of_lengths(self.max_checked, self.num_sharing)
-            self._outlook = _Outlook.at(self.acceptance, seconds)
+            self._outlook = _Outlook.at(self.acceptance, seconds, self.times.draft_seconds)
         return self._outlook
 
 
@@ -201,15 +207,18 @@ class _Outlook:
     """What a pass over each number of proposals yields on average, and the time it takes.
 
     ``tokens`` and ``seconds`` are indexed by the number of proposals, from 0; both are empty as
-    long as no pass time is known, and ``best_length`` is 0 then.
+    long as no pass time is known, and ``best_length`` is 0 then. A run of passes without a wait
+    yields ``run_tokens`` in ``run_seconds`` until a proposal is rejected.
     """
 
     tokens: list[float]
     seconds: list[float]
     best_length: int
+    run_tokens: float = 0.0
+    run_seconds: float = 0.0
 
     @classmethod
-    def at(cls, acceptance: float, seconds: list[float]) -> "_Outlook":
+    def at(cls, acceptance: float, seconds: list[float], draft_seconds: float) -> "_Outlook":
         """Return the outlook at an acceptance, for passes that take ``seconds``."""
         tokens: list[float] = []
         expected, best_length, best_rate = 0.0, 0, 0.0
@@ -219,4 +228,11 @@ class _Outlook:
             rate = expected / pass_seconds
             if length and rate > best_rate:
                 best_length, best_rate = length, rate
-        return cls(tokens, seconds, best_length)
+        if not best_length:
+            return cls(tokens, seconds, best_length)
+        # Passes in a run check what the draft writes meanwhile.
+        num_drafted = int(seconds[1] / draft_seconds) if draft_seconds else best_length
+        length = min(max(1, num_drafted), best_length)
+        num_passes = 1.0 / max(1e-6, 1.0 - acceptance ** (length + 1))
+        run_tokens, run_seconds = num_passes * tokens[length], num_passes * seconds[length]
+        return cls(tokens, seconds, best_length, run_tokens, run_seconds)
