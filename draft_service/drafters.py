@@ -10,7 +10,7 @@ from typing import Protocol
 from amusd.engine.interface import Engine
 from amusd.engine.no_model import NoModel
 from amusd.protocol.draft_source import DraftSource
-from draft_service.match_index import MatchIndex
+from draft_service.ngram_index import NgramIndex
 
 _MAX_MATCH = 4
 _MIN_MATCH_ALONE = 2
@@ -64,13 +64,13 @@ class NgramProposer:
         """Look for matches of ``min_match`` to ``max_match`` tokens."""
         self._min_match = min_match
         self._max_match = max_match
-        self._indices: dict[str, MatchIndex] = {}
+        self._indices: dict[str, NgramIndex] = {}
 
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         """Return what followed the last tokens before, at most ``room`` tokens."""
         index = self._indices.get(session_id)
         if index is None:
-            index = self._indices[session_id] = MatchIndex(self._min_match, self._max_match)
+            index = self._indices[session_id] = NgramIndex(self._min_match, self._max_match)
         return index.continuation(tokens, room)
 
     def truncate(self, session_id: str, length: int) -> None:

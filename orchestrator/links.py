@@ -149,7 +149,7 @@ class DraftLink:
     """The Propose stream of one session, its rollbacks, and its lease on a replica.
 
     Rollbacks travel on another call than advances. An advance that follows a rollback waits until
-    the rollback is answered; a rollback waits for nothing.
+    the rollback is answered; a rollback never waits.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class DraftLink:
             self._held.clear()
 
     def rollbacks_lost(self, error: AmusdError) -> None:
-        """Take note that the replica's rollback stream has ended."""
+        """Lose the draft if a rollback is not answered: the replica's rollback stream has ended."""
         if self._rolling_back_to is not None:
             self._lose(error)
 

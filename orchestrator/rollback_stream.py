@@ -24,7 +24,7 @@ class Listener(Protocol):
         """Take the answer to a rollback."""
 
     def rollbacks_lost(self, error: AmusdError) -> None:
-        """Take note that the stream has ended; what was not answered never will be."""
+        """The stream has ended: rollbacks without an answer will get none."""
 
 
 class RollbackStream:

@@ -1,12 +1,12 @@
-"""One session as the draft service sees it: what may be drafted, and what has to be sent.
+"""One session on the draft service: what it may draft, and what it has to send.
 
 Rules of this file
 - ``rollback`` alone begins a new epoch; stale advances are ignored.
 - An illegal event raises and changes nothing.
 - Where the verify model disagrees, drafting stops at once and waits for the rollback.
-- A drafted token counts for or against its source once: when its position becomes final. What
-  follows a wrong one was never compared, and counts for nothing.
-- Tokens that wait to be proposed together come from one source.
+- A drafted token counts for or against its source once, when its position becomes final. Tokens
+  behind a wrong one are not compared, and do not count.
+- All tokens of a proposal come from one source.
 
 Intervals, for V verified tokens and n drafted beyond them:
 
@@ -134,7 +134,7 @@ class DraftSession:
         return self.tracker.paying
 
     def extend(self, drafted: tuple[int, ...], source: DraftSource = DraftSource.MODEL) -> None:
-        """Append tokens that the drafter wrote; none: it has nothing to propose here.
+        """Append tokens that the drafter wrote; no tokens: it has nothing to propose here.
 
         Raises:
             PreconditionError: tokens of another source wait to be sent.
@@ -151,11 +151,11 @@ class DraftSession:
         self._exhausted = not drafted
 
     def resume(self) -> None:
-        """Draft again after word that there was nothing to propose."""
+        """Draft again after a proposal without tokens."""
         self._exhausted = False
 
     def take_run(self) -> DraftedRun | None:
-        """Return what has to be proposed now, if anything, and count it as sent.
+        """Return what has to be proposed now, and count it as sent; None: nothing.
 
         A run without tokens says once that there will be none until the next advance.
         """
@@ -184,7 +184,7 @@ class DraftSession:
         lookahead: int = 0,
         tokens_per_proposal: int = 0,
     ) -> None:
-        """Take note that ``tokens`` from ``position`` on are final.
+        """Take final ``tokens`` from ``position`` on.
 
         ``lookahead`` is the look-ahead from now on, within the session's limit, and
         ``tokens_per_proposal`` the tokens that are collected into one proposal; 0 leaves either.
@@ -196,7 +196,7 @@ class DraftSession:
             return
         if epoch > self._epoch:
             raise PreconditionError(
-                f"an advance of epoch {epoch} cannot come in epoch {self._epoch}: roll back first"
+                f"an advance of epoch {epoch} is ahead of epoch {self._epoch}: roll back first"
             )
         if position > self._verified:
             raise PreconditionError(
@@ -283,7 +283,7 @@ class DraftSession:
             self._lookahead = min(lookahead, self._limits.lookahead)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the parts of the state contradict one another."""
+        """Raise AssertionError if the state is inconsistent."""
         if not self._verified <= self.length:
             raise AssertionError(f"verified more than there is: {self!r}")
         if len(self._sources) != self.length - self._verified:

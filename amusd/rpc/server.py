@@ -166,7 +166,7 @@ class ServiceShell:
             self._end_at_once.set()
 
     def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End when whoever started the service closes its standard input, or dies."""
+        """End when the parent process closes standard input, or dies."""
         # Not through sys.stdin: its lock, held here, would break the interpreter's shutdown.
         with contextlib.suppress(OSError):
             while os.read(0, 4096):

@@ -202,7 +202,7 @@ class Scheduler(Generic[SequenceT]):
         return batch
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the parts of the state contradict one another."""
+        """Raise AssertionError if the state is inconsistent."""
         for session_id, sequence in self._waiting.items():
             if self._sequences.get(session_id) is not sequence:
                 raise AssertionError(f"session {session_id!r} waits but is not open")
