@@ -21,7 +21,7 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
         return PromptLookupDrafter()
     loaded = load_model(engine.model, "draft", engine.device, engine.options)
     model = ModelDrafter(loaded, engine.prefill_budget, engine.options.reuse_prefixes)
-    return HybridDrafter(model) if settings.lookup else model
+    return HybridDrafter(model) if settings.uses_lookup else model
 
 
 def make_worker(settings: DraftServiceSettings, observer: Observer) -> DraftWorker:
