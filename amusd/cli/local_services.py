@@ -30,7 +30,8 @@ from draft_service.draft_settings import DraftServiceSettings
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _ROLES: tuple[Role, ...] = ("orchestrator", "draft", "verify")  # in the order of the ports
-_AMUSD = (sys.executable, "-m", "amusd")
+# The interpreter without the current folder on its path; PYTHONPATH still counts.
+_AMUSD = (sys.executable, "-P", "-m", "amusd")
 
 
 @dataclass(frozen=True, slots=True)
