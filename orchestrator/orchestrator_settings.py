@@ -62,6 +62,9 @@ class OrchestratorSettings:
     draft_timeout_seconds: float = setting(
         10.0, "Time to wait for the draft service, rollbacks included.", above=0
     )
+    client_write_timeout_seconds: float = setting(
+        30.0, "Time for a client to read a chunk before its request fails.", above=0
+    )
     observation: ObservationSettings = part(ObservationSettings())
 
     def __post_init__(self) -> None:

@@ -71,9 +71,12 @@ class Listen:
 class ServiceShell:
     """A gRPC server with one service of ours on it."""
 
-    def __init__(self, listen: Listen, service: str) -> None:
-        """Make the server; ``service`` is the full name that health answers for."""
-        self._drain = Drain(service)
+    def __init__(self, listen: Listen, service: str, session_rpc: str) -> None:
+        """Make the server.
+
+        Health answers for ``service``, a full name; calls of its ``session_rpc`` are sessions.
+        """
+        self._drain = Drain(service, session_rpc)
         self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
         self._listen = listen
         self._service = service

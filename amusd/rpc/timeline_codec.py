@@ -1,4 +1,4 @@
-"""Timelines as messages: the part of the codec that only a request for a timeline needs."""
+"""The codec of timelines, which only requests that set ``timeline`` need."""
 
 from amusd.analysis.timeline import Message, Timeline, TimelineEvent
 from amusd.protocol.errors import UnavailableError
@@ -8,7 +8,7 @@ from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2
 
 
 def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | None:
-    """Return a timeline as a message; None if none was asked for."""
+    """Return the message of a timeline, or None for None."""
     if timeline is None:
         return None
     return orchestrator_pb2.Timeline(
@@ -19,10 +19,10 @@ def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | 
 
 
 def timeline_from_proto(timeline: orchestrator_pb2.Timeline) -> Timeline:
-    """Return a timeline from its message.
+    """Return the timeline of a message.
 
     Raises:
-        UnavailableError: it holds an event that is not known here.
+        UnavailableError: the message holds an unknown kind of event.
     """
     return Timeline(
         timeline.started_unix_nanos,
@@ -66,7 +66,7 @@ def _message(event: orchestrator_pb2.TimelineEvent) -> Message:
         case _:
             raise UnavailableError(
                 "the orchestrator's timeline holds an event that this client does not know: "
-                "use the client of its version"
+                "use the client of the orchestrator's version"
             )
 
 

@@ -72,6 +72,7 @@ EXPECTED = {
         ("--verify-timeout", "AMUSD_VERIFY_TIMEOUT", 120.0),
         ("--draft-timeout", "AMUSD_DRAFT_TIMEOUT", 10.0),
         ("--max-connection-age", "AMUSD_MAX_CONNECTION_AGE", 0.0),
+        ("--client-write-timeout", "AMUSD_CLIENT_WRITE_TIMEOUT", 30.0),
     },
     "up": OPTIONS | NUMERICS | LOOKUP | {
         ("--draft", "AMUSD_DRAFT_MODEL", "smollm2"),
