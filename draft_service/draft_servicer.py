@@ -9,7 +9,7 @@ from amusd.observe.observer import Observer
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
-from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.protocol.events import Advance, Proposal
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox
 from amusd.rpc.stream_limits import (
@@ -97,7 +97,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             response.error.code, response.error.message = code, str(found)
         else:
             response.num_dropped = found
-            self._observer.rolled_back(request.session_id, _rollback(request))
+            self._observer.rolled_back(request.session_id, codec.rollback_from_proto(request))
         return response
 
 
@@ -115,7 +115,7 @@ def _roll_back(
     try:
         if request.verified_position < 1:
             raise InvalidInputError("verified_position is 0: the corrected token counts too")
-        found = worker.rollback(request.session_id, _rollback(request))
+        found = worker.rollback(request.session_id, codec.rollback_from_proto(request))
     except AmusdError as error:
         found = error
     put((request, found))
@@ -141,16 +141,10 @@ _SHAPE: StreamShape[Advance, Proposal] = StreamShape(
     rpc="Propose",
     step="advance",
     opening=_opening,
-    event=lambda step: Advance(step.epoch, step.position, tuple(step.token_ids), step.lookahead),
+    event=codec.advance_from_proto,
     response=codec.proposal_to_proto,
     record=lambda watch, proposal: watch.proposed(proposal),
 )
-
-
-def _rollback(request: draft_pb2.RollbackRequest) -> Rollback:
-    return Rollback(
-        request.epoch, request.verified_position, request.corrected_token_id, request.lookahead
-    )
 
 
 def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:

@@ -84,7 +84,9 @@ class Drafting:
     def receive(self, sequence: DraftSequence, event: Advance) -> None:
         """Take final tokens."""
         self._engine.description.check_tokens(event.tokens)
-        sequence.session.advance(event.epoch, event.position, event.tokens, event.lookahead)
+        sequence.session.advance(
+            event.epoch, event.position, event.tokens, event.lookahead, event.tokens_per_proposal
+        )
         self._send(sequence)
 
     def rollback(self, sequence: DraftSequence, rollback: Rollback) -> int:
@@ -99,6 +101,8 @@ class Drafting:
             rollback.verified_position,
             rollback.corrected_token,
             rollback.lookahead,
+            rollback.tokens_per_proposal,
+            rollback.first_proposal,
         )
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:

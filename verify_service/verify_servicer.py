@@ -57,7 +57,7 @@ _SHAPE: StreamShape[Forward, Verdict] = StreamShape(
     rpc="Verify",
     step="proposals",
     opening=_opening,
-    event=lambda step: Forward(step.epoch, step.position, tuple(step.token_ids), step.max_checked),
+    event=codec.forward_from_proto,
     response=codec.verdict_to_proto,
     record=lambda watch, verdict: watch.verified(verdict),
 )

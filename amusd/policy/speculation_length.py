@@ -9,7 +9,6 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
-from amusd.policy.performance_model import expected_tokens
 from amusd.protocol.events import Verdict
 
 _PRIOR_ACCEPTANCE = 0.6
@@ -23,7 +22,7 @@ _TIME_WEIGHT = 0.2  # weight of the newest time in a running average
 class StepTimes:
     """Seconds of a draft step, and of a verify pass by its number of tokens.
 
-    ``rollback_seconds`` is the time from a rollback to the first proposal after it, messages
+    ``rollback_seconds`` is the time from a rollback to the first token drafted after it, messages
     included. All sessions share these times, because they are properties of the two devices.
     """
 
@@ -38,7 +37,7 @@ class StepTimes:
         self.draft_seconds = _average(self.draft_seconds or step_seconds, step_seconds)
 
     def observe_rollback(self, seconds: float) -> None:
-        """Learn from the first proposal after a rollback."""
+        """Learn from the first token drafted after a rollback."""
         self.rollback_seconds = _average(self.rollback_seconds or seconds, seconds)
 
     def observe_pass(self, num_tokens: int, pass_seconds: float) -> None:
@@ -67,6 +66,31 @@ class StepTimes:
         seconds = self._monotonic_seconds
         return seconds[above - 1] + share * (seconds[above] - seconds[above - 1])
 
+    def seconds_of_lengths(self, max_length: int, num_sharing: float) -> list[float]:
+        """Return the times of passes over 0 to ``max_length`` proposals of each sharing session.
+
+        Empty if no time is known.
+        """
+        if not self._sizes:
+            return []
+        sizes, seconds = self._sizes, self._monotonic_seconds
+        found: list[float] = []
+        above = 0
+        for length in range(max_length + 1):
+            num_tokens = (length + 1) * num_sharing
+            while above < len(sizes) and sizes[above] < num_tokens:
+                above += 1
+            if above == len(sizes):
+                found += [seconds[-1]] * (max_length + 1 - length)
+                break
+            if above == 0:
+                found.append(seconds[0])
+                continue
+            low, high = sizes[above - 1], sizes[above]
+            share = (num_tokens - low) / (high - low)
+            found.append(seconds[above - 1] + share * (seconds[above] - seconds[above - 1]))
+        return found
+
 
 def _average(known: float, newest: float) -> float:
     """Return a running average after one more value."""
@@ -86,6 +110,9 @@ class SpeculationLength:
     Sessions that share passes wait for each other's tokens. Each session assumes that the others
     in its passes choose the same length, and maximizes the tokens per second of all of them. So
     the more sessions share passes, the fewer tokens each proposes, if larger passes take longer.
+
+    What follows from acceptance and pass times is computed once after each verdict of the session,
+    not for each message. Times that other sessions learn count from the next verdict on.
     """
 
     max_checked: int
@@ -94,6 +121,7 @@ class SpeculationLength:
     _num_compared: float = _PRIOR_WEIGHT
     _own_tokens: float = 1.0
     _other_tokens: float = 0.0
+    _outlook: "_Outlook | None" = None
 
     @property
     def acceptance(self) -> float:
@@ -119,11 +147,11 @@ class SpeculationLength:
             is_right = index < verdict.num_accepted
             self._num_accepted = self._num_accepted * _DECAY + is_right
             self._num_compared = self._num_compared * _DECAY + 1.0
+        self._outlook = None
 
     def best(self) -> int:
         """Return how many proposals to check, 1 to ``max_checked``."""
-        lengths = range(1, self.max_checked + 1)
-        return max(lengths, key=lambda length: self._tokens_per_second(length, 0.0))
+        return self._current().best_length or self.max_checked
 
     def useful_lookahead(self) -> int:
         """Return how many tokens to draft beyond the verified position, 1 to ``max_checked``.
@@ -141,22 +169,70 @@ class SpeculationLength:
 
         ``num_ready`` means: start now. More means: wait for them. The next proposal comes in
         ``next_seconds``, each further one a draft step later. 0 is a pass without proposals, now.
-        The choice maximizes the tokens per second from now to the end of the pass. Leviathan et
-        al., arXiv 2211.17192, section 3.5, choose the look-ahead of speculative decoding so.
+
+        The choice maximizes tokens per second over a whole cycle, from the wait to the next
+        rejection: if the pass accepts all its proposals and the draft knows its next token, too,
+        further passes follow without a wait, each over what was drafted during the one before.
+        Counting one pass alone, as the look-ahead of drafting and verifying in turn is chosen
+        (Leviathan et al., arXiv 2211.17192, section 3.5), waits for too many proposals.
         """
-        if self.times.pass_seconds(1) is None:
+        outlook = self._current()
+        if not outlook.seconds:
             return max(1, num_ready)  # no pass has been timed yet
         # The draft model may not write more than the look-ahead, so no more can be awaited.
-        lengths = range(num_ready, max(num_ready, self.useful_lookahead()) + 1)
+        lookahead = self.useful_lookahead()
+        if num_ready >= lookahead:
+            return num_ready
+        acceptance, step_seconds = self.acceptance, self.times.draft_seconds
+        chance = acceptance ** (num_ready + 1)  # that the pass is followed by others
+        best_length, best_rate, wait = num_ready, 0.0, 0.0
+        for length in range(num_ready, lookahead + 1):
+            tokens = outlook.tokens[length] + chance * outlook.run_tokens
+            rate = tokens / (wait + outlook.seconds[length] + chance * outlook.run_seconds)
+            if rate > best_rate:
+                best_length, best_rate = length, rate
+            chance *= acceptance
+            wait = next_seconds + (length - num_ready) * step_seconds
+        return best_length
 
-        def rate(length: int) -> float:
-            num_awaited = length - num_ready
-            wait = next_seconds + (num_awaited - 1) * self.times.draft_seconds
-            return self._tokens_per_second(length, wait if num_awaited else 0.0)
+    def _current(self) -> "_Outlook":
+        if self._outlook is None or not self._outlook.seconds:
+            seconds = self.times.seconds_of_lengths(self.max_checked, self.num_sharing)
+            self._outlook = _Outlook.at(self.acceptance, seconds, self.times.draft_seconds)
+        return self._outlook
 
-        return max(lengths, key=rate)
 
-    def _tokens_per_second(self, length: int, wait_seconds: float) -> float:
-        """Return the rate over a wait and a pass that checks ``length`` proposals."""
-        pass_seconds = self.times.pass_seconds((length + 1) * self.num_sharing) or 1.0
-        return expected_tokens(self.acceptance, length) / (wait_seconds + pass_seconds)
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a pass over each number of proposals yields on average, and the time it takes.
+
+    ``tokens`` and ``seconds`` are indexed by the number of proposals, from 0; both are empty as
+    long as no pass time is known, and ``best_length`` is 0 then. A run of passes without a wait
+    yields ``run_tokens`` in ``run_seconds`` until a proposal is rejected.
+    """
+
+    tokens: list[float]
+    seconds: list[float]
+    best_length: int
+    run_tokens: float = 0.0
+    run_seconds: float = 0.0
+
+    @classmethod
+    def at(cls, acceptance: float, seconds: list[float], draft_seconds: float) -> "_Outlook":
+        """Return the outlook at an acceptance, for passes that take ``seconds``."""
+        tokens: list[float] = []
+        expected, best_length, best_rate = 0.0, 0, 0.0
+        for length, pass_seconds in enumerate(seconds):
+            expected = 1.0 + acceptance * expected  # as in performance_model.expected_tokens
+            tokens.append(expected)
+            rate = expected / pass_seconds
+            if length and rate > best_rate:
+                best_length, best_rate = length, rate
+        if not best_length:
+            return cls(tokens, seconds, best_length)
+        # Passes in a run check what the draft writes meanwhile.
+        num_drafted = int(seconds[1] / draft_seconds) if draft_seconds else best_length
+        length = min(max(1, num_drafted), best_length)
+        num_passes = 1.0 / max(1e-6, 1.0 - acceptance ** (length + 1))
+        run_tokens, run_seconds = num_passes * tokens[length], num_passes * seconds[length]
+        return cls(tokens, seconds, best_length, run_tokens, run_seconds)

@@ -13,6 +13,7 @@ from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
 _MAX_EXPIRED_WAITS = 3
+_COLLECTED_SHARE = 1 / 3  # of a pass, for which drafted tokens are collected while it runs
 
 
 class SpeculationPolicy(Protocol):
@@ -25,6 +26,13 @@ class SpeculationPolicy(Protocol):
     @property
     def lookahead(self) -> int:
         """Look-ahead of the draft from now on, in tokens; 0: as the session was opened."""
+
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Tokens that the draft collects into one proposal; 0: as the session was opened."""
+
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return the tokens of the first proposal after a rollback; 0: as many as of any other."""
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Return with how many proposals an idle verify model should start a pass.
@@ -54,10 +62,15 @@ class Lockstep:
 
     max_checked = 0
     lookahead = 0
+    tokens_per_proposal = 0
 
     def __init__(self, draft_timeout_seconds: float) -> None:
         """Wait for a proposal for at most ``draft_timeout_seconds``."""
         self._draft_timeout_seconds = draft_timeout_seconds
+
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return 0: all proposals have the same size."""
+        return 0
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Start with what is ready, and wait if nothing is."""
@@ -109,6 +122,23 @@ class Asynchronous:
         """Return how many drafted tokens are likely enough to be used."""
         return self._length.useful_lookahead()
 
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Return as many tokens as the draft writes in a third of a pass.
+
+        Each message costs time on both hosts, and those that arrive while a pass runs are of no
+        use before its end.
+        """
+        step_seconds = self._times.draft_seconds
+        if self._last_pass_seconds is None or not step_seconds:
+            return 1
+        num_tokens = int(self._last_pass_seconds * _COLLECTED_SHARE / step_seconds)
+        return min(max(1, num_tokens), self._length.max_checked)
+
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return as many tokens as the next pass waits for, so that they come in one message."""
+        return self.start_size(0, now_seconds)
+
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         """Weigh the tokens that waiting yields against the time it takes."""
         if self._num_expired_waits >= _MAX_EXPIRED_WAITS:
@@ -141,7 +171,10 @@ class Asynchronous:
         self._num_expired_waits = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
         if self._rolled_back_seconds is not None and proposal.epoch >= self._epoch:
-            self._times.observe_rollback(now_seconds - self._rolled_back_seconds)
+            # Up to the first token: the others of the proposal took a step each.
+            collecting = max(0, len(proposal.tokens) - 1) * self._times.draft_seconds
+            waited = now_seconds - self._rolled_back_seconds
+            self._times.observe_rollback(max(0.0, waited - collecting))
             self._rolled_back_seconds = None
 
     def rolled_back(self, epoch: int, now_seconds: float) -> None:

@@ -58,8 +58,11 @@ class DraftSession:
 
     __slots__ = (
         "_announced",
+        "_collect",
+        "_collect_first",
         "_epoch",
         "_exhausted",
+        "_has_proposed",
         "_limits",
         "_lookahead",
         "_sent",
@@ -82,6 +85,8 @@ class DraftSession:
         self._tokens = list(tokens)
         self._limits = limits
         self._lookahead = limits.lookahead
+        self._collect = self._collect_first = limits.tokens_per_proposal
+        self._has_proposed = False  # in this epoch
         self._epoch = epoch
         self._verified = len(tokens)
         self._sent = len(tokens)
@@ -160,19 +165,29 @@ class DraftSession:
             if self.room or self._stalled or self._announced or not is_at_end:
                 return None
             self._announced = True
-        elif num_ready < self._limits.tokens_per_proposal and self.room:
+        elif self.room and num_ready < (
+            self._collect if self._has_proposed else self._collect_first
+        ):
             return None
+        else:
+            self._has_proposed = True
         tokens = tuple(self._tokens[self._sent :])
         run = DraftedRun(self._epoch, self._sent, tokens, self._source)
         self._sent = self.length
         return run
 
     def advance(
-        self, epoch: int, position: int, tokens: tuple[int, ...], lookahead: int = 0
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        lookahead: int = 0,
+        tokens_per_proposal: int = 0,
     ) -> None:
         """Take note that ``tokens`` from ``position`` on are final.
 
-        ``lookahead`` is the look-ahead from now on, within the session's limit; 0 leaves it.
+        ``lookahead`` is the look-ahead from now on, within the session's limit, and
+        ``tokens_per_proposal`` the tokens that are collected into one proposal; 0 leaves either.
 
         Raises:
             PreconditionError: it comes from a later epoch, or leaves a gap.
@@ -188,6 +203,7 @@ class DraftSession:
                 f"an advance at position {position} leaves a gap after {self._verified}"
             )
         self._set_lookahead(lookahead)
+        self._collect = tokens_per_proposal or self._collect
         self._exhausted = False
         self._announced = False
         for token in tokens[self._verified - position :]:
@@ -204,11 +220,18 @@ class DraftSession:
             self._verified += 1
 
     def rollback(
-        self, epoch: int, verified_position: int, corrected_token: int, lookahead: int = 0
+        self,
+        epoch: int,
+        verified_position: int,
+        corrected_token: int,
+        lookahead: int = 0,
+        tokens_per_proposal: int = 0,
+        first_proposal: int = 0,
     ) -> int:
         """Drop the draft from the corrected token on; return how many tokens were dropped.
 
-        ``lookahead`` as in ``advance``.
+        ``lookahead`` and ``tokens_per_proposal`` as in ``advance``. The first proposal of the new
+        epoch holds ``first_proposal`` tokens; 0: as many as any other.
 
         Raises:
             PreconditionError: the epoch is not a later one, or the position is ahead of what
@@ -234,6 +257,9 @@ class DraftSession:
         self._sources.clear()
         del self._tokens[verified_position - 1 :]
         self._tokens.append(corrected_token)
+        self._collect = tokens_per_proposal or self._collect
+        self._collect_first = first_proposal or self._collect
+        self._has_proposed = False
         self._epoch = epoch
         self._verified = verified_position
         self._sent = verified_position

@@ -75,26 +75,31 @@ class Forward:
 class Advance:
     """Tell the draft service that ``tokens`` from ``position`` on are final.
 
-    It may draft ``lookahead`` tokens beyond them from now on; 0 leaves that as it is.
+    It may draft ``lookahead`` tokens beyond them from now on, and collects ``tokens_per_proposal``
+    into one proposal; 0 leaves either as it is.
     """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
     lookahead: int = 0
+    tokens_per_proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
     """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``.
 
-    ``lookahead`` as in ``Advance``.
+    ``lookahead`` and ``tokens_per_proposal`` as in ``Advance``. The first proposal of the new
+    epoch holds ``first_proposal`` tokens; 0: as many as any other.
     """
 
     epoch: int
     verified_position: int
     corrected_token: int
     lookahead: int = 0
+    tokens_per_proposal: int = 0
+    first_proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

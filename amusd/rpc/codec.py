@@ -253,6 +253,7 @@ def advance_to_proto(advance: events.Advance) -> draft_pb2.ProposeRequest:
             position=advance.position,
             token_ids=advance.tokens,
             lookahead=advance.lookahead,
+            tokens_per_proposal=advance.tokens_per_proposal,
         )
     )
 
@@ -265,6 +266,38 @@ def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.R
         verified_position=rollback.verified_position,
         corrected_token_id=rollback.corrected_token,
         lookahead=rollback.lookahead,
+        tokens_per_proposal=rollback.tokens_per_proposal,
+        first_proposal=rollback.first_proposal,
+    )
+
+
+def forward_from_proto(message: verify_pb2.VerifyProposals) -> events.Forward:
+    """Return tokens to check from their message."""
+    return events.Forward(
+        message.epoch, message.position, tuple(message.token_ids), message.max_checked
+    )
+
+
+def advance_from_proto(message: draft_pb2.ProposeAdvance) -> events.Advance:
+    """Return final tokens from their message."""
+    return events.Advance(
+        message.epoch,
+        message.position,
+        tuple(message.token_ids),
+        message.lookahead,
+        message.tokens_per_proposal,
+    )
+
+
+def rollback_from_proto(message: draft_pb2.RollbackRequest) -> events.Rollback:
+    """Return a rollback from its message, without its session."""
+    return events.Rollback(
+        message.epoch,
+        message.verified_position,
+        message.corrected_token_id,
+        message.lookahead,
+        message.tokens_per_proposal,
+        message.first_proposal,
     )
 
 

@@ -74,8 +74,10 @@ class SessionStreams(Generic[EventT, MessageT]):
             outbox: Outbox[MessageT] = Outbox(MAX_MESSAGES_WAITING)
 
             async def write(message: MessageT) -> None:
-                self._shape.record(watch, message)
-                await context.write(self._shape.response(message))
+                try:
+                    await context.write(self._shape.response(message))
+                finally:  # metrics come after the message
+                    self._shape.record(watch, message)
 
             async with self._opened(opening, outbox):
                 watch.opened(opening.session_id, len(opening.tokens))

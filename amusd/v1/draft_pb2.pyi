@@ -127,12 +127,15 @@ class ProposeAdvance(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_PROPOSAL_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the ledger when it sent this. An older one than the session's is ignored."""
     position: _builtins.int
     """Position of the first of token_ids; not beyond the session's verified position."""
     lookahead: _builtins.int
     """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
+    tokens_per_proposal: _builtins.int
+    """Tokens that are collected into one proposal from now on; 0 leaves their number as it is."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The final tokens, 1 or more. The verified position becomes position + their number."""
@@ -144,10 +147,11 @@ class ProposeAdvance(_message.Message):
         position: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         lookahead: _builtins.int = ...,
+        tokens_per_proposal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "position", b"position", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,6 +273,8 @@ class RollbackRequest(_message.Message):
     VERIFIED_POSITION_FIELD_NUMBER: _builtins.int
     CORRECTED_TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_PROPOSAL_FIELD_NUMBER: _builtins.int
+    FIRST_PROPOSAL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of an open session."""
     epoch: _builtins.int
@@ -281,6 +287,10 @@ class RollbackRequest(_message.Message):
     """The verify model's token for position verified_position - 1."""
     lookahead: _builtins.int
     """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
+    tokens_per_proposal: _builtins.int
+    """Tokens that are collected into one proposal from now on; 0 leaves their number as it is."""
+    first_proposal: _builtins.int
+    """Tokens of the first proposal of the new epoch; 0: as many as of any other."""
     def __init__(
         self,
         *,
@@ -289,10 +299,12 @@ class RollbackRequest(_message.Message):
         verified_position: _builtins.int = ...,
         corrected_token_id: _builtins.int = ...,
         lookahead: _builtins.int = ...,
+        tokens_per_proposal: _builtins.int = ...,
+        first_proposal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "lookahead", b"lookahead", "session_id", b"session_id", "verified_position", b"verified_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "first_proposal", b"first_proposal", "lookahead", b"lookahead", "session_id", b"session_id", "tokens_per_proposal", b"tokens_per_proposal", "verified_position", b"verified_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
