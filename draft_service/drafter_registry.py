@@ -12,4 +12,4 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
     if engine.model == PROMPT_LOOKUP:
         return ngram_drafter()
     loaded = load_model(engine.model, "draft", engine.device, engine.options)
-    return model_drafter(loaded, with_ngrams=settings.lookup)
+    return model_drafter(loaded, with_ngrams=settings.uses_lookup)

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amusd.analysis.generation_statistics import Statistics
-from amusd.observe.log_format import current_session
+from amusd.observe.log_format import LogFormat, current_session
+from amusd.observe.logging_setup import LogLevel
 from amusd.observe.metrics import Metrics, MetricsServer, ReplicaCount, Role
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.observe.tracing import Tracing, attributes_of
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.rpc import faults
+from amusd.settings import check_bounds, setting
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -31,14 +33,27 @@ _SPAN_NAMES = {"orchestrator": "generate", "draft": "draft", "verify": "verify"}
 
 @dataclass(frozen=True, slots=True)
 class ObservationSettings:
-    """What a service tells of itself: metrics on ``host``, traces to an OTLP collector.
+    """Log, metrics and traces of a service."""
 
-    A ``metrics_port`` of 0 and an empty ``traces_endpoint`` mean none.
-    """
+    log_level: LogLevel = setting(LogLevel.INFO, "Lowest level of the messages that are logged.")
+    log_format: LogFormat = setting(
+        LogFormat.TEXT, "Format of the log: text, or json with one object a line."
+    )
+    metrics_port: int = setting(
+        0,
+        "Port that serves Prometheus metrics at /metrics, on the same address; 0: no metrics.",
+        at_least=0,
+        at_most=65535,
+    )
+    traces_endpoint: str = setting(
+        "",
+        "OTLP collector (gRPC) for traces, such as http://host:4317; empty: no traces.",
+        variable="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
 
-    host: str = "127.0.0.1"
-    metrics_port: int = 0
-    traces_endpoint: str = ""
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
 
 
 class Observer:
@@ -217,8 +232,10 @@ class RequestWatch:
 
 
 @contextlib.contextmanager
-def observing(role: Role, settings: ObservationSettings) -> Iterator[Observer]:
-    """Serve metrics and send traces while the service runs, as far as its settings ask for them.
+def observing(
+    role: Role, settings: ObservationSettings, host: str = "127.0.0.1"
+) -> Iterator[Observer]:
+    """Serve metrics on ``host`` and send traces, as the settings ask, while the service runs.
 
     Raises:
         UnavailableError: the port for metrics is taken.
@@ -228,9 +245,9 @@ def observing(role: Role, settings: ObservationSettings) -> Iterator[Observer]:
         metrics = tracing = None
         if settings.metrics_port:
             metrics = Metrics(role)
-            server = MetricsServer(metrics.registry, settings.host, settings.metrics_port)
+            server = MetricsServer(metrics.registry, host, settings.metrics_port)
             closing.callback(server.close)
-            log.info("metrics at http://%s:%d/metrics", settings.host, settings.metrics_port)
+            log.info("metrics at http://%s:%d/metrics", host, settings.metrics_port)
         if settings.traces_endpoint:
             tracing = Tracing(settings.traces_endpoint, role)
             closing.callback(tracing.close)

@@ -24,6 +24,7 @@ from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
 from amusd.rpc.tuning import freeze_garbage, tune_grpc
+from amusd.settings import check_bounds, setting
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +38,27 @@ _STOP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where a service listens, and how long its sessions may take to end, in seconds.
+    """Where a service listens, and how it ends.
 
-    A connection of ``max_connection_age_seconds`` is given up in good order: calls on it go on, new
-    ones make the client connect anew, perhaps to another replica. 0: connections last.
+    A connection that reaches its maximum age is closed gracefully: open calls on it continue, and
+    a new call makes the client connect again.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 0
-    grace_seconds: float = 5.0
-    max_connection_age_seconds: float = 0.0
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(0, "Port to listen on; 0: any free port.", at_least=0, at_most=65535)
+    grace_seconds: float = setting(
+        5.0, "Time for open sessions to finish after a signal.", at_least=0
+    )
+    max_connection_age_seconds: float = setting(
+        0.0,
+        "Age at which a client has to connect again, perhaps to another replica; 0: no limit.",
+        at_least=0,
+    )
+    end_with_stdin: bool = setting(False, "End the service when its standard input closes.")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
 
     @property
     def server_options(self) -> list[tuple[str, Any]]:
