@@ -8,8 +8,8 @@ A rollback cycle has four legs; between them the devices work:
 Rules of this file
 - It has no clock. The services and the orchestrator must share a host, because times of their
   clocks are subtracted from each other.
-- A leg counts only the time that the message takes. Time that a message spends behind work of a
-  device belongs to the device.
+- A leg counts only the time that the message takes. The time that it waits for a running step or
+  pass is not counted.
 """
 
 import enum
@@ -26,9 +26,9 @@ from amusd.protocol.events import DeviceTime, Forward, Proposal, Rollback, Verdi
 class Leg(enum.Enum):
     """One of the messages of a rollback cycle."""
 
-    VERDICT = "end of a pass to verdict taken up"
+    VERDICT = "end of a pass to verdict processed"
     ROLLBACK = "rollback decided to draft step started"
-    PROPOSAL = "end of a draft step to proposal taken up"
+    PROPOSAL = "end of a draft step to proposal processed"
     FORWARD = "tokens forwarded to pass started"
 
 
