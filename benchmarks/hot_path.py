@@ -48,7 +48,7 @@ _MESSAGES = ("verdict", "rollback", "advance", "proposal", "forward")
 
 @dataclass(slots=True)
 class Found:
-    """What all generations together came to."""
+    """The sums over all measured generations."""
 
     latencies: list[Latency] = field(default_factory=list)
     messages: Counter[str] = field(default_factory=Counter)
@@ -67,13 +67,14 @@ def main(
     prompts: Annotated[
         str,
         typer.Option(
-            help="JSONL with prompt, messages or turns a line; or humaneval; empty: built-in ones."
+            help="JSONL with prompt, messages or turns per line; or humaneval.",
+            show_default="built-in ones",
         ),
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of each output.")] = 128,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per output.")] = 128,
     repeat: Annotated[int, typer.Option(min=1, help="Generations of each prompt.")] = 1,
-    strategy: Annotated[Strategy, typer.Option(help="How to decode.")] = Strategy.AMUSD,
+    strategy: Annotated[Strategy, typer.Option(help="Decoding strategy.")] = Strategy.AMUSD,
     floor_messages: Annotated[
         int, typer.Option(min=2, help="Messages for the floor of gRPC on this machine.")
     ] = 2000,
@@ -84,7 +85,7 @@ def main(
 ) -> None:
     """Measure the legs of a rollback cycle, its messages and wake-ups, and the floor of gRPC.
 
-    The services must run on this host. A service of --address is not asked for its wake-ups.
+    The services must run on this host. With --address no wake-ups are counted.
     """
     check_output(output)
     loaded = load_prompts(prompts, limit) if prompts else _built_in(limit, verify)
@@ -103,7 +104,7 @@ def main(
 
 
 def _built_in(limit: int, verify: str) -> list[Prompt]:
-    """Return questions; a synthetic model has no chat template."""
+    """Return questions, as plain text for a synthetic model, which has no chat template."""
     ask = (lambda text: Prompt(text=text)) if is_synthetic(verify) else Prompt.chat
     return [ask(text) for text in _BUILT_IN[:limit]]
 
@@ -112,7 +113,7 @@ def _built_in(limit: int, verify: str) -> list[Prompt]:
 def _services(
     address: str, draft: str, verify: str, lookup: bool | None
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield the orchestrator's address, and the process ids of services of our own by role."""
+    """Yield the orchestrator's address, and the process ids by role of services started here."""
     if address:
         yield address, {}
         return
@@ -129,7 +130,7 @@ def _measure(
     max_tokens: int,
     pids: Mapping[str, int],
 ) -> Found:
-    """Decode all prompts one after the other, after a generation that is not counted."""
+    """Decode all prompts sequentially, after one warm-up generation."""
     options = Options(strategy, max_tokens, timeline=True)
     client.generate(prompts[0], options).wait()
     found = Found()
@@ -272,7 +273,7 @@ def _count_table(report: Mapping[str, Any]) -> Table:
     add("output tokens", num_tokens)
     for name, count in report["messages"].items():
         add(f"messages: {name}", count)
-    add("rollbacks behind another old step", report["num_late_rollbacks"])
+    add("rollbacks after another old step", report["num_late_rollbacks"])
     add("messages", sum(report["messages"].values()))
     if report["wakeups"] is not None:
         by_role: Counter[str] = Counter()

@@ -34,9 +34,9 @@ class FloorTimes:
 
 def measure_floor(num_messages: int) -> FloorTimes:
     """Exchange ``num_messages`` with a process that echoes them, over a stream and by calls."""
-    ours, theirs = _processes.Pipe()
-    with _running(_processes.Process(target=_serve, args=(theirs,), daemon=True)):
-        return asyncio.run(_exchange(f"127.0.0.1:{ours.recv()}", num_messages))
+    receiver, sender = _processes.Pipe(duplex=False)
+    with _running(_processes.Process(target=_serve, args=(sender,), daemon=True)):
+        return asyncio.run(_exchange(f"127.0.0.1:{receiver.recv()}", num_messages))
 
 
 @contextlib.contextmanager
@@ -44,11 +44,11 @@ def busy_cores() -> Iterator[None]:
     """Keep each usable core busy with a process of the lowest priority."""
     with contextlib.ExitStack() as stack:
         for _ in os.sched_getaffinity(0):
-            ours, theirs = _processes.Pipe()
+            receiver, sender = _processes.Pipe(duplex=False)
             stack.enter_context(
-                _running(_processes.Process(target=_burn, args=(theirs,), daemon=True))
+                _running(_processes.Process(target=_burn, args=(sender,), daemon=True))
             )
-            ours.recv()
+            receiver.recv()
         yield
 
 
@@ -95,10 +95,10 @@ async def _echo_server(ready: Connection) -> None:
 
 async def _exchange(address: str, num_messages: int) -> FloorTimes:
     async with open_channel(address) as channel:
-        call = channel.stream_stream(_METHOD + "Stream")()
+        call = channel.stream_stream(_METHOD + "Stream", None, None)(None)
         trips = [await _round_trip(call) for _ in range(_NUM_WARM_UP + num_messages)]
         call.cancel()
-        unary = channel.unary_unary(_METHOD + "Unary")
+        unary = channel.unary_unary(_METHOD + "Unary", None, None)
         calls = [await _unary_call(unary) for _ in range(_NUM_WARM_UP + num_messages)]
     return FloorTimes(tuple(trips[_NUM_WARM_UP:]), tuple(calls[_NUM_WARM_UP:]))
 

@@ -1,4 +1,4 @@
-"""The grid of synthetic models measures the chosen strategies, whatever its figures are."""
+"""The grid of synthetic models measures the chosen strategies."""
 
 import json
 import subprocess
