@@ -5,13 +5,15 @@ import sys
 from collections.abc import Callable
 
 from amusd.protocol.errors import AmusdError
+from amusd.rpc.tuning import tune_grpc
 
 
 def main() -> None:
     """Run the command."""
     # Otherwise grpc logs connection failures that the errors of the commands explain better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from amusd.cli.app import app  # noqa: PLC0415  # after the setting above
+    tune_grpc()
+    from amusd.cli.app import app  # noqa: PLC0415  # after the settings above
 
     reporting_errors(app)
 

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
-from amusd.rpc.tuning import freeze_garbage, tune_grpc
+from amusd.rpc.tuning import freeze_garbage
 from amusd.settings import check_bounds, setting
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,6 @@ class ServiceShell:
 
         Health answers for ``service``, a full name; calls of its ``session_rpc`` are sessions.
         """
-        tune_grpc()
         self._drain = Drain(service, session_rpc)
         self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
         self._listen = listen

@@ -13,11 +13,11 @@ from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Advance, Proposal, Verdict
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.strategy import Strategy, draft_plan
-from draft_service.draft_worker import DraftOpening, DraftWorker
-from draft_service.drafters import Drafter, HybridDrafter, ModelDrafter, PromptLookupDrafter
+from draft_service.drafters import Drafter, model_drafter, ngram_drafter
+from draft_service.drafting import DraftOpening, DraftWorker
 from tests.protocol.parts import Orchestrator
 from tests.protocol.scenario import VOCABULARY, Setup, verify_models_own
-from verify_service.verify_worker import VerifyOpening, VerifyWorker
+from verify_service.verifying import VerifyOpening, VerifyWorker
 
 LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=8, max_waiting=4)
 
@@ -34,15 +34,14 @@ class Workers:
         lookup: bool,
         memory: int,
     ) -> None:
-        """Start; an ``agreement`` of None drafts by prompt lookup alone."""
+        """Start; an ``agreement`` of None drafts by n-gram lookup alone."""
         model = SyntheticModel(VOCABULARY, seed, batch=batch, memory=memory)
-        self.drafter: Drafter = PromptLookupDrafter()
+        drafter: Drafter = ngram_drafter()
         if agreement is not None:
             draft_engine = SyntheticEngine(replace(model, agreement=agreement))
-            drafter = ModelDrafter(draft_engine, prefill)
-            self.drafter = HybridDrafter(drafter) if lookup else drafter
+            drafter = model_drafter(draft_engine, with_ngrams=lookup)
         self.engine = SyntheticEngine(model)
-        self.draft = DraftWorker(self.drafter, LIMITS)
+        self.draft = DraftWorker(drafter, LIMITS, prefill)
         self.verify = VerifyWorker(self.engine, LIMITS, prefill)
 
 
@@ -78,11 +77,11 @@ class Conversation:
         else:
             self.core.on_proposal(message)
         while self.core.forwards:
-            self._workers.verify.offer(self._name, self.core.forwards.popleft())
+            self._workers.verify.receive(self._name, self.core.forwards.popleft())
         while self.core.outgoing:
             step = self.core.outgoing.popleft()
             if isinstance(step, Advance):
-                self._workers.draft.advance(self._name, step)
+                self._workers.draft.receive(self._name, step)
             else:
                 self._workers.draft.rollback(self._name, step)
         return True
@@ -129,7 +128,7 @@ def test_sessions_side_by_side_each_get_the_verify_models_own_tokens(
 
 
 def converse(workers: Workers, conversations: list[Conversation], chance: random.Random) -> None:
-    """Let parts take their turns in any order until all sessions are over."""
+    """Let the parts act in random order until all sessions are over."""
     going = list(conversations)
     while going:
         conversation = chance.choice(going)

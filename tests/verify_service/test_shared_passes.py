@@ -9,7 +9,7 @@ from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.errors import AmusdError, CacheFullError
 from amusd.protocol.events import Forward, Verdict
 from tests.counting import CountingEngine
-from verify_service.verify_worker import VerifyOpening, VerifyWorker
+from verify_service.verifying import VerifyOpening, VerifyWorker
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
 LIMITS = ServiceLimits(max_sessions=16, max_context=2000, max_lookahead=8, max_waiting=2)
@@ -34,8 +34,8 @@ class Client:
             self.errors.append(message)
 
     def ask(self) -> None:
-        """Ask for a plain pass after what is final."""
-        self._worker.offer(self.name, Forward(0, len(self.prompt) + len(self.verdicts), ()))
+        """Request a pass without proposals after the final tokens."""
+        self._worker.receive(self.name, Forward(0, len(self.prompt) + len(self.verdicts), ()))
 
     @property
     def tokens(self) -> list[int]:
@@ -85,13 +85,13 @@ def test_the_shares_of_all_sessions_add_up_to_the_time_of_the_passes() -> None:
 # Prompts
 
 
-def test_a_pass_reads_no_more_of_prompts_than_its_budget_and_decodes_beside_it() -> None:
+def test_a_pass_computes_no_more_prompt_tokens_than_its_budget_and_decodes_beside_it() -> None:
     engine, worker = make(prefill_tokens=50)
     decoding = [Client(worker, f"decoding {number}", [number]) for number in range(3)]
     run(worker)
     engine.passes.clear()
     for number in range(3):
-        Client(worker, f"reading {number}", [400 + number, *SYSTEM[:149]])
+        Client(worker, f"prefill {number}", [400 + number, *SYSTEM[:149]])
     for _ in range(9):
         for client in decoding:
             client.ask()
@@ -100,7 +100,7 @@ def test_a_pass_reads_no_more_of_prompts_than_its_budget_and_decodes_beside_it()
     assert [len(client.tokens) for client in decoding] == [10, 10, 10]
 
 
-def test_prompts_are_read_in_turn() -> None:
+def test_prompts_are_computed_in_round_robin() -> None:
     engine, worker = make(prefill_tokens=50)
     for number in range(3):
         Client(worker, str(number), [400 + number, *SYSTEM[:149]])
@@ -108,7 +108,7 @@ def test_prompts_are_read_in_turn() -> None:
     assert [[feed.slot for feed in feeds] for feeds in engine.passes] == [[1], [2], [3]] * 3
 
 
-def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once() -> None:
+def test_a_system_prompt_that_eight_prompts_share_is_computed_once() -> None:
     engine, worker = make()
     prompts = [[*SYSTEM, 450 + number, number] for number in range(8)]
     clients = [Client(worker, str(number), prompt) for number, prompt in enumerate(prompts)]
@@ -122,7 +122,7 @@ def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once() -> Non
     assert engine.usage.num_cached == sum(reused)
 
 
-def test_only_the_first_verdict_says_what_was_reused() -> None:
+def test_only_the_first_verdict_has_cached_tokens() -> None:
     _, worker = make()
     Client(worker, "first", SYSTEM)
     run(worker)
@@ -134,10 +134,10 @@ def test_only_the_first_verdict_says_what_was_reused() -> None:
     assert client.tokens == own(SYSTEM, 2)
 
 
-def test_what_was_decoded_does_not_count_as_read() -> None:
+def test_decoded_tokens_do_not_count_as_prefill() -> None:
     engine, worker = make(prefill_tokens=8)
     client = Client(worker, "a", list(range(20)))
-    worker.offer("a", Forward(0, 20, (499, 499)))
+    worker.receive("a", Forward(0, 20, (499, 499)))
     run(worker)
     client.ask()
     run(worker)
@@ -152,11 +152,11 @@ def test_what_was_decoded_does_not_count_as_read() -> None:
 # Memory
 
 
-def test_who_waits_for_memory_gets_the_same_answer_later() -> None:
+def test_a_session_that_waits_for_memory_gets_the_same_answer_later() -> None:
     engine, worker = make(memory=50)
     first, second = Client(worker, "first", [1, 2]), Client(worker, "second", [3, 4], room=40)
     wanted = own([3, 4], 4)
-    worker.offer("second", Forward(0, 2, tuple(wanted[:3])))  # its draft is open already
+    worker.receive("second", Forward(0, 2, tuple(wanted[:3])))  # its draft is open already
     run(worker)
     assert (worker.num_sessions, worker.num_waiting) == (1, 1)
     assert first.tokens
@@ -170,11 +170,11 @@ def test_who_waits_for_memory_gets_the_same_answer_later() -> None:
     assert engine.usage.num_reserved == 0
 
 
-def test_a_waiting_session_that_breaks_the_rules_leaves_the_line() -> None:
+def test_a_waiting_session_that_fails_leaves_the_waiting_queue() -> None:
     _, worker = make(memory=30)
     Client(worker, "first", [1, 2])
     second, third = Client(worker, "second", [3, 4]), Client(worker, "third", [5, 6])
-    worker.offer("second", Forward(0, 9, (1,)))
+    worker.receive("second", Forward(0, 9, (1,)))
     assert ["gap" in str(error) for error in second.errors] == [True]
     worker.close("second")
     worker.close("first")
@@ -182,7 +182,7 @@ def test_a_waiting_session_that_breaks_the_rules_leaves_the_line() -> None:
     assert third.tokens == own([5, 6], 1)
 
 
-def test_who_waited_long_enough_is_refused_with_advice_and_nobody_else() -> None:
+def test_only_a_session_that_waited_too_long_is_refused_with_advice() -> None:
     _, worker = make(memory=30)
     first, second = Client(worker, "first", [1, 2]), Client(worker, "second", [3, 4])
     worker.give_up("first")
@@ -195,7 +195,7 @@ def test_who_waited_long_enough_is_refused_with_advice_and_nobody_else() -> None
     assert (worker.num_sessions, worker.num_waiting) == (1, 0)
 
 
-def test_a_line_that_is_full_refuses_at_once() -> None:
+def test_a_full_waiting_queue_refuses_at_once() -> None:
     _, worker = make(memory=30)
     for name in "abc":
         Client(worker, name, [1, 2])

@@ -1,4 +1,4 @@
-"""The verify loop over a synthetic model: passes, turns, limits, sessions that fail or end."""
+"""Verifying with a synthetic model: passes, round robin, limits, sessions that fail or end."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from amusd.protocol.errors import (
 )
 from amusd.protocol.events import Forward, Proposal, Verdict
 from amusd.protocol.ledger import Ledger
-from verify_service.verify_worker import VerifyOpening, VerifyWorker
+from verify_service.verifying import VerifyOpening, VerifyWorker
 
 LIMITS = ServiceLimits(max_sessions=4, max_context=64, max_lookahead=4)
 OPENING = VerifyOpening("a", [1, 2, 3], max_position=40)
@@ -58,7 +58,7 @@ class Client(Receiver):
         proposal = Proposal(self.ledger.epoch, position, tuple(tokens[position:]))
         forward = self.ledger.proposal(proposal).forward
         if forward is not None:
-            self._worker.offer(self._name, forward)
+            self._worker.receive(self._name, forward)
 
     def read(self) -> None:
         """Take the verdicts that have come, and ask for a pass if none is to come."""
@@ -66,7 +66,7 @@ class Client(Receiver):
             self.ledger.verdict(verdict)
         self.verdicts.clear()
         if not self.ledger.num_speculated:
-            self._worker.offer(self._name, self.ledger.unspeculated_pass())
+            self._worker.receive(self._name, self.ledger.unspeculated_pass())
 
 
 class BreakingEngine(SyntheticEngine):
@@ -116,7 +116,7 @@ FIRST, SECOND, THIRD, FOURTH = written(MODEL, OPENING.tokens, 4)
 WRONG = (THIRD + 1) % 50
 
 
-# ModelRunner
+# Passes
 
 
 def test_an_open_session_gets_its_first_token_without_being_asked() -> None:
@@ -133,8 +133,8 @@ def test_an_open_session_gets_its_first_token_without_being_asked() -> None:
 def test_a_pass_checks_what_has_been_proposed_since_the_last() -> None:
     worker = make_worker()
     receiver = opened(worker)
-    worker.offer("a", Forward(0, 3, (FIRST,)))
-    worker.offer("a", Forward(0, 4, (SECOND, WRONG)))
+    worker.receive("a", Forward(0, 3, (FIRST,)))
+    worker.receive("a", Forward(0, 4, (SECOND, WRONG)))
     run(worker)
     [verdict] = receiver.verdicts
     assert replace(verdict, pass_seconds=0.0, device_seconds=0.0, passes=()) == Verdict(
@@ -145,9 +145,9 @@ def test_a_pass_checks_what_has_been_proposed_since_the_last() -> None:
 def test_after_a_rejection_the_next_pass_is_as_in_a_fresh_session() -> None:
     worker = make_worker()
     receiver = opened(worker)
-    worker.offer("a", Forward(0, 3, (FIRST, SECOND, WRONG)))
+    worker.receive("a", Forward(0, 3, (FIRST, SECOND, WRONG)))
     run(worker)
-    worker.offer("a", Forward(1, 6, ()))
+    worker.receive("a", Forward(1, 6, ()))
     run(worker)
     assert receiver.verdicts[-1].next_token == FOURTH
 
@@ -155,7 +155,7 @@ def test_after_a_rejection_the_next_pass_is_as_in_a_fresh_session() -> None:
 def test_a_pass_checks_no_more_than_it_was_told_last() -> None:
     worker = make_worker()
     receiver = opened(worker)
-    worker.offer("a", Forward(0, 3, (FIRST, SECOND, THIRD, FOURTH), max_checked=1))
+    worker.receive("a", Forward(0, 3, (FIRST, SECOND, THIRD, FOURTH), max_checked=1))
     run(worker)
     # The token that follows a checked one is settled by the verify model's own.
     assert [verdict.num_checked for verdict in receiver.verdicts] == [1, 1]
@@ -166,7 +166,7 @@ def test_a_pass_checks_no_more_than_it_was_told_last() -> None:
 def test_without_a_lower_number_a_pass_checks_all_that_may_wait(max_checked: int) -> None:
     worker = make_worker()
     receiver = opened(worker)
-    worker.offer("a", Forward(0, 3, (FIRST, SECOND, THIRD, FOURTH), max_checked))
+    worker.receive("a", Forward(0, 3, (FIRST, SECOND, THIRD, FOURTH), max_checked))
     run(worker)
     assert [verdict.num_checked for verdict in receiver.verdicts] == [4]
 
@@ -181,32 +181,40 @@ def test_an_idle_session_takes_no_passes() -> None:
 def test_nothing_is_written_beyond_the_last_position() -> None:
     worker = make_worker()
     receiver = opened(worker, replace(OPENING, max_position=5))
-    worker.offer("a", Forward(0, 3, (FIRST, SECOND, THIRD)))
+    worker.receive("a", Forward(0, 3, (FIRST, SECOND, THIRD)))
     run(worker)
-    worker.offer("a", Forward(0, 30, ()))
+    worker.receive("a", Forward(0, 30, ()))
     assert not worker.step()
     assert [(it.num_checked, it.num_accepted) for it in receiver.verdicts] == [(1, 1)]
 
 
-# Turns
+def test_times_of_passes_are_recorded_only_if_asked_for() -> None:
+    worker = make_worker()
+    receiver = opened(worker)
+    run(worker)
+    [verdict] = receiver.verdicts
+    assert verdict.passes == ()
+
+
+# Round robin
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 2, 3, 7])
-def test_a_prompt_read_in_pieces_gives_the_same_as_read_at_once(prefill_tokens: int) -> None:
+def test_a_prompt_computed_in_chunks_gives_the_same_as_at_once(prefill_tokens: int) -> None:
     prompt = [5, 6, 7, 8, 9, 1, 2]
     worker = make_worker(prefill_tokens=prefill_tokens)
     receiver = opened(worker, named("a", *prompt))
     first, second = written(MODEL, prompt, 2)
     worker.step()
-    worker.offer("a", Forward(0, 7, (first,)))  # may come while the prompt is being read
-    worker.offer("a", Forward(0, 8, ()))
+    worker.receive("a", Forward(0, 7, (first,)))  # may come during prefill
+    worker.receive("a", Forward(0, 8, ()))
     run(worker)
     assert receiver.verdicts[-1].next_token == second
 
 
-def test_the_time_for_a_prompt_in_pieces_counts_into_its_first_pass() -> None:
+def test_the_time_of_all_chunks_of_a_prompt_counts_in_the_first_verdict() -> None:
     engine = SyntheticEngine(replace(MODEL, pass_ms=1.0))
-    worker = VerifyWorker(engine, LIMITS, prefill_tokens=1)
+    worker = VerifyWorker(engine, LIMITS, prefill_budget=1)
     receiver = opened(worker)
     assert run(worker) == 3
     [verdict] = receiver.verdicts
@@ -215,10 +223,10 @@ def test_the_time_for_a_prompt_in_pieces_counts_into_its_first_pass() -> None:
 
 def test_a_verdict_tells_when_each_of_its_passes_ran() -> None:
     worker = make_worker(prefill_tokens=1)
-    receiver = opened(worker)
+    receiver = opened(worker, replace(OPENING, records_times=True))
     before = time.time_ns()
     run(worker)
-    worker.offer("a", Forward(0, 4, (SECOND,)))
+    worker.receive("a", Forward(0, 4, (SECOND,)))
     run(worker)
     first, second = receiver.verdicts
     assert (len(first.passes), len(second.passes)) == (3, 1)
@@ -231,7 +239,7 @@ def test_a_verdict_tells_when_each_of_its_passes_ran() -> None:
     assert starts[-1] <= time.time_ns()
 
 
-def test_a_long_prompt_leaves_others_their_turns() -> None:
+def test_a_long_prompt_does_not_block_other_sessions() -> None:
     worker = make_worker(prefill_tokens=1)
     opened(worker, named("long", *range(20)))
     other = opened(worker, named("short", 1))
@@ -334,13 +342,13 @@ def test_no_more_sessions_are_open_than_the_limit_and_a_close_makes_room() -> No
         (Forward(0, 3, (1, 1, 1, 1, 1)), "more than 4 proposed tokens wait"),
     ],
 )
-def test_a_session_that_fails_says_why_once_and_leaves_the_others_alone(
+def test_a_session_that_fails_reports_its_error_once_and_leaves_the_others_alone(
     proposals: Forward, words: str
 ) -> None:
     worker = make_worker()
     failed, other = opened(worker, named("a")), opened(worker, named("b", 4, 5))
-    worker.offer("a", proposals)
-    worker.offer("a", proposals)
+    worker.receive("a", proposals)
+    worker.receive("a", proposals)
     run(worker)
     assert [words in str(error) for error in failed.errors] == [True]
     assert failed.verdicts == []
@@ -350,7 +358,7 @@ def test_a_session_that_fails_says_why_once_and_leaves_the_others_alone(
 def test_the_id_of_a_failed_session_stays_taken_until_it_is_closed() -> None:
     worker = make_worker()
     opened(worker)
-    worker.offer("a", Forward(0, 9, (1,)))
+    worker.receive("a", Forward(0, 9, (1,)))
     with pytest.raises(DuplicateSessionError):
         opened(worker)
     worker.close("a")
