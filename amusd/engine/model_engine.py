@@ -31,9 +31,9 @@ class ModelEngine:
         self._slots = KVCacheManager(
             choice.max_tokens,
             choice.context_length,
-            make=choice.passes.make,
+            allocate=choice.passes.make,
             copy=choice.passes.copy if choice.reuses else None,
-            drop=choice.passes.drop,
+            free=choice.passes.drop,
             unit=choice.unit,
         )
 

@@ -110,7 +110,7 @@ class SyntheticEngine:
         self._slots: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
             model.context,
-            make=lambda capacity: [],
+            allocate=lambda capacity: [],
             copy=_copy if options.reuse_prefixes else None,
         )
         self.max_batch = model.batch

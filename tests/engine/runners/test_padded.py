@@ -144,6 +144,16 @@ def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedMo
         engine.open(LENGTH + 1)
 
 
+def test_sessions_that_repeat_one_prompt_do_not_use_up_the_rows(llama: LoadedModel) -> None:
+    engine = engine_of(llama)
+    for _ in range(2 * NUM_ROWS):
+        slot = engine.open(50)
+        engine.run([ScheduledSequence(slot, PROMPT[:40], 1)])
+        engine.close(slot)
+    slots = [engine.open(50) for _ in range(NUM_ROWS)]
+    assert len({engine._slots[slot] for slot in slots}) == NUM_ROWS
+
+
 def test_a_kept_beginning_is_copied_from_row_to_row(llama: LoadedModel) -> None:
     engine, without = engine_of(llama), engine_of(llama, reuses=False)
     kept = engine.open(120)
