@@ -6,4 +6,4 @@ from amusd.engine.runners import selection as choice
 @pytest.fixture
 def without_native_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run models as where the native engine was not built."""
-    monkeypatch.setattr(choice, "native_runner", lambda loaded, options: None)
+    monkeypatch.setattr(choice, "native_runner", lambda loaded, options, sampler: None)

@@ -9,6 +9,7 @@ from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.native.native_model import NativeModel, reason_against
 from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.runners.runner import Chunk
+from amusd.engine.sampling.sampler import Sampler
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,9 @@ _PROBE = (5, 3, 7, 3, 1, 2, 9)
 _TOLERANCE = 1e-3  # of the largest logit; the order of float32 sums makes about 1e-5
 
 
-def native_runner(loaded: LoadedModel, options: EngineOptions) -> NativeRunner | None:
+def native_runner(
+    loaded: LoadedModel, options: EngineOptions, sampler: Sampler
+) -> NativeRunner | None:
     """Return native passes with the weights of ``loaded``, or None if others have to run it.
 
     Raises:
@@ -26,8 +29,9 @@ def native_runner(loaded: LoadedModel, options: EngineOptions) -> NativeRunner |
     name = loaded.description.name
     reason = reason_against(loaded.model)
     if reason is None:
-        model = NativeModel(loaded.model, options.weights, loaded.head_ids, loaded.num_outputs)
-        passes = NativeRunner(model, loaded.description.context_length, torch.get_num_threads())
+        model = NativeModel(loaded.model, options.weights, sampler.num_outputs)
+        context_length = loaded.description.context_length
+        passes = NativeRunner(model, sampler, context_length, torch.get_num_threads())
         if options.weights is WeightFormat.INT8 or _agrees(passes, loaded):
             log.info("%s runs natively: %s", name, passes.summary)
             return passes

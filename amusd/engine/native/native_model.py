@@ -25,7 +25,6 @@ class NativeModel:
         self,
         model: PreTrainedModel,
         weights: WeightFormat,
-        head_ids: Tensor | None = None,
         num_outputs: int | None = None,
     ) -> None:
         """Take over ``model``, which is not needed any more afterwards.
@@ -33,7 +32,6 @@ class NativeModel:
         Args:
             model: one that ``reason_against`` has nothing against.
             weights: how to keep them.
-            head_ids: token id of each row of a reduced head, ``[head_rows]``.
             num_outputs: only the first so many rows of the head may come out.
         """
         self.functions: Any = library()
@@ -49,7 +47,6 @@ class NativeModel:
         self.head_dim = int(attention.head_dim)
         num_rows = int(head.weight.shape[0])
         self.num_outputs = min(num_outputs or num_rows, num_rows)
-        self.head_ids = head_ids
         self._num_layers = len(body.layers)
         self._embedding = _smaller(body.embed_tokens.weight.detach())
         with torch.inference_mode():

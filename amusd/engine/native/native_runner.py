@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.runners.runner import Chunk
+from amusd.engine.sampling.sampler import Sampler
 
 _MOST_GROUP = 4  # query heads whose scores a thread keeps at once
 
@@ -42,12 +44,15 @@ class NativeCache:
 class NativeRunner:
     """Greedy passes of a native model, with ``num_threads`` threads."""
 
-    def __init__(self, model: NativeModel, context_length: int, num_threads: int = 1) -> None:
+    def __init__(
+        self, model: NativeModel, sampler: Sampler, context_length: int, num_threads: int = 1
+    ) -> None:
         """Run ``model`` over slots of up to ``context_length`` tokens.
 
         ``num_threads`` counts the calling thread.
         """
         self._model = model
+        self._sampler = sampler
         self._context_length = context_length
         self._num_threads = num_threads
         self._team = model.functions.amusd_team_open(num_threads)
@@ -118,7 +123,7 @@ class NativeRunner:
         request.logits = None if logits is None else logits.data_ptr()
         request.num_tokens, request.num_wanted = len(ids), len(wanted)
         model.functions.amusd_forward(self._team, byref(model.structure), byref(request))
-        return work.answers(len(wanted), model.head_ids)
+        return self._sampler.merge(*work.maxima(len(wanted)))
 
 
 def _places(pieces: Sequence[Chunk[NativeCache]]) -> Any:
@@ -165,13 +170,13 @@ class _Workspace:
             padded(1) * (widest + num_tokens), _MOST_GROUP * (context_length + LANES)
         )
         self._scratch = torch.zeros(num_threads, scratch_size)
-        self._best = torch.zeros(num_threads * num_tokens)
-        self._ids = torch.zeros(num_threads * num_tokens, dtype=torch.int64)
+        self._best = np.zeros(num_threads * num_tokens, dtype=np.float32)
+        self._ids = np.zeros(num_threads * num_tokens, dtype=np.int64)
         self._num_threads = num_threads
         self.request = Pass(
             scratch=self._scratch.data_ptr(),
-            best=self._best.data_ptr(),
-            ids=self._ids.data_ptr(),
+            best=self._best.ctypes.data,
+            ids=self._ids.ctypes.data,
             scratch_size=scratch_size,
             **{name: buffer.data_ptr() for name, buffer in self._buffers.items()},
         )
@@ -181,11 +186,7 @@ class _Workspace:
         """Where a pass takes embeddings from, [num_tokens, padded hidden]."""
         return self._buffers["hidden"]
 
-    def answers(self, count: int, head_ids: Tensor | None) -> list[int]:
-        """Return the ids of the largest logits; each thread has found that of its part."""
-        best = self._best[: self._num_threads * count].view(self._num_threads, count)
-        ids = self._ids[: self._num_threads * count].view(self._num_threads, count)
-        if self._num_threads > 1:
-            ids = ids.gather(0, best.argmax(0, keepdim=True))
-        tokens = ids[0] if head_ids is None else head_ids[ids[0]]
-        return [int(token) for token in tokens.tolist()]
+    def maxima(self, num_outputs: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return each thread's largest logits and their rows, ``[threads, outputs]`` each."""
+        size, shape = self._num_threads * num_outputs, (self._num_threads, num_outputs)
+        return self._best[:size].reshape(shape), self._ids[:size].reshape(shape)

@@ -25,15 +25,14 @@ from transformers.cache_utils import Cache
 from amusd.engine.runners.graph_capture import Capture, Replay, direct
 from amusd.engine.runners.ragged import NoLayer
 from amusd.engine.runners.runner import (
-    GREEDY,
     Chunk,
     PassLimits,
-    Sampler,
     attention,
     no_mask,
     refuse_variants,
     run_in_passes,
 )
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 
 ATTENTION = "amusd_static"
 """Name under which models of Transformers know this attention."""
@@ -110,12 +109,12 @@ class PaddedRunner:
         self,
         model: PreTrainedModel,
         buckets: Buckets,
-        head: Sampler = GREEDY,
+        sampler: Sampler = GREEDY,
         capture: Capture = direct,
     ) -> None:
         """Run ``model``; passes are captured when their shape first comes, see ``warm_up``."""
         self._model = model
-        self._head = head
+        self._sampler = sampler
         self._buckets = buckets
         self._capture = capture
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
@@ -200,7 +199,7 @@ class PaddedRunner:
                 static=cache,
                 use_cache=True,
             ).logits  # [batch, window, head]
-        return self._keep(logits), self._head.tokens(logits)
+        return self._keep(logits), self._sampler.sample(logits)
 
     def _keep(self, logits: Tensor) -> Tensor:
         """Copy logits to where those of all shapes go, or each graph would hold memory for its."""

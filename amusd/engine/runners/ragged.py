@@ -21,15 +21,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from amusd.engine.kv.sequence_cache import SequenceCache
 from amusd.engine.runners.runner import (
-    GREEDY,
     Chunk,
     PassLimits,
-    Sampler,
     attention,
     no_mask,
     refuse_variants,
     run_in_passes,
 )
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 
 ATTENTION = "amusd_packed"
 """Name under which models of Transformers know this attention."""
@@ -52,10 +51,12 @@ def exact_rows(dtype: torch.dtype) -> int:
 class RaggedRunner:
     """Runs pieces of several sessions in one row of tokens."""
 
-    def __init__(self, model: PreTrainedModel, head: Sampler = GREEDY, num_rows: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sampler: Sampler = GREEDY, num_rows: int = 0
+    ) -> None:
         """Run ``model``; with ``num_rows`` in exact passes of so many rows."""
         self._model = model
-        self._head = head
+        self._sampler = sampler
         self._num_rows = num_rows
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
 
@@ -79,7 +80,7 @@ class RaggedRunner:
 
     def tokens(self, pieces: Sequence[Chunk[SequenceCache]]) -> list[int]:
         """Return the greedy tokens of all outputs."""
-        tokens: list[int] = self._head.tokens(self.logits(pieces)).tolist()
+        tokens: list[int] = self._sampler.sample(self.logits(pieces)).tolist()
         return tokens
 
     def _run(self, pieces: Sequence[Chunk[SequenceCache]]) -> Tensor:

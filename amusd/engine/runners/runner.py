@@ -55,26 +55,6 @@ class ModelRunner(Protocol[Buffer]):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """Turns logits into tokens: ``head_ids`` has the token of each row of a reduced head.
-
-    With ``num_outputs`` only the first so many rows may come out.
-    """
-
-    head_ids: Tensor | None = None  # [head] int64, on the model's device
-    num_outputs: int | None = None
-
-    def tokens(self, logits: Tensor) -> Tensor:
-        """Logits [..., head] -> the likeliest tokens [...] int64, on the same device."""
-        tokens = logits[..., : self.num_outputs].argmax(dim=-1)
-        return tokens if self.head_ids is None else self.head_ids[tokens]
-
-
-GREEDY = Sampler()
-"""Of models whose head has a row for each token."""
-
-
-@dataclass(frozen=True, slots=True)
 class PassLimits:
     """How much one pass takes."""
 

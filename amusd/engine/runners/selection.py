@@ -19,7 +19,7 @@ from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.runners.graph_capture import CudaGraphs, direct
 from amusd.engine.runners.padded import EXACT_WINDOW, Buckets, PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner, exact_rows
-from amusd.engine.runners.runner import ModelRunner, Sampler
+from amusd.engine.runners.runner import ModelRunner
 from amusd.engine.runners.self_check import (
     MISFITS,
     same_after_rollback,
@@ -27,6 +27,7 @@ from amusd.engine.runners.self_check import (
     same_when_batched,
 )
 from amusd.engine.runners.unbatched import UnbatchedRunner, bytes_per_token
+from amusd.engine.sampling.sampler import Sampler
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class _Case:
 
     loaded: LoadedModel
     options: EngineOptions
-    head: Sampler
+    sampler: Sampler
     alone: UnbatchedRunner
     max_tokens: int
 
@@ -97,13 +98,13 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    native = native_runner(loaded, options)
+    sampler = Sampler(loaded.head_ids, loaded.num_outputs)
+    native = native_runner(loaded, options, sampler)
     if native is not None:
         return _native(loaded, options, native)
-    head = Sampler(loaded.head_ids, loaded.num_outputs)
-    alone = _alone(loaded, head)
+    alone = _alone(loaded, sampler)
     max_tokens = max(1, _cache_bytes(loaded, options) // bytes_per_token(alone))
-    case = _Case(loaded, options, head, alone, max_tokens)
+    case = _Case(loaded, options, sampler, alone, max_tokens)
     reason = "only the cache of Transformers fits it" if alone.growing else _why_alone(loaded.model)
     if case.is_exact:
         return _exact(case, reason or _why_inexact(loaded.model))
@@ -157,14 +158,14 @@ def _exact(case: _Case, reason: str | None) -> RunnerSelection:
     )
 
 
-def _alone(loaded: LoadedModel, head: Sampler) -> UnbatchedRunner:
+def _alone(loaded: LoadedModel, sampler: Sampler) -> UnbatchedRunner:
     """Return passes of one session each that can be rolled back."""
     reasons = []
     for growing in (False, True):
         if growing and _sees_a_window(loaded.model):
             break  # that cache forgets what is outside the window, so it cannot be rolled back
         try:
-            passes = UnbatchedRunner(loaded.model, head, growing)
+            passes = UnbatchedRunner(loaded.model, sampler, growing)
             if same_after_rollback(passes, loaded.description.output_size):
                 return passes
             reasons.append("it answers differently after its cache is rolled back")
@@ -191,7 +192,7 @@ def _try(
 
 def _packed(case: _Case) -> RunnerSelection:
     num_rows = exact_rows(case.loaded.model.dtype) if case.is_exact else 0
-    passes = RaggedRunner(case.loaded.model, case.head, num_rows)
+    passes = RaggedRunner(case.loaded.model, case.sampler, num_rows)
     return case.choice(passes, case.options.max_batch)
 
 
@@ -208,7 +209,7 @@ def _static(case: _Case) -> RunnerSelection:
         )
     buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
     capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
-    passes = PaddedRunner(case.loaded.model, buckets, case.head, capture)
+    passes = PaddedRunner(case.loaded.model, buckets, case.sampler, capture)
     log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
     return RunnerSelection(
         passes,

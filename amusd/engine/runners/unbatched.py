@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.engine.kv.sequence_cache import CopyingCache, SequenceCache
-from amusd.engine.runners.runner import GREEDY, Chunk, Sampler
+from amusd.engine.runners.runner import Chunk
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 
 SessionCache = SequenceCache | CopyingCache
 
@@ -16,11 +17,11 @@ class UnbatchedRunner:
     """Runs each piece in a pass of its own, in the model's own way of attention."""
 
     def __init__(
-        self, model: PreTrainedModel, head: Sampler = GREEDY, growing: bool = False
+        self, model: PreTrainedModel, sampler: Sampler = GREEDY, growing: bool = False
     ) -> None:
         """Run ``model``; ``growing``: with the cache of Transformers, which copies at each pass."""
         self.model = model
-        self._head = head
+        self._sampler = sampler
         self.growing = growing
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
 
@@ -45,7 +46,7 @@ class UnbatchedRunner:
 
     def tokens(self, pieces: Sequence[Chunk[SessionCache]]) -> list[int]:
         """Return the greedy tokens of all outputs."""
-        tokens: list[int] = self._head.tokens(self.logits(pieces)).tolist()
+        tokens: list[int] = self._sampler.sample(self.logits(pieces)).tolist()
         return tokens
 
     def _run(self, piece: Chunk[SessionCache]) -> Tensor:

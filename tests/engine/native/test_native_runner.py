@@ -17,6 +17,7 @@ from amusd.engine.native.native_model import NativeModel
 from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.reference import decode_autoregressive
 from amusd.engine.runners.selection import RunnerSelection
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
@@ -37,8 +38,8 @@ def engine_of(
     return engine_with(NativeModel(model, weights), num_threads)
 
 
-def engine_with(model: NativeModel, num_threads: int = 1) -> ModelEngine:
-    passes = NativeRunner(model, CONTEXT, num_threads)
+def engine_with(model: NativeModel, num_threads: int = 1, sampler: Sampler = GREEDY) -> ModelEngine:
+    passes = NativeRunner(model, sampler, CONTEXT, num_threads)
     choice = RunnerSelection(
         passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes
     )
@@ -186,15 +187,16 @@ def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_reduced_head_and_unknown_rows_of_a_head() -> None:
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_reduced_head_and_unknown_rows_of_a_head(num_threads: int) -> None:
     model = tiny.build("llama")
     tokens = tokens_of(random.Random(7), 20)
     expected = logits_of(model, tokens)
-    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100))
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100), num_threads)
     [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == expected[:, :100].argmax(1).tolist()
     head_ids = torch.arange(1000, 1256)
-    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, head_ids))
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT), num_threads, Sampler(head_ids))
     [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == [1000 + token for token in expected.argmax(1).tolist()]
 
@@ -203,16 +205,18 @@ def test_what_does_not_fit_is_left_to_others() -> None:
     window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
     half = tiny.build("llama").bfloat16()
     for model in (tiny.build("gpt2"), window, half):
-        assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+        assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is None
     with pytest.raises(InvalidInputError, match="need native passes"):
-        native_runner(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
+        native_runner(
+            LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8), GREEDY
+        )
 
 
 def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
     model = tiny.build("llama")
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
+    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is not None
     model.register_forward_hook(_twice_as_large)
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is None
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:
