@@ -126,6 +126,8 @@ class SyntheticEngine:
             numerics=Numerics.EXACT.value,
             weight_format=WeightFormat.PLAIN.value,
             weights_fingerprint=model.fingerprint,
+            runner=SYNTHETIC,
+            runner_reason="the model has no weights and computes nothing",
         )
 
     @property

@@ -45,7 +45,8 @@ class ModelDescription:
     """A model as its service runs it. ``context_length`` and ``output_size`` count tokens.
 
     ``numerics`` and ``weight_format`` are named as in the engine's options; empty: not known.
-    ``weights_fingerprint`` is the same for the same weights, whatever they are called.
+    ``weights_fingerprint`` is the same for the same weights, whatever they are called. ``runner``
+    names the model runner, and ``runner_reason`` says why no faster one; empty: there is no model.
     """
 
     name: str
@@ -60,6 +61,8 @@ class ModelDescription:
     numerics: str = ""
     weight_format: str = ""
     weights_fingerprint: str = ""
+    runner: str = ""
+    runner_reason: str = ""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise InvalidInputError if one of ``tokens`` is an id that the model does not know."""

@@ -204,6 +204,11 @@ def test_it_reads_text_as_bytes_if_its_vocabulary_has_them_all(
     assert description.output_size == description.vocabulary.size == vocabulary
 
 
+def test_its_description_names_the_runner(engine: SyntheticEngine) -> None:
+    assert engine.description.runner == "synthetic"
+    assert "no weights" in engine.description.runner_reason
+
+
 def test_models_of_one_vocabulary_size_fit_each_other() -> None:
     first, second = (SyntheticEngine(SyntheticModel(seed=seed)).description for seed in (1, 2))
     assert first.vocabulary == second.vocabulary

@@ -4,7 +4,8 @@ import pytest
 
 from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
-from amusd.fleet.model_description import CacheUsage
+from amusd.fleet.model_description import CacheUsage, ModelDescription
+from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import DeviceTime, Proposal, Verdict
 from amusd.protocol.strategy import Strategy
@@ -79,3 +80,11 @@ def test_a_replica_shows_its_state_and_its_sessions(state: ReplicaState) -> None
     numbers = (message.num_sessions, message.num_own_sessions, message.num_opened_sessions)
     assert numbers == (9, 4, 30)
     assert (message.address, message.reason) == ("10.0.0.1:50052", "why")
+
+
+def test_a_model_keeps_its_runner_and_the_reason() -> None:
+    model = ModelDescription(
+        "big", "cpu", "float32", 9, 64, 256, Vocabulary.of(["a"]),
+        runner="ragged", runner_reason="native runner refused: it was not built",
+    )  # fmt: skip
+    assert codec.model_from_proto(codec.model_to_proto(model)) == model

@@ -44,7 +44,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         values[:, :, start : self.length] = value_states
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def copy_rows(self, donor: "CacheLayer", length: int) -> None:
+    def copy_prefix(self, donor: "CacheLayer", length: int) -> None:
         """Take the first ``length`` rows of another layer, if it has any.
 
         Layers that use another one's keys and values never get rows of their own.
@@ -101,10 +101,10 @@ class SequenceCache(Cache):
         for layer in self._slot_layers:
             layer.length = min(layer.length, length)
 
-    def copy_rows(self, donor: "SequenceCache", length: int) -> None:
+    def copy_prefix(self, donor: "SequenceCache", length: int) -> None:
         """Take the first ``length`` tokens of another cache."""
         for layer, other in zip(self._slot_layers, donor._slot_layers, strict=True):
-            layer.copy_rows(other, length)
+            layer.copy_prefix(other, length)
 
 
 class CopyingCache(DynamicCache):

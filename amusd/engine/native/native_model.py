@@ -11,9 +11,7 @@ from amusd.engine.interface import WeightFormat
 from amusd.engine.native.library import LANES, Layer, Model, library
 from amusd.engine.native.packed_weights import FORMAT_NAMES, Arena, Packed, pack
 
-_FAMILIES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
+_FAMILIES = {f"{family}ForCausalLM": family for family in ("Llama", "Mistral", "Qwen2", "Qwen3")}
 _GROWING = ("dynamic", "longrope")  # angles that depend on the length of the text
 _MATRICES = 4  # of a layer, once those with the same input are one
 
@@ -35,6 +33,7 @@ class NativeModel:
             num_outputs: only the first so many rows of the head may come out.
         """
         self.functions: Any = library()
+        self.family = _FAMILIES[type(model).__name__]
         self._loses = weights is WeightFormat.INT8
         config: Any = model.config
         body: Any = model.base_model
@@ -87,11 +86,6 @@ class NativeModel:
         return f"{formats} without loss" if is_smaller and not self._loses else formats
 
     @property
-    def summary(self) -> str:
-        """Size and formats of the weights, for people."""
-        return f"{self.weight_bytes / 1e6:.0f} MB of weights as {self.weight_format}"
-
-    @property
     def num_key_rows(self) -> int:
         """Key vectors of one token, in all layers and heads."""
         return self._num_layers * self.num_kv_heads
@@ -131,9 +125,10 @@ def reason_against(model: PreTrainedModel) -> str | None:
     if library() is None:
         return "it was not built when this was installed, or the processor lacks AVX-512"
     if model.device.type != "cpu" or model.dtype is not torch.float32:
-        return "it computes on CPU in float32"
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"it computes float32 on CPU, not {dtype} on {model.device}"
     if type(model).__name__ not in _FAMILIES:
-        return f"it knows {', '.join(sorted(_FAMILIES))}"
+        return f"it knows the families {', '.join(_FAMILIES.values())}, not {type(model).__name__}"
     return _reason_against_shape(model.config, model.base_model)
 
 

@@ -42,7 +42,9 @@ class NativeCache:
 
 
 class NativeRunner:
-    """Greedy passes of a native model, with ``num_threads`` threads."""
+    """Runs a batch of a native model in one C call, with ``num_threads`` threads."""
+
+    name = "native"
 
     def __init__(
         self, model: NativeModel, sampler: Sampler, context_length: int, num_threads: int = 1
@@ -77,11 +79,11 @@ class NativeRunner:
         return self._model.weight_format
 
     @property
-    def summary(self) -> str:
-        """What it runs, for people."""
-        return f"{self._model.summary}, {self._num_threads} threads"
+    def family(self) -> str:
+        """The family of the model's architecture."""
+        return self._model.family
 
-    def make(self, capacity: int) -> NativeCache:
+    def allocate(self, capacity: int) -> NativeCache:
         """Return a buffer for ``capacity`` tokens; the system gives it memory as it fills."""
         rows, dim, blocks = self._model.num_key_rows, self._model.head_dim, -(-capacity // LANES)
         return NativeCache(
@@ -94,7 +96,7 @@ class NativeRunner:
         target.keys[:, :blocks] = donor.keys[:, :blocks]
         target.values[:, :length] = donor.values[:, :length]
 
-    def drop(self, buffer: NativeCache) -> None:
+    def free(self, buffer: NativeCache) -> None:
         """Nothing to do: a buffer goes with its last reference."""
 
     def tokens(self, pieces: Sequence[Chunk[NativeCache]]) -> list[int]:

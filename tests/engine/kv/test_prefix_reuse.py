@@ -102,10 +102,10 @@ def test_layers_without_rows_of_their_own_are_left_alone() -> None:
     donor, target = SequenceCache(3, 20), SequenceCache(3, 30)
     states = torch.randn(1, 2, 8, 4)
     donor.update(states, states, 1)  # layers 0 and 2 use what layer 1 holds
-    target.copy_rows(donor, 5)
+    target.copy_prefix(donor, 5)
     assert target.length == 5
     assert [layer.is_initialized for layer in target._slot_layers] == [False, True, False]
     keys, _ = target.update(states[:, :, 5:], states[:, :, 5:], 1)
     assert torch.equal(keys, states)
-    target.copy_rows(SequenceCache(3, 20), 0)
+    target.copy_prefix(SequenceCache(3, 20), 0)
     assert target.length == 8

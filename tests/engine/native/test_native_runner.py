@@ -1,6 +1,8 @@
 """The native engine against Transformers, and what it promises beyond that."""
 
+import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +12,13 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from amusd.engine.interface import EngineOptions, ScheduledSequence, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.model_engine import ModelEngine
+from amusd.engine.model_engine import ModelEngine, serve
 from amusd.engine.native.library import BLOCK, library
-from amusd.engine.native.native_loading import native_runner
+from amusd.engine.native.native_loading import load_native_runner
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.reference import decode_autoregressive
+from amusd.engine.runners.runner import RunnerRefusedError
 from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.fleet.model_description import ModelDescription
@@ -39,11 +42,18 @@ def engine_of(
 
 
 def engine_with(model: NativeModel, num_threads: int = 1, sampler: Sampler = GREEDY) -> ModelEngine:
-    passes = NativeRunner(model, sampler, CONTEXT, num_threads)
-    choice = RunnerSelection(
-        passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes
+    runner = NativeRunner(model, sampler, CONTEXT, num_threads)
+    selection = RunnerSelection(
+        runner=runner,
+        reason="",
+        max_batch=16,
+        reuse_prefixes=True,
+        max_tokens=10_000,
+        context_length=CONTEXT,
+        weight_format=runner.weight_format,
+        weight_bytes=runner.weight_bytes,
     )
-    return ModelEngine(DESCRIPTION, choice)
+    return ModelEngine(DESCRIPTION, selection)
 
 
 def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
@@ -201,22 +211,55 @@ def test_a_reduced_head_and_unknown_rows_of_a_head(num_threads: int) -> None:
     assert found == [1000 + token for token in expected.argmax(1).tolist()]
 
 
-def test_what_does_not_fit_is_left_to_others() -> None:
-    window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
-    half = tiny.build("llama").bfloat16()
-    for model in (tiny.build("gpt2"), window, half):
-        assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is None
-    with pytest.raises(InvalidInputError, match="need native passes"):
-        native_runner(
-            LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8), GREEDY
-        )
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_supported_model_is_native_and_the_reason_names_its_family(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "amusd.engine.runners.selection")
+    engine = serve(LoadedModel(tiny.build(family), DESCRIPTION))
+    found = engine.description
+    reason = f"{family.capitalize()} family, float32 on CPU"
+    assert (found.runner, found.runner_reason) == ("native", reason)
+    [record] = caplog.records
+    assert record.levelno == logging.INFO
+    weights = f"{engine.weight_bytes / 1e6:.0f} MB of weights as float32"
+    assert record.getMessage() == f"tiny: native runner: {reason}; {weights}"
 
 
-def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
+def test_int8_weights_need_the_native_runner() -> None:
+    loaded = LoadedModel(tiny.build("gpt2"), DESCRIPTION)
+    with pytest.raises(
+        InvalidInputError, match=r"need the native runner, .* GPT2.*; use --weights"
+    ):
+        serve(loaded, EngineOptions(weights=WeightFormat.INT8))
+
+
+WINDOWED = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: tiny.build("gpt2"), "families Llama, .*, not GPT2LMHeadModel"),
+        (lambda: MistralForCausalLM(WINDOWED), "it does not know sliding windows"),
+        (lambda: tiny.build("llama").bfloat16(), "float32 on CPU, not bfloat16 on cpu"),
+    ],
+)
+def test_a_model_outside_its_scope_is_refused_with_a_reason(
+    make: Callable[[], PreTrainedModel], reason: str
+) -> None:
+    loaded = LoadedModel(make(), DESCRIPTION)
+    for weights in (WeightFormat.COMPACT, WeightFormat.INT8):
+        with pytest.raises(RunnerRefusedError, match=reason):
+            load_native_runner(loaded, weights, GREEDY)
+
+
+def test_a_model_with_other_results_is_refused() -> None:
     model = tiny.build("llama")
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is not None
+    load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
     model.register_forward_hook(_twice_as_large)
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions(), GREEDY) is None
+    with pytest.raises(RunnerRefusedError, match="differ from those of Transformers"):
+        load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:
