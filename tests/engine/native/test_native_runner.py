@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from amusd.engine.interface import EngineOptions, ScheduledSequence, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.model_engine import ModelEngine, serve
-from amusd.engine.native.library import BLOCK, library
+from amusd.engine.native.library import BLOCK, unavailable_reason
 from amusd.engine.native.native_loading import load_native_runner
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.native.native_runner import NativeRunner
@@ -27,7 +27,7 @@ from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
-    library() is None, reason="no C compiler when this was installed, or no AVX-512"
+    unavailable_reason() is not None, reason=f"no native engine: {unavailable_reason()}"
 )
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -197,6 +197,31 @@ def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("token", [-1, tiny.VOCABULARY])
+def test_a_token_outside_the_vocabulary_is_refused_before_anything_runs(token: int) -> None:
+    engine = engine_of(tiny.build("llama"))
+    slot = engine.open(30)
+    with pytest.raises(InvalidInputError, match="outside the model's vocabulary"):
+        engine.run([ScheduledSequence(slot, [1, token], 1)])
+    engine.truncate(slot, 0)
+    assert engine.run([ScheduledSequence(slot, [1, 2], 1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_embeddings_of_any_format_are_widened_without_loss(dtype: torch.dtype) -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        weight = model.get_parameter("model.embed_tokens.weight")
+        weight.copy_(weight.to(dtype).float())
+    native = NativeModel(model, WeightFormat.COMPACT)
+    assert native._embedding.dtype is dtype
+    tokens = tokens_of(random.Random(8), 20)
+    engine = engine_with(native)
+    found = engine.logits([ScheduledSequence(engine.open(20), tokens, 20)])
+    expected = logits_of(model, tokens)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_a_reduced_head_and_unknown_rows_of_a_head(num_threads: int) -> None:
     model = tiny.build("llama")
@@ -241,7 +266,7 @@ WINDOWED = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
     ("make", "reason"),
     [
         (lambda: tiny.build("gpt2"), "families Llama, .*, not GPT2LMHeadModel"),
-        (lambda: MistralForCausalLM(WINDOWED), "it does not know sliding windows"),
+        (lambda: MistralForCausalLM(WINDOWED), "it does not support sliding windows"),
         (lambda: tiny.build("llama").bfloat16(), "float32 on CPU, not bfloat16 on cpu"),
     ],
 )
