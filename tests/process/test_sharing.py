@@ -226,6 +226,7 @@ def test_the_flags_of_an_engine_reach_it(start: Starter) -> None:
     service.wait_until_serving()
     info = verify_info(service)
     assert (info.model.numerics, info.model.weight_format) == ("exact", "plain")
+    assert info.model.runner == "synthetic"
     assert info.limits.max_waiting == 3
 
 

@@ -1,4 +1,4 @@
-"""The one device of a service: which it is, and how many threads and which cores on CPU."""
+"""The device of a service, and its threads and cores on CPU."""
 
 import os
 import threading
@@ -9,10 +9,10 @@ from amusd.protocol.errors import InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """A device as PyTorch names it; ``threads`` 0 leaves PyTorch's choice.
+    """A device as PyTorch names it. With ``threads`` 0 PyTorch decides their number.
 
-    ``cpus`` are core numbers for the engine thread and the threads it computes with; none
-    leaves them to the scheduler. The threads that serve gRPC are never bound.
+    ``cpus`` are the cores of the engine thread and the threads that it computes with. If it is
+    empty, the operating system decides. The threads that serve gRPC are never bound to cores.
     """
 
     device: str = "cpu"
@@ -22,13 +22,13 @@ class DeviceSettings:
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
-    """Read core numbers such as ``0``, ``0,2`` or ``4-7``.
+    """Parse core numbers such as ``0``, ``0,2`` or ``4-7``.
 
     Raises:
-        InvalidInputError: not in that form.
+        InvalidInputError: the text has another form.
     """
     cpus: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in filter(None, (item.strip() for item in text.split(","))):
         first, dash, last = part.partition("-")
         try:
             start = int(first)
@@ -42,10 +42,10 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 
 
 def bind_engine_thread(settings: DeviceSettings) -> None:
-    """Bind the calling thread, and those it will start, to the cores of the settings.
+    """Bind the calling thread, and the threads that it starts, to the cores of the settings.
 
     Raises:
-        InvalidInputError: a core that this process may not use.
+        InvalidInputError: this process may not use one of the cores.
     """
     if not settings.cpus:
         return
@@ -59,12 +59,12 @@ def bind_engine_thread(settings: DeviceSettings) -> None:
 
 
 def prepare_torch(settings: DeviceSettings) -> None:
-    """Give PyTorch its number of threads, and make sure that it can use the device.
+    """Set the number of PyTorch's threads, and check that it can use the device.
 
     Raises:
         InvalidInputError: the device cannot be used.
     """
-    # Torch takes seconds to import: only engines that need it wait for it.
+    # Importing torch takes seconds, so only engines that need it do so.
     import torch  # noqa: PLC0415
 
     if settings.threads:
@@ -79,9 +79,9 @@ def prepare_torch(settings: DeviceSettings) -> None:
 
 
 def gpu_uuid(device: str) -> str | None:
-    """Return the name by which the driver knows a GPU; None if the device is no NVIDIA GPU.
+    """Return the driver's id of a GPU; None if the device is not an NVIDIA GPU.
 
-    PyTorch counts only the GPUs that this process may use, the driver all of them.
+    PyTorch numbers only the GPUs that this process may use. The driver numbers all of them.
     """
     if not device.startswith("cuda"):
         return None

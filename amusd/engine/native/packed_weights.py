@@ -65,26 +65,26 @@ def pack(weight: Tensor, bias: Tensor | None, wanted: WeightFormat, functions: A
 
 def _smallest(weight: Tensor, functions: Any) -> tuple[int, Tensor | None]:
     """Return the smallest lossless format, and the panels in it; None: not packed yet."""
-    plain = weight.float()
-    packed = _int8(plain, True, functions)
-    if packed is not None:
-        return INT8, packed
+    full = weight.float()
+    int8 = _int8(full, True, functions)
+    if int8 is not None:
+        return INT8, int8
     for kind, dtype in ((BFLOAT16, torch.bfloat16), (FLOAT16, torch.float16)):
-        smaller = plain.to(dtype)
-        if torch.equal(smaller.float(), plain):
+        smaller = full.to(dtype)
+        if torch.equal(smaller.float(), full):
             return kind, _panels(smaller)
     return FLOAT32, None
 
 
-def _int8(plain: Tensor, exactly: bool, functions: Any) -> Tensor | None:
-    num_outputs, num_inputs = plain.shape
+def _int8(full: Tensor, exactly: bool, functions: Any) -> Tensor | None:
+    num_outputs, num_inputs = full.shape
     if num_inputs % BLOCK:
         return None
-    plain = plain.contiguous()
+    full = full.contiguous()
     num_blocks = padded(num_outputs) // PANEL * num_inputs // BLOCK
     data = torch.empty(num_blocks * (4 * PANEL + BLOCK * PANEL), dtype=torch.uint8)
     same = functions.amusd_pack_int8(
-        plain.data_ptr(), num_outputs, num_inputs, int(exactly), data.data_ptr()
+        full.data_ptr(), num_outputs, num_inputs, int(exactly), data.data_ptr()
     )
     return data if same or not exactly else None
 

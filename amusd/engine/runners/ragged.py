@@ -45,7 +45,7 @@ class RaggedRunner:
     def __init__(
         self, model: PreTrainedModel, sampler: Sampler = GREEDY, pass_tokens: int = 0
     ) -> None:
-        """Run ``model``. With ``pass_tokens``, all passes are exact and have so many tokens."""
+        """Run ``model``. With ``pass_tokens``, all passes are exact and have that many tokens."""
         self._model = model
         self._sampler = sampler
         self._pass_tokens = pass_tokens

@@ -1,4 +1,4 @@
-"""The native engine against Transformers, and what it promises beyond that."""
+"""The native runner: the results of Transformers, exact bits, lossless formats, refusals."""
 
 import logging
 import random
@@ -67,7 +67,7 @@ def tokens_of(rng: random.Random, count: int) -> list[int]:
 
 
 def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with weights that a smaller format holds."""
+    """Return the model with weights that a smaller format holds without loss."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.to(dtype).float())
@@ -75,7 +75,7 @@ def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def quantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with matrices as dequantised from GGUF's Q4_1 and Q8_0."""
+    """Return the model with matrices like those dequantised from Q4_1 and Q8_0 of GGUF."""
     with torch.no_grad():
         for index, weight in enumerate(p for p in model.parameters() if p.dim() == 2):
             blocks = weight.view(-1, BLOCK)
@@ -92,7 +92,7 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
+def test_its_results_are_those_of_transformers(family: str, num_threads: int) -> None:
     model = tiny.build(family)
     engine = engine_of(model, num_threads=num_threads)
     tokens = tokens_of(random.Random(0), 90)
@@ -107,38 +107,38 @@ def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_threads: int) -> None:
+def test_a_token_has_the_same_bits_in_any_batch(family: str, num_threads: int) -> None:
     model = quantised(tiny.build(family))
     rng = random.Random(2)
     texts = [tokens_of(rng, rng.randint(40, 90)) for _ in range(5)]
-    alone = engine_of(model)
+    single = engine_of(model)
     expected = []
     for text in texts:
-        slot = alone.open(100)
+        slot = single.open(100)
         expected.append(
-            torch.cat([alone.logits([ScheduledSequence(slot, [token], 1)]) for token in text])
+            torch.cat([single.logits([ScheduledSequence(slot, [token], 1)]) for token in text])
         )
-    shared = engine_of(model, num_threads=num_threads)
-    slots = [shared.open(100) for _ in texts]
-    while any(shared.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
-        feeds, places = [], []
+    batched = engine_of(model, num_threads=num_threads)
+    slots = [batched.open(100) for _ in texts]
+    while any(batched.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
+        batch, places = [], []
         for index, (slot, text) in enumerate(zip(slots, texts, strict=True)):
-            held = shared.length(slot)
+            held = batched.length(slot)
             if rng.random() < 0.3:
                 held = max(0, held - rng.randint(0, 4))
-                shared.truncate(slot, held)
-            piece = text[held : held + rng.choice([1, 2, 5, 9, 30])]
-            if piece:
-                feeds.append(ScheduledSequence(slot, piece, len(piece)))
-                places += [(index, position) for position in range(held, held + len(piece))]
-        for row, (index, position) in zip(shared.logits(feeds), places, strict=True):
+                batched.truncate(slot, held)
+            chunk = text[held : held + rng.choice([1, 2, 5, 9, 30])]
+            if chunk:
+                batch.append(ScheduledSequence(slot, chunk, len(chunk)))
+                places += [(index, position) for position in range(held, held + len(chunk))]
+        for row, (index, position) in zip(batched.logits(batch), places, strict=True):
             assert torch.equal(row, expected[index][position])
 
 
 @pytest.mark.parametrize(
     ("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")]
 )
-def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: str) -> None:
+def test_a_smaller_lossless_format_is_used(dtype: torch.dtype, name: str) -> None:
     model = rounded(tiny.build("qwen2"), dtype)
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
     assert compact.weight_format == f"{name} without loss"
@@ -147,7 +147,7 @@ def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: 
     assert_same_bits(compact, plain)
 
 
-def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
+def test_weights_dequantised_from_gguf_are_stored_in_8_bits() -> None:
     model = quantised(tiny.build("llama"))
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
     assert compact.weight_format == "int8 without loss"
@@ -155,22 +155,22 @@ def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
     assert_same_bits(compact, plain)
 
 
-def test_weights_that_no_smaller_format_holds_stay() -> None:
+def test_weights_stay_float32_if_no_smaller_format_is_lossless() -> None:
     assert engine_of(tiny.build("llama")).weight_format == "float32"
 
 
 def assert_same_bits(first: ModelEngine, second: ModelEngine) -> None:
     tokens = tokens_of(random.Random(4), 60)
     slots = [engine.open(80) for engine in (first, second)]
-    for piece in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
+    for chunk in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
         found, expected = (
-            engine.logits([ScheduledSequence(slot, piece, len(piece))])
+            engine.logits([ScheduledSequence(slot, chunk, len(chunk))])
             for engine, slot in zip((first, second), slots, strict=True)
         )
         assert torch.equal(found, expected)
 
 
-def test_int8_is_near_and_not_the_same() -> None:
+def test_int8_is_close_but_not_equal() -> None:
     model = tiny.build("llama")
     engine = engine_of(model, WeightFormat.INT8)
     assert engine.weight_format == "int8"
@@ -181,7 +181,7 @@ def test_int8_is_near_and_not_the_same() -> None:
     assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
 
 
-def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
+def test_a_prefix_of_another_sequence_is_copied() -> None:
     model = tiny.build("llama")
     engine, fresh = engine_of(model), engine_of(model)
     tokens = tokens_of(random.Random(6), 75)
@@ -223,7 +223,7 @@ def test_embeddings_of_any_format_are_widened_without_loss(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_a_reduced_head_and_unknown_rows_of_a_head(num_threads: int) -> None:
+def test_a_reduced_head_and_a_limit_on_its_rows(num_threads: int) -> None:
     model = tiny.build("llama")
     tokens = tokens_of(random.Random(7), 20)
     expected = logits_of(model, tokens)
