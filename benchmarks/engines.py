@@ -1,4 +1,4 @@
-"""What is timed: engines as the services run them, and Transformers on the same weights."""
+"""What the benchmarks time: engines as the services run them, and Transformers' own model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from amusd.engine.model_engine import ModelEngine, serve
 from amusd.engine.reference import decode_autoregressive
 
 CONTEXT = 128
-"""Tokens that stand before those of a timed pass."""
+"""Cached tokens before a timed pass."""
 
 
 def verify_cores() -> tuple[int, ...]:
-    """Return the cores that a verify service has beside a draft; none: there is only one.
+    """Return the cores of a verify service beside a draft; empty if there is only one core.
 
-    To be asked before this thread is bound, for it counts the cores that are left to it.
+    Call it before this thread is bound to cores: it counts the cores that the thread may use.
     """
     _, where = place(LocalSettings(verify_device="cpu", draft_device="cpu"))
     return where.cpus
@@ -39,7 +39,7 @@ class Bench:
     max_batch: int = 8
 
     def prepare(self) -> None:
-        """Bind this thread to the cores, with a thread for each of them."""
+        """Bind this thread to the cores, and let PyTorch use one thread per core."""
         device = DeviceSettings("cpu", self.dtype, len(self.cpus), self.cpus)
         bind_engine_thread(device)
         prepare_torch(device)
@@ -54,7 +54,7 @@ class Bench:
         weights: WeightFormat = WeightFormat.COMPACT,
         numerics: Numerics = Numerics.FAST,
     ) -> ModelEngine:
-        """Return an engine of its own for the model."""
+        """Return a new engine for the model."""
         options = EngineOptions(self.max_batch, 1024, False, numerics, weights)
         return serve(self.load(), options)
 
@@ -62,12 +62,12 @@ class Bench:
 def engine_pass(
     engine: ModelEngine, num_tokens: int, num_sessions: int = 1
 ) -> Callable[[], object]:
-    """Return a pass over so many tokens of each of so many sessions, that can be repeated."""
+    """Return a repeatable pass over ``num_tokens`` of each of ``num_sessions``."""
     slots = [open_slot(engine, number) for number in range(num_sessions)]
-    feeds = [ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
+    batch = [ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
 
     def run() -> None:
-        engine.run(feeds)
+        engine.run(batch)
         for slot in slots:
             engine.truncate(slot, CONTEXT)
 
@@ -82,12 +82,12 @@ def open_slot(engine: ModelEngine, number: int = 0) -> int:
 
 
 def known(engine: ModelEngine, first: int, count: int) -> list[int]:
-    """Return tokens that the model knows."""
+    """Return ``count`` tokens of the model's vocabulary."""
     return [token % engine.description.output_size for token in range(first, first + count)]
 
 
 def transformers_pass(model: PreTrainedModel, num_tokens: int) -> Callable[[], object]:
-    """Return Transformers' own pass over so many tokens, its cache cropped after each."""
+    """Return a repeatable pass of Transformers over ``num_tokens``; it crops its cache."""
     cache = DynamicCache(config=model.config)
     size = int(model.config.vocab_size)
     tokens = torch.arange(20, 20 + num_tokens)[None] % size
@@ -105,14 +105,14 @@ def transformers_pass(model: PreTrainedModel, num_tokens: int) -> Callable[[], o
 
 
 def engine_text(engine: ModelEngine, prompt: Sequence[int], count: int) -> Callable[[], list[int]]:
-    """Return plain decoding of so many tokens by an engine."""
+    """Return autoregressive decoding of ``count`` tokens by an engine."""
     return lambda: decode_autoregressive(engine, list(prompt), count)
 
 
 def transformers_text(
     model: PreTrainedModel, prompt: Sequence[int], count: int
 ) -> Callable[[], list[int]]:
-    """Return ``generate`` of Transformers of so many tokens."""
+    """Return ``generate`` of Transformers for ``count`` tokens."""
     ids = torch.tensor([list(prompt)])
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""The rows that need a GPU: weights made up on it, against what its memory's speed allows.
+"""Tables that need a GPU: random weights of real shapes, compared with the memory bandwidth.
 
-None of them has been run on a GPU yet; on CPU the same code runs with tiny shapes, in the tests.
+The tests run the same code on CPU with tiny shapes.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from benchmarks.engine_tables import TableOfFigures, ms
 from benchmarks.engines import known
-from benchmarks.rounds import Times, ratio, time_in_turns
+from benchmarks.rounds import Times, ratio, time_interleaved
 
 LLAMA_8B = LlamaConfig(
     vocab_size=128256,
@@ -38,11 +38,11 @@ LLAMA_1B = LlamaConfig(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-_COPIED_BYTES = {True: 1 << 30, False: 1 << 26}  # on a GPU, and in tests on CPU
+_COPIED_BYTES = {True: 1 << 30, False: 1 << 26}  # on a GPU; on CPU, in tests
 
 
-def made_up(config: LlamaConfig, device: str) -> LoadedModel:
-    """Return a model of random weights, made on the device in bfloat16."""
+def random_model(config: LlamaConfig, device: str) -> LoadedModel:
+    """Return a model with random bfloat16 weights, created on the device."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -53,7 +53,7 @@ def made_up(config: LlamaConfig, device: str) -> LoadedModel:
         torch.set_default_dtype(before)
     torch.nn.Module.eval(model)
     description = ModelDescription(
-        name="made-up",
+        name="random",
         device=device,
         dtype="bfloat16",
         num_parameters=sum(weight.numel() for weight in model.parameters()),
@@ -66,12 +66,12 @@ def made_up(config: LlamaConfig, device: str) -> LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class MemoryCopy:
-    """A copy within the device's memory, by which the floor of a pass is found."""
+    """A copy within the device's memory; its bandwidth gives the floor of a pass."""
 
     device: str
 
     def start(self) -> Callable[[], object]:
-        """Return the copy, its buffers made."""
+        """Allocate the buffers and return the copy."""
         source = torch.empty(_COPIED_BYTES[self.on_cuda], dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
@@ -82,15 +82,15 @@ class MemoryCopy:
         return self.device.startswith("cuda")
 
     def floor(self, copies: Times, num_bytes: int) -> Times:
-        """Return what reading ``num_bytes`` takes; a copy reads and writes each byte."""
+        """Return the time to read ``num_bytes``; a copy reads and writes each byte."""
         return copies.scaled(num_bytes / (2 * _COPIED_BYTES[self.on_cuda]))
 
 
 def large(
     device: str, rounds: int, config: LlamaConfig = LLAMA_8B, batch: int = 32, context: int = 2048
 ) -> TableOfFigures:
-    """Passes of the verify model's shape: against the floor, over 8 tokens, in a full batch."""
-    loaded, copy = made_up(config, device), MemoryCopy(device)
+    """Measure a verify model's shape: one token against the floor, 8 tokens, a full batch."""
+    loaded, copy = random_model(config, device), MemoryCopy(device)
     engine = serve(loaded, EngineOptions(max_batch=batch, reuse_prefixes=False))
     runs = {
         "copy": copy.start(),
@@ -98,7 +98,7 @@ def large(
         "8 tokens": _pass(engine, 8, 1, 128),
         "batch": _pass(engine, 1, batch, context),
     }
-    times = time_in_turns(runs, rounds)
+    times = time_interleaved(runs, rounds)
     table = _table("A verify model on this device")
     single = times["1 token"]
     floor = copy.floor(times["copy"], engine.weight_bytes)
@@ -116,10 +116,10 @@ def large(
 
 
 def small(device: str, rounds: int, config: LlamaConfig = LLAMA_1B) -> TableOfFigures:
-    """A step of the draft model's shape against its floor."""
-    engine = serve(made_up(config, device), EngineOptions(max_batch=1, reuse_prefixes=False))
+    """Compare a step of a draft model's shape with its floor."""
+    engine = serve(random_model(config, device), EngineOptions(max_batch=1, reuse_prefixes=False))
     copy = MemoryCopy(device)
-    times = time_in_turns({"copy": copy.start(), "step": _pass(engine, 1, 1, 128)}, rounds)
+    times = time_interleaved({"copy": copy.start(), "step": _pass(engine, 1, 1, 128)}, rounds)
     table = _table("A draft model on this device")
     floor = copy.floor(times["copy"], engine.weight_bytes)
     _add(table, "draft step", times["step"], floor, "weights / memory speed")
@@ -127,12 +127,12 @@ def small(device: str, rounds: int, config: LlamaConfig = LLAMA_1B) -> TableOfFi
 
 
 def exact(device: str, rounds: int, config: LlamaConfig = LLAMA_8B) -> TableOfFigures:
-    """A pass over 8 tokens with numerics exact against fast."""
-    loaded = made_up(config, device)
+    """Compare a pass over 8 tokens with numerics exact and fast."""
+    loaded = random_model(config, device)
     times = {}
-    for one in Numerics:  # one after the other, for two of them may not fit
+    for one in Numerics:  # sequentially, because two engines may not fit into memory
         engine = serve(loaded, EngineOptions(max_batch=8, reuse_prefixes=False, numerics=one))
-        [times[one]] = time_in_turns({"pass": _pass(engine, 8, 1, 128)}, rounds).values()
+        [times[one]] = time_interleaved({"pass": _pass(engine, 8, 1, 128)}, rounds).values()
         del engine
     table = _table("Numerics on this device, 8 tokens")
     _add(table, "exact", times[Numerics.EXACT], times[Numerics.FAST], "fast")
@@ -152,14 +152,16 @@ def _add(table: TableOfFigures, name: str, times: Times, against: Times, what: s
 def _pass(
     engine: ModelEngine, num_tokens: int, num_sessions: int, context: int
 ) -> Callable[[], object]:
-    """Return a pass over so many tokens of each session behind ``context`` others."""
+    """Return a repeatable pass over ``num_tokens`` of each session after ``context`` tokens."""
     slots = [engine.open(context + num_tokens) for _ in range(num_sessions)]
     for slot in slots:
         engine.run([ScheduledSequence(slot, known(engine, 10 + slot, context), 1)])
-    feeds = [ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots]
+    scheduled = [
+        ScheduledSequence(slot, known(engine, 20, num_tokens), num_tokens) for slot in slots
+    ]
 
     def run() -> None:
-        engine.run(feeds)
+        engine.run(scheduled)
         for slot in slots:
             engine.truncate(slot, context)
 

@@ -1,7 +1,7 @@
 """What metrics and traces cost: services with both against services with neither.
 
-Both sets of services run at once, and every prompt goes through one and then the other, each first
-as often, so that what else happens on the machine hits both. Run it on an idle machine:
+Both sets of services run at once. Every prompt goes through both, and each set is first equally
+often, so that other load on the machine affects both. Run it on an idle machine:
 ``python benchmarks/observation_cost.py --output observation.json``.
 """
 
@@ -39,7 +39,7 @@ _SCRAPE_SECONDS = 5.0
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans, and only counts them."""
+    """A collector that counts spans and drops them."""
 
     num_spans = 0
 
@@ -54,7 +54,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 @contextlib.contextmanager
 def collector() -> Iterator[tuple[Collector, str]]:
-    """Run a collector of traces on a free port; yield it and its address."""
+    """Run a trace collector on a free port; yield it and its address."""
     found = Collector()
     server = grpc.server(ThreadPoolExecutor(1))
     add_servicer: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server  # untyped
@@ -89,7 +89,7 @@ def scraping(ports: tuple[int, int, int]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Time per token with observation over that without, pair by pair."""
+    """Time per token with observation over time without, pair by pair."""
 
     ratios: tuple[float, ...]
     ms_per_token: tuple[float, float]  # off, on
@@ -117,7 +117,7 @@ class Cost:
 def services_cost(
     models: tuple[str, str], strategy: Strategy, num_pairs: int, max_tokens: int
 ) -> Cost:
-    """Measure one strategy with ``models`` (verify, draft)."""
+    """Measure one strategy on ``models``, the verify and the draft model."""
     off = LocalSettings(verify=models[0], draft=models[1], traces_endpoint="")
     ports = _free_ports()
     prompts = [Prompt(tokens=tuple(range(start, start + 20))) for start in range(num_pairs)]
@@ -141,7 +141,7 @@ def services_cost(
 
 
 def microseconds(call: Callable[[], object], repeats: int = 20_000) -> float:
-    """Return what one call takes, in microseconds: the best of some rounds."""
+    """Return the time of one call in microseconds: the best of five rounds."""
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
@@ -152,7 +152,7 @@ def microseconds(call: Callable[[], object], repeats: int = 20_000) -> float:
 
 
 def recording_cost() -> dict[str, float]:
-    """Return what is added to a pass on the engine thread, and to a verdict on the event loop."""
+    """Return what observation adds to a pass (engine thread) and to a verdict (event loop)."""
     metrics = Metrics("verify")
     watch = RequestWatch(Observer("verify", metrics))
     verdict = Verdict(epoch=0, position=0, num_checked=4, num_accepted=4, next_token=0)
@@ -163,12 +163,14 @@ def recording_cost() -> dict[str, float]:
 
 
 def main(
-    num_pairs: Annotated[int, typer.Option(min=2, help="Outputs with and without.")] = 40,
+    num_pairs: Annotated[
+        int, typer.Option(min=2, help="Outputs with and without observation.")
+    ] = 40,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 200,
-    embedded: Annotated[bool, typer.Option(help="Measure the embedded models, too.")] = True,
+    embedded: Annotated[bool, typer.Option(help="Also measure the embedded models.")] = True,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Measure each strategy and pair of models, print the ratios, and write all figures."""
+    """Measure each strategy and pair of models and print the ratios."""
     check_output(output)
     report: dict[str, Any] = {"recording": recording_cost(), "services": {}}
     print("recording: " + ", ".join(f"{k} {v:.2f}" for k, v in report["recording"].items()))

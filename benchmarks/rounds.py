@@ -1,7 +1,7 @@
-"""Things timed in turns, so that what else happens on the machine hits all of them.
+"""Timing of several candidates interleaved, so that other load on the machine affects all of them.
 
-The clock, the warm-up calls and the statistics are those of ``torch.utils.benchmark``, which other
-tools for this (pytest-benchmark, pyperf) are not: they run one thing to the end before the next.
+The clock and the warm-up calls are those of ``torch.utils.benchmark``. pytest-benchmark and pyperf
+time one candidate to the end before the next, so they cannot interleave.
 """
 
 import statistics
@@ -35,7 +35,7 @@ class Times:
         return low, high
 
     def scaled(self, factor: float) -> "Times":
-        """Return all of them times ``factor``: per token, per byte."""
+        """Return all times multiplied by ``factor``, for instance per token or per byte."""
         return Times(tuple(factor * seconds for seconds in self.seconds))
 
     def report(self) -> dict[str, Any]:
@@ -44,8 +44,10 @@ class Times:
         return {"ms": 1e3 * self.median, "quartiles_ms": [1e3 * low, 1e3 * high]}
 
 
-def time_in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
-    """Call each candidate once a round, after warm-up calls of its own."""
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, Times]:
+    """Call each candidate once a round; each call has warm-up calls before it."""
     timers = {
         name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         for name, run in candidates.items()
@@ -64,6 +66,6 @@ def ratio(slow: Times, fast: Times) -> tuple[float, float, float]:
 
 
 def rotated(names: list[Name], by: int) -> list[Name]:
-    """Let another one go first each time, so that no order is favoured."""
+    """Return ``names`` rotated, so that each is first in some round."""
     first = by % len(names)
     return names[first:] + names[:first]

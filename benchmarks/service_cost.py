@@ -1,4 +1,4 @@
-"""What the services cost: plain decoding through all three against the same engine in a loop.
+"""What the services cost: autoregressive decoding through them against the engine in a loop.
 
 Run it on an idle machine: ``python benchmarks/service_cost.py --output cost.json``.
 """
@@ -27,7 +27,7 @@ from amusd.protocol.strategy import Strategy
 
 @dataclass(frozen=True, slots=True)
 class LoopRunner:
-    """Calls the engine in a loop in this process."""
+    """Decodes with the engine in a loop in this process."""
 
     engine: Engine
     name: str = "engine-loop"
@@ -42,11 +42,11 @@ class LoopRunner:
 def main(
     model: Annotated[str, typer.Option(help="Verify model.")] = "smollm2",
     max_tokens: Annotated[int, typer.Option(help="Tokens of each output.")] = 128,
-    num_prompts: Annotated[int, typer.Option(help="Outputs of each way.")] = 8,
+    num_prompts: Annotated[int, typer.Option(help="Outputs of the services and of the loop.")] = 8,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Measure both in turns, on the same core, and print the ratio of each pair."""
-    # No draft runs here, but the verify model keeps the place it has beside one.
+    """Measure both interleaved, on the same core, and print the ratio of each pair."""
+    # The verify model runs on the cores that it has beside a draft, although no draft runs here.
     _, where = place(LocalSettings(verify=model))
     options = EngineOptions(reuse_prefixes=False)
     settings = LocalSettings(draft="", verify=model, verify_options=options)
@@ -55,10 +55,10 @@ def main(
     with local_services(settings) as services, Client(services.address) as client:
         device = DeviceSettings(where.device, "auto", len(where.cpus), where.cpus)
         loop = LoopRunner(load_model(model, "verify", device))
-        plain = Strategy.AUTOREGRESSIVE
-        served = ServiceRunner(client, plain.value, plain, ignore_eos=True)
+        strategy = Strategy.AUTOREGRESSIVE
+        served = ServiceRunner(client, strategy.value, strategy, ignore_eos=True)
         measurements = measure([loop, served], prompts, max_tokens)
-    show(measurements, f"plain decoding of {num_prompts} outputs of {max_tokens} tokens")
+    show(measurements, f"autoregressive decoding, {num_prompts} outputs of {max_tokens} tokens")
     pairs = zip(measurements[1].samples, measurements[0].samples, strict=True)
     ratios = [served.ms_per_token / looped.ms_per_token for served, looped in pairs]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -17,18 +17,23 @@ from benchmarks.engine_tables import TableOfFigures
 from benchmarks.rounds import Times, ratio, rotated
 
 STRATEGIES = "autoregressive,speculative:5,amusd"
-_FRESH = EngineOptions(reuse_prefixes=False)  # each way of decoding reads its prompts anew
+_NO_PREFIX_CACHE = EngineOptions(reuse_prefixes=False)  # so that each strategy computes its prompts
 
 
 def settings_of(draft: str, verify: str) -> LocalSettings:
-    """Return services whose ways of decoding compare."""
-    return LocalSettings(draft=draft, verify=verify, draft_options=_FRESH, verify_options=_FRESH)
+    """Return settings of services without prefix reuse, so that strategies are comparable."""
+    return LocalSettings(
+        draft=draft,
+        verify=verify,
+        draft_options=_NO_PREFIX_CACHE,
+        verify_options=_NO_PREFIX_CACHE,
+    )
 
 
 def strategies(
     settings: LocalSettings, prompts: Sequence[Prompt], max_tokens: int
 ) -> TableOfFigures:
-    """All strategies on the same prompts, in turns."""
+    """Measure all strategies on the same prompts, interleaved."""
     with local_services(settings) as services, Client(services.address) as client:
         runners = [choice.runner(client) for choice in parse_strategies(STRATEGIES)]
         found = measure(runners, prompts, max_tokens)
@@ -57,7 +62,7 @@ def strategies(
 
 @dataclass(slots=True)
 class _Load:
-    """What so many clients at once came to, round by round."""
+    """The figures of one number of concurrent clients, round by round."""
 
     seconds_a_token: list[float] = field(default_factory=list)
     verify_busy: list[float] = field(default_factory=list)
@@ -65,10 +70,10 @@ class _Load:
 
     def add(self, samples: Sequence[Sample], seconds: float) -> None:
         """Add a round that took ``seconds``."""
-        told = [sample.statistics for sample in samples if sample.statistics]
+        served = [sample.statistics for sample in samples if sample.statistics]
         self.seconds_a_token.append(seconds / sum(len(sample.tokens) for sample in samples))
-        self.verify_busy.append(sum(one.verify_busy_seconds for one in told) / seconds)
-        self.draft_busy.append(sum(one.draft_busy_seconds for one in told) / seconds)
+        self.verify_busy.append(sum(one.verify_busy_seconds for one in served) / seconds)
+        self.draft_busy.append(sum(one.draft_busy_seconds for one in served) / seconds)
 
     @property
     def times(self) -> Times:
@@ -79,26 +84,26 @@ class _Load:
 def clients(
     settings: LocalSettings, prompts: Sequence[Prompt], max_tokens: int, rounds: int
 ) -> TableOfFigures:
-    """The same prompts by more and more clients at once: tokens a second, and busy devices."""
+    """Measure tokens a second and busy devices for more and more concurrent clients."""
     table = TableOfFigures(
-        f"{len(prompts)} prompts by clients at once through the services, {max_tokens} tokens",
+        f"{len(prompts)} prompts by concurrent clients through the services, {max_tokens} tokens",
         ("", "clients", "tokens/s", "quartiles", "against 1", "verify busy", "draft busy"),
     )
     with local_services(settings) as services, Client(services.address) as client:
         for strategy in (Strategy.AUTOREGRESSIVE, Strategy.AMUSD):
             runner = ServiceRunner(client, strategy.value, strategy, ignore_eos=True)
-            loads = _in_turns(runner, prompts, max_tokens, rounds)
+            loads = _interleaved(runner, prompts, max_tokens, rounds)
             for count, load in loads.items():
                 figures = _figures(load, ratio(loads[1].times, load.times))
-                table.rows.append((strategy.value, str(count), *_words(figures)))
+                table.rows.append((strategy.value, str(count), *_cells(figures)))
                 table.figures[f"{strategy.value}, {count} clients"] = figures
     return table
 
 
-def _in_turns(
+def _interleaved(
     runner: ServiceRunner, prompts: Sequence[Prompt], max_tokens: int, rounds: int
 ) -> dict[int, _Load]:
-    """Let 1, 2, 4 and so on clients share the prompts, up to as many as there are prompts."""
+    """Let 1, 2, 4, ... clients share the prompts, up to one client per prompt."""
     found = {1 << power: _Load() for power in range(len(prompts).bit_length())}
     runner.run(prompts[0], max_tokens)
     for number in range(rounds):
@@ -121,7 +126,7 @@ def _figures(load: _Load, gain: tuple[float, float, float]) -> dict[str, Any]:
     }
 
 
-def _words(figures: dict[str, Any]) -> tuple[str, ...]:
+def _cells(figures: dict[str, Any]) -> tuple[str, ...]:
     low, high = figures["quartiles"]
     return (
         f"{figures['tokens_per_second']:.0f}",

@@ -1,9 +1,12 @@
-"""AMUSD against the other strategies on synthetic models whose agreement and times are dialled in.
+"""AMUSD against the other strategies on synthetic models of chosen agreement and step times.
 
 Run it on an idle machine: ``python benchmarks/synthetic_grid.py --output grid.json``.
 """
 
 import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,81 +15,141 @@ from rich.console import Console
 from rich.table import Table
 
 from amusd.cli import reporting_errors
+from amusd.cli.common_options import check_output
 from amusd.cli.local_services import LocalSettings, local_services
-from amusd.cli.measure import Measurement, measure, parse_strategies, reference_of
+from amusd.cli.machine import provenance
+from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
 from amusd.client import Client
 from amusd.policy.performance_model import zero_latency_bound_seconds
 from amusd.prompts import Prompt
+from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.strategy import Strategy
 
 STRATEGIES = (
     "autoregressive,speculative:1,speculative:2,speculative:3,speculative:5,speculative:8,amusd"
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination of the grid; ``ratio`` is draft step over verify pass."""
+
+    agreement: float
+    ratio: float
+    pass_ms: float
+
+    @property
+    def settings(self) -> LocalSettings:
+        """The services that run it."""
+        draft_ms = self.ratio * self.pass_ms
+        return LocalSettings(
+            draft=f"synthetic:agreement={self.agreement},pass_ms={draft_ms},vocabulary=4096",
+            verify=f"synthetic:pass_ms={self.pass_ms},vocabulary=4096",
+        )
+
+    @property
+    def bound_ms_per_token(self) -> float:
+        """The least time per token that AMUSD could reach without any latency."""
+        pass_seconds = 1e-3 * self.pass_ms
+        draft_seconds = self.ratio * pass_seconds
+        return 1e3 * zero_latency_bound_seconds(
+            self.agreement, draft_seconds, lambda _: pass_seconds
+        )
+
+
 def main(
-    agreements: Annotated[str, typer.Option(help="Chance that a proposed token is right.")] = (
-        "0.5,0.75,0.9"
-    ),
-    ratios: Annotated[str, typer.Option(help="Draft step over verify pass.")] = "0.1,0.25,0.5",
+    agreements: Annotated[
+        str, typer.Option(help="Chances that a drafted token is the verify model's, as 0.6,0.9.")
+    ] = "0.5,0.75,0.9",
+    ratios: Annotated[
+        str, typer.Option(help="Times of a draft step over that of a verify pass, as 0.1,0.2.")
+    ] = "0.1,0.25,0.5",
+    strategies: Annotated[
+        str, typer.Option(help="Strategies to measure, amusd among them.")
+    ] = STRATEGIES,
     pass_ms: Annotated[float, typer.Option(help="Time of a verify pass, in ms.")] = 40.0,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each output.")] = 128,
-    num_prompts: Annotated[int, typer.Option(help="Outputs of each strategy.")] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Outputs of each strategy.")] = 5,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Measure every combination and print one line for each."""
-    cells = [
-        _measure_cell(float(agreement), float(ratio), pass_ms, max_tokens, num_prompts)
-        for agreement in agreements.split(",")
-        for ratio in ratios.split(",")
+    """Measure each combination and print one line for it.
+
+    In a combination each prompt goes through all strategies before the next prompt does.
+    """
+    check_output(output)
+    choices = parse_strategies(strategies)
+    if not any(choice.strategy is Strategy.AMUSD for choice in choices):
+        raise InvalidInputError("the grid compares amusd with others: name it in --strategies")
+    grid = [
+        Cell(agreement, ratio, pass_ms)
+        for agreement in _numbers(agreements, "agreements")
+        for ratio in _numbers(ratios, "ratios")
     ]
+    cells = [_measure_cell(cell, choices, num_prompts, max_tokens) for cell in grid]
+    shares = [cell["share_of_bound"] for cell in cells]
     _show(cells)
+    mean, lowest = statistics.mean(shares), min(shares)
+    print(f"share of the zero-latency bound: mean {mean:.1%}, lowest {lowest:.1%}")
+    report = {
+        **provenance(),
+        "num_prompts": num_prompts,
+        "max_tokens": max_tokens,
+        "mean_share_of_bound": mean,
+        "lowest_share_of_bound": lowest,
+        "cells": cells,
+    }
     if output is not None:
-        output.write_text(json.dumps(cells, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInputError(f"cannot read {name} {text!r}: give numbers as 0.1,0.2") from None
 
 
 def _measure_cell(
-    agreement: float, ratio: float, pass_ms: float, max_tokens: int, num_prompts: int
+    cell: Cell, choices: Sequence[StrategyChoice], num_prompts: int, max_tokens: int
 ) -> dict[str, Any]:
-    settings = LocalSettings(
-        draft=f"synthetic:agreement={agreement},pass_ms={ratio * pass_ms},vocabulary=4096",
-        verify=f"synthetic:pass_ms={pass_ms},vocabulary=4096",
-    )
+    """Return the figures of a combination; its speed-ups are those of the first AMUSD."""
     prompts = [Prompt(tokens=(number, number + 1)) for number in range(num_prompts)]
-    with local_services(settings) as services, Client(services.address) as client:
-        runners = [choice.runner(client) for choice in parse_strategies(STRATEGIES)]
-        measurements = measure(runners, prompts, max_tokens)
+    with local_services(cell.settings) as services, Client(services.address) as client:
+        measurements = measure([choice.runner(client) for choice in choices], prompts, max_tokens)
     reference = reference_of(measurements)
-    bound = zero_latency_bound_seconds(agreement, 1e-3 * ratio * pass_ms, lambda _: 1e-3 * pass_ms)
+    runs = [measurement.report(reference) for measurement in measurements]
+    is_amusd = [choice.strategy is Strategy.AMUSD for choice in choices]
+    amusd_ms = measurements[is_amusd.index(True)].ms_per_token
     return {
-        "agreement": agreement,
-        "ratio": ratio,
-        "pass_ms": pass_ms,
-        "bound_ms_per_token": 1e3 * bound,
-        "runs": [measurement.report(reference) for measurement in measurements],
-        "amusd_against_speculative": _ratios(measurements),
+        "agreement": cell.agreement,
+        "ratio": cell.ratio,
+        "pass_ms": cell.pass_ms,
+        "bound_ms_per_token": cell.bound_ms_per_token,
+        "amusd_ms_per_token": amusd_ms,
+        "share_of_bound": cell.bound_ms_per_token / amusd_ms,
+        "amusd_speedup_over": {
+            one.runner.name: one.ms_per_token / amusd_ms
+            for one, amusd in zip(measurements, is_amusd, strict=True)
+            if not amusd
+        },
+        "runs": runs,
     }
 
 
-def _ratios(measurements: list[Measurement]) -> dict[str, float]:
-    """Return how many times faster AMUSD is than each other way of decoding."""
-    amusd = measurements[-1].ms_per_token
-    return {one.runner.name: one.ms_per_token / amusd for one in measurements[:-1]}
-
-
-def _show(cells: list[dict[str, Any]]) -> None:
+def _show(cells: Sequence[dict[str, Any]]) -> None:
     table = Table(title="AMUSD's speed-up over each strategy (above 1: AMUSD is faster)")
-    names = list(cells[0]["amusd_against_speculative"])
+    names = list(cells[0]["amusd_speedup_over"])
     for heading in ("agree", "d/v", *(name.replace("speculative", "spec") for name in names)):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("of bound", justify="right")
-    table.add_column("same", justify="right")
+    for heading in ("ms/token", "of bound", "same"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        amusd = cell["runs"][-1]
         table.add_row(
             f"{cell['agreement']:.2f}",
             f"{cell['ratio']:.2f}",
-            *(f"{cell['amusd_against_speculative'][name]:.2f}" for name in names),
-            f"{cell['bound_ms_per_token'] / amusd['ms_per_token']:.0%}",
+            *(f"{cell['amusd_speedup_over'][name]:.2f}" for name in names),
+            f"{cell['amusd_ms_per_token']:.2f}",
+            f"{cell['share_of_bound']:.0%}",
             "yes" if all(run["outputs_identical"] for run in cell["runs"]) else "NO",
         )
     Console(width=110).print(table)

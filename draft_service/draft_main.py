@@ -1,7 +1,5 @@
 """Puts a draft service together: model, drafter, worker, server."""
 
-from amusd.engine.loading.model_loading import load_model
-from amusd.fleet.model_description import PROMPT_LOOKUP
 from amusd.observe.engine_state import EngineState, watch_engine
 from amusd.observe.observer import Observer
 from amusd.rpc.server import ServiceShell
@@ -10,25 +8,21 @@ from amusd.serving.hosting import run_engine_service
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from draft_service.draft_servicer import DraftServicer
 from draft_service.draft_settings import DraftServiceSettings
-from draft_service.draft_worker import DraftWorker
-from draft_service.drafters import Drafter, HybridDrafter, ModelDrafter, PromptLookupDrafter
-
-
-def make_drafter(settings: DraftServiceSettings) -> Drafter:
-    """Return the drafter that the settings name; it may take a while to load."""
-    engine = settings.engine
-    if engine.model == PROMPT_LOOKUP:
-        return PromptLookupDrafter()
-    loaded = load_model(engine.model, "draft", engine.device, engine.options)
-    model = ModelDrafter(loaded, engine.prefill_budget, engine.options.reuse_prefixes)
-    return HybridDrafter(model) if settings.lookup else model
+from draft_service.drafter_registry import make_drafter
+from draft_service.drafting import DraftWorker
 
 
 def make_worker(settings: DraftServiceSettings, observer: Observer) -> DraftWorker:
     """Return the worker of a draft service; for its engine thread."""
     drafter = make_drafter(settings)
-    limits = settings.engine.limits(drafter.description)
-    return DraftWorker(drafter, limits, observer.on_pass)
+    engine = settings.engine
+    return DraftWorker(
+        drafter,
+        engine.limits(drafter.engine.description),
+        engine.prefill_budget,
+        engine.options.reuse_prefixes,
+        observer.on_pass,
+    )
 
 
 async def run_draft_service(
@@ -36,7 +30,7 @@ async def run_draft_service(
 ) -> None:
     """Serve until a signal comes."""
     service = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
-    shell = ServiceShell(settings.engine.listen, service)
+    shell = ServiceShell(settings.engine.listen, service, "Propose")
     thread = EngineThread("draft-engine", lambda: make_worker(settings, observer))
     watch_engine(observer, thread, _state, settings.engine.device.device)
     servicer = DraftServicer(thread, settings.engine.max_wait_seconds, observer)
@@ -46,8 +40,8 @@ async def run_draft_service(
 
 def _describe(worker: DraftWorker) -> str:
     sources = " and ".join(sorted(source.value for source in worker.drafter.sources))
-    return f"{worker.drafter.description.summary()}, drafting by {sources}"
+    return f"{worker.engine.description.summary()}, drafting by {sources}"
 
 
 def _state(worker: DraftWorker) -> EngineState:
-    return EngineState(worker.num_sessions, worker.num_waiting, worker.drafter.usage)
+    return EngineState(worker.num_sessions, worker.num_waiting, worker.engine.usage)

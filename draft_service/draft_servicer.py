@@ -1,21 +1,26 @@
 """The gRPC face of the draft service: only awaits and translates, never drafts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import TypeAlias
 
 from amusd.observe.observer import Observer
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import InvalidInputError
-from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.protocol.errors import AmusdError, InvalidInputError
+from amusd.protocol.events import Advance, Proposal
 from amusd.rpc import codec, faults
-from amusd.rpc.outbox import Outbox, until_first_ends
-from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, CommandWindow, check_session_id
+from amusd.rpc.outbox import Outbox
+from amusd.rpc.stream_limits import (
+    COMMANDS_BETWEEN_WAITS,
+    MAX_MESSAGES_WAITING,
+    check_session_id,
+)
 from amusd.serving.engine_thread import EngineThread
-from amusd.serving.hosting import opened_session
+from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import draft_pb2, draft_pb2_grpc
-from draft_service.draft_worker import DraftOpening, DraftWorker
+from draft_service.drafting import DraftOpening, DraftWorker
 
 
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
@@ -30,54 +35,31 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """
         self._observer = observer
         self._engine = engine
-        self._max_wait_seconds = max_wait_seconds
+        self._streams = SessionStreams(_SHAPE, engine, max_wait_seconds, observer)
 
     @faults.reported
     async def Propose(  # type: ignore[override]
         self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: faults.Context
     ) -> None:
         """See the protocol."""
-        with self._observer.request(context) as watch:
-            first = await anext(request_iterator, None)
-            if first is None or first.WhichOneof("step") != "open":
-                raise InvalidInputError("the first request of a Propose stream is an open")
-            opening = _opening(first.open)
-            outbox: Outbox[Proposal] = Outbox(MAX_MESSAGES_WAITING)
-
-            async def write(proposal: Proposal) -> None:
-                watch.proposed(proposal)
-                await context.write(codec.proposal_to_proto(proposal))
-
-            async with opened_session(
-                self._engine,
-                lambda worker: worker.open(opening, outbox.put),
-                lambda worker: worker.close(opening.session_id),
-                lambda worker: worker.give_up(opening.session_id),
-                self._max_wait_seconds,
-            ):
-                watch.opened(opening.session_id, len(opening.tokens))
-                await until_first_ends(
-                    self._receive(request_iterator, opening.session_id), outbox.drain(write)
-                )
+        await self._streams.serve(request_iterator, context)
 
     @faults.reported
-    async def Rollback(
-        self, request: draft_pb2.RollbackRequest, context: faults.Context
-    ) -> draft_pb2.RollbackResponse:
+    async def Rollback(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[draft_pb2.RollbackRequest], context: faults.Context
+    ) -> None:
         """See the protocol."""
-        if request.verified_position < 1:
-            raise InvalidInputError("verified_position is 0: the corrected token counts too")
-        rollback = Rollback(
-            request.epoch,
-            request.verified_position,
-            request.corrected_token_id,
-            request.lookahead,
-        )
-        num_dropped = await asyncio.wrap_future(
-            self._engine.submit(lambda worker: worker.rollback(request.session_id, rollback))
-        )
-        self._observer.rolled_back(request.session_id, rollback)
-        return draft_pb2.RollbackResponse(num_dropped=num_dropped)
+        outcomes: Outbox[_Outcome] = Outbox(MAX_MESSAGES_WAITING)
+        reader = asyncio.create_task(self._receive_rollbacks(request_iterator, outcomes))
+
+        async def write(outcome: _Outcome) -> None:
+            await context.write(self._answer(outcome))
+
+        try:
+            await outcomes.drain(write)
+            await reader
+        finally:
+            reader.cancel()
 
     @faults.reported
     async def GetDraftInfo(
@@ -86,28 +68,57 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """See the protocol."""
         return await asyncio.wrap_future(self._engine.submit(_info))
 
-    async def _receive(
-        self, requests: AsyncIterator[draft_pb2.ProposeRequest], session_id: str
+    async def _receive_rollbacks(
+        self,
+        requests: AsyncIterator[draft_pb2.RollbackRequest],
+        outcomes: "Outbox[_Outcome]",
     ) -> None:
-        """Carry advances to the engine thread until the client closes."""
-        window = CommandWindow()
-        async for request in requests:
-            match request.WhichOneof("step"):
-                case "advance":
-                    step = request.advance
-                    advance = Advance(
-                        step.epoch, step.position, tuple(step.token_ids), step.lookahead
-                    )
-                    command = partial(DraftWorker.advance, session_id=session_id, advance=advance)
-                    await window.passed(self._engine.submit(command))
-                case "close":
-                    return
-                case "open":
-                    raise InvalidInputError(
-                        "this stream is open already: open a second session on a second stream"
-                    )
-                case _:
-                    raise InvalidInputError("a request without a step: set advance or close")
+        """Carry rollbacks to the engine thread; return when all of them have an outcome."""
+        put = partial(self._engine.postbox.put, outcomes)
+        num_requests = 0
+        try:
+            async for request in requests:
+                command = partial(_roll_back, request=request, put=put)
+                num_requests += 1
+                if num_requests % COMMANDS_BETWEEN_WAITS:
+                    self._engine.post(command)
+                else:  # now and then wait until the engine thread has caught up
+                    await asyncio.wrap_future(self._engine.submit(command))
+            await asyncio.wrap_future(self._engine.submit(lambda worker: worker.flush()))
+        finally:
+            outcomes.close()
+
+    def _answer(self, outcome: "_Outcome") -> draft_pb2.RollbackResponse:
+        """Return the response to a rollback, and count it if it is done."""
+        request, found = outcome
+        response = draft_pb2.RollbackResponse(session_id=request.session_id, epoch=request.epoch)
+        if isinstance(found, AmusdError):
+            code: int = faults.status_of(found).value[0]
+            response.error.code, response.error.message = code, str(found)
+        else:
+            response.num_dropped = found
+            self._observer.rolled_back(request.session_id, codec.rollback_from_proto(request))
+        return response
+
+
+_Outcome: TypeAlias = "tuple[draft_pb2.RollbackRequest, int | AmusdError]"
+"""A rollback, and how many tokens it dropped or why it was refused."""
+
+
+def _roll_back(
+    worker: DraftWorker,
+    request: draft_pb2.RollbackRequest,
+    put: Callable[[_Outcome], None],
+) -> None:
+    """Roll a session back on the engine thread."""
+    found: int | AmusdError
+    try:
+        if request.verified_position < 1:
+            raise InvalidInputError("verified_position is 0: the corrected token counts too")
+        found = worker.rollback(request.session_id, codec.rollback_from_proto(request))
+    except AmusdError as error:
+        found = error
+    put((request, found))
 
 
 def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
@@ -122,16 +133,27 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
         ),
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
+        records_times=request.record_times,
     )
+
+
+_SHAPE: StreamShape[Advance, Proposal] = StreamShape(
+    rpc="Propose",
+    step="advance",
+    opening=_opening,
+    event=codec.advance_from_proto,
+    response=codec.proposal_to_proto,
+    record=lambda watch, proposal: watch.proposed(proposal),
+)
 
 
 def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:
     drafter = worker.drafter
     return draft_pb2.GetDraftInfoResponse(
-        model=codec.model_to_proto(drafter.description),
+        model=codec.model_to_proto(worker.engine.description),
         limits=codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
         num_waiting=worker.num_waiting,
-        cache=codec.usage_to_proto(drafter.usage),
+        cache=codec.usage_to_proto(worker.engine.usage),
         sources=[codec.source_to_proto(one) for one in DraftSource if one in drafter.sources],
     )

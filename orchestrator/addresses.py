@@ -1,8 +1,8 @@
-"""Where the replicas of a pool are: entries as the operator wrote them, and what they stand for.
+"""Addresses of the replicas of a pool: the configured entries, and the endpoints they resolve to.
 
-An entry is a ``host:port`` or a ``file:///path`` with one of these on each line. A host name
-stands for each of its addresses, as that of a headless Service in Kubernetes does. Nothing here
-knows what is served there.
+An entry is a ``host:port``, or a ``file:///path`` that lists one ``host:port`` a line. A host name
+stands for all its addresses, as the name of a headless Service in Kubernetes does. Nothing here
+knows what is served at an address.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from typing import Protocol
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 
 _FILE = "file://"
-_LOOKUP_SECONDS = 10.0
+_RESOLVE_SECONDS = 10.0
 _MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host, by name or address, and a port of it."""
+    """A host name or IP address, and a port."""
 
     host: str
     port: int
@@ -33,26 +33,26 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class AddressFile:
-    """A file with an endpoint on each line; what follows a ``#`` is not read."""
+    """A file with one endpoint a line; ``#`` starts a comment."""
 
     path: str
 
     def __str__(self) -> str:
-        """Return the entry as it was written."""
+        """Return the entry as it was configured."""
         return f"{_FILE}{self.path}"
 
 
 Entry = Endpoint | AddressFile
 
 
-class Lookup(Protocol):
-    """Finds the addresses of a host name."""
+class Resolver(Protocol):
+    """Finds the IP addresses of a host name."""
 
     async def __call__(self, host: str) -> tuple[str, ...]:
-        """Return IP addresses, one or more.
+        """Return one IP address or more.
 
         Raises:
-            OSError: there are none, or nobody answers.
+            OSError: the name has no address, or no name server answers.
         """
 
 
@@ -71,69 +71,72 @@ def _parse(text: str) -> Entry:
         return _parse_endpoint(text)
     path = text.removeprefix(_FILE)
     if not path.startswith("/"):
-        raise InvalidInputError(f"{text!r} names no file: write file:///path/to/addresses")
+        raise InvalidInputError(f"{text!r} is not a file URL: write file:///path/to/addresses")
     return AddressFile(path)
 
 
 def _parse_endpoint(text: str) -> Endpoint:
     host, _, port = text.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
-    well_formed = host and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    if not well_formed or (":" in host and not is_bracketed) or "/" in host:
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    if not host or not is_port or (":" in host and not is_bracketed) or "/" in host:
         raise InvalidInputError(
-            f"{text!r} is no address: write host:port, [IPv6 address]:port or file:///path"
+            f"{text!r} is not an address: write host:port, [IPv6 address]:port or file:///path"
         )
     return Endpoint(host.strip("[]"), int(port))
 
 
-class SystemLookup:
-    """Asks the system's resolver, on a thread; one question a name at a time."""
+class SystemResolver:
+    """Asks the resolver of the operating system, on a thread; at most one query a name."""
 
     def __init__(self) -> None:
-        """Start with no question open."""
-        self._open: dict[str, asyncio.Task[tuple[str, ...]]] = {}
+        """Start without running queries."""
+        self._queries: dict[str, asyncio.Task[tuple[str, ...]]] = {}
 
     async def __call__(self, host: str) -> tuple[str, ...]:
         """Return the addresses of one family, IPv4 if there are any.
 
-        A replica with an address of each family would count twice.
+        A replica with an IPv4 and an IPv6 address would otherwise count twice.
+
+        Raises:
+            OSError: the name has no address, or there is no answer in 10 s.
         """
-        question = self._open.get(host)
-        if question is None:
-            question = self._open[host] = asyncio.create_task(_ask(host))
-            question.add_done_callback(lambda _: self._open.pop(host, None))
-        done, _ = await asyncio.wait({question}, timeout=_LOOKUP_SECONDS)
+        query = self._queries.get(host)
+        if query is None:
+            query = self._queries[host] = asyncio.create_task(_query(host))
+            query.add_done_callback(lambda _: self._queries.pop(host, None))
+        done, _ = await asyncio.wait({query}, timeout=_RESOLVE_SECONDS)
         if not done:
-            raise TimeoutError(f"no answer in {_LOOKUP_SECONDS:.0f} s")
-        return question.result()
+            raise TimeoutError(f"no answer in {_RESOLVE_SECONDS:.0f} s")
+        return query.result()
 
 
-async def _ask(host: str) -> tuple[str, ...]:
+async def _query(host: str) -> tuple[str, ...]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     for family in (socket.AF_INET, socket.AF_INET6):
-        addresses = {str(where[0]) for kind, _, _, _, where in found if kind is family}
+        addresses = {str(address[0]) for kind, _, _, _, address in found if kind is family}
         if addresses:
             return tuple(sorted(addresses))
     raise OSError("it has no IP address")
 
 
-async def resolve(entry: Entry, lookup: Lookup) -> tuple[Endpoint, ...]:
+async def resolve(entry: Entry, resolver: Resolver) -> tuple[Endpoint, ...]:
     """Return the endpoints that ``entry`` stands for now, one or more.
 
     Raises:
-        UnavailableError: there are none, or they cannot be found out; says what to do.
+        UnavailableError: there is none, or a name or file cannot be resolved or read.
     """
     if isinstance(entry, Endpoint):
-        return await _resolve_endpoint(entry, lookup)
+        return await _resolve_endpoint(entry, resolver)
     endpoints = await asyncio.to_thread(_read, entry)
-    found = [await _resolve_endpoint(endpoint, lookup) for endpoint in endpoints]
-    if not found:
-        raise UnavailableError(f"{entry} lists no address: write one host:port a line")
-    return tuple(endpoint for some in found for endpoint in some)
+    resolved = [await _resolve_endpoint(endpoint, resolver) for endpoint in endpoints]
+    if not resolved:
+        raise UnavailableError(f"{entry} lists no address: write one host:port on each line")
+    return tuple(endpoint for each in resolved for endpoint in each)
 
 
-async def _resolve_endpoint(endpoint: Endpoint, lookup: Lookup) -> tuple[Endpoint, ...]:
+async def _resolve_endpoint(endpoint: Endpoint, resolver: Resolver) -> tuple[Endpoint, ...]:
     try:
         ipaddress.ip_address(endpoint.host)
     except ValueError:
@@ -141,7 +144,7 @@ async def _resolve_endpoint(endpoint: Endpoint, lookup: Lookup) -> tuple[Endpoin
     else:
         return (endpoint,)
     try:
-        addresses = await lookup(endpoint.host)
+        addresses = await resolver(endpoint.host)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnavailableError(
@@ -155,10 +158,12 @@ def _read(file: AddressFile) -> tuple[Endpoint, ...]:
     try:
         with Path(file.path).open(encoding="utf-8") as opened:
             lines = opened.read(_MAX_FILE_BYTES).splitlines()
-        wanted = [line.partition("#")[0].strip() for line in lines]
-        return tuple(_parse_endpoint(line) for line in wanted if line)
+        without_comments = [line.partition("#")[0].strip() for line in lines]
+        return tuple(_parse_endpoint(line) for line in without_comments if line)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UnavailableError(f"{file} cannot be read ({reason}): write it") from error
+        raise UnavailableError(
+            f"{file} cannot be read ({reason}): write the addresses there"
+        ) from error
     except InvalidInputError as error:
         raise UnavailableError(f"{file}: {error}") from error

@@ -1,7 +1,7 @@
-"""The services an orchestrator drives: a pool of each role, and what their models have in common.
+"""The draft and verify services that an orchestrator uses: one pool of each role.
 
-The first verify replica that is met settles which model this orchestrator serves, for its prompts
-are tokenized for that one; whatever may write other tokens is refused from then on.
+The first verify replica that answers decides which model this orchestrator serves, because
+prompts are tokenized for that model. From then on, replicas that may give other tokens are refused.
 """
 
 import asyncio
@@ -12,32 +12,33 @@ from amusd.fleet.load_balancing import ReplicaState, explain_mismatch
 from amusd.fleet.model_description import ModelDescription, ServiceLimits, check_pair
 from amusd.policy.speculation_length import StepTimes
 from amusd.protocol.errors import InvalidInputError, UnavailableError
-from amusd.v1 import draft_pb2_grpc, verify_pb2_grpc
-from orchestrator.addresses import Lookup, SystemLookup, parse_entries
+from amusd.v1 import verify_pb2_grpc
+from orchestrator.addresses import Resolver, SystemResolver, parse_entries
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.replica import DRAFT, VERIFY
 from orchestrator.replica_pool import Pool
+from orchestrator.rollback_stream import DraftStub
 
 log = logging.getLogger(__name__)
 
-_SERVE_THE_SAME = (
-    "serve the pool's model there, or restart the orchestrators after all replicas have changed"
+_WHAT_TO_DO = (
+    "serve the pool's model there, or change all replicas and then restart the orchestrators"
 )
 
 VerifyPool: TypeAlias = "Pool[verify_pb2_grpc.VerifyServiceAsyncStub]"
-DraftPool: TypeAlias = "Pool[draft_pb2_grpc.DraftServiceAsyncStub]"
+DraftPool: TypeAlias = Pool[DraftStub]
 
 
 class Backends:
     """The pool of verify replicas and, if there is one, the pool of draft replicas."""
 
-    def __init__(self, settings: OrchestratorSettings, lookup: Lookup | None = None) -> None:
-        """Prepare the pools; ``lookup`` finds the addresses of host names."""
-        lookup = lookup or SystemLookup()
+    def __init__(self, settings: OrchestratorSettings, resolver: Resolver | None = None) -> None:
+        """Prepare the pools; ``resolver`` finds the addresses of host names."""
+        resolver = resolver or SystemResolver()
         interval = settings.resolve_interval_seconds
         verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
-        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, lookup, interval)
-        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, lookup, interval)
+        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, resolver, interval)
+        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, resolver, interval)
         self.step_times = StepTimes()
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None
@@ -45,31 +46,42 @@ class Backends:
 
     @property
     def has_draft(self) -> bool:
-        """Whether sessions are drafted for, as far as there is a draft replica."""
+        """Whether a draft pool is configured; it may have no usable replica."""
         return bool(self.draft.entries)
 
     @property
     def verify_model(self) -> ModelDescription:
-        """The model that decides the output; known once ``connect`` has returned."""
+        """The model that decides the output.
+
+        Raises:
+            UnavailableError: no verify replica has answered yet.
+        """
         if self._verify_model is None:
             raise UnavailableError(self.verify.problem())
         return self._verify_model
 
     @property
     def draft_model(self) -> ModelDescription | None:
-        """The model that drafts, or None as long as no draft replica was met."""
+        """The model that drafts, or None until a draft replica was accepted."""
         return self._draft_model
 
     @property
     def vocabulary_fingerprint(self) -> str:
-        """Fingerprint that a draft model's vocabulary has to have."""
+        """Fingerprint of the verify model's vocabulary; the draft model's has to be equal."""
         return self.verify_model.vocabulary.fingerprint
 
     @property
     def limits(self) -> ServiceLimits:
-        """What any pair of replicas takes on; sessions add up. Without replicas the last known."""
-        verify = [one.answer.limits for one in self.verify.usable if one.answer]
-        draft = [one.answer.limits for one in self.draft.usable if one.answer]
+        """Limits that hold for any pair of usable replicas.
+
+        Numbers of sessions are summed over the replicas. Without usable replicas these are the
+        last known limits.
+
+        Raises:
+            UnavailableError: no verify replica has answered yet.
+        """
+        verify = [one.info.limits for one in self.verify.usable if one.info]
+        draft = [one.info.limits for one in self.draft.usable if one.info]
         if verify:
             num_sessions = [sum(one.max_sessions for one in pool) for pool in (verify, draft)]
             self._limits = ServiceLimits(
@@ -83,7 +95,7 @@ class Backends:
         return self._limits
 
     def num_replicas(self) -> dict[tuple[str, ReplicaState], int]:
-        """Return how many replicas there are by role and state; for measurements."""
+        """Return the number of replicas by role and state, for metrics."""
         counts = {(role, state): 0 for role in ("verify", "draft") for state in ReplicaState}
         for verify in self.verify.replicas:
             counts["verify", verify.state] += 1
@@ -92,7 +104,11 @@ class Backends:
         return counts
 
     async def run(self) -> None:
-        """Keep the pools up to date until cancelled; drafts are compared with the verify model."""
+        """Keep both pools up to date until cancelled.
+
+        The draft pool starts once the verify model is known, because draft models are validated
+        against it.
+        """
         async with asyncio.TaskGroup() as group:
             group.create_task(self.verify.run())
             await self.verify.until(lambda: self._verify_model is not None)
@@ -100,13 +116,14 @@ class Backends:
                 group.create_task(self.draft.run())
 
     async def connect(self, timeout_seconds: float) -> None:
-        """Wait, while ``run`` runs, until there is a replica of each role.
+        """Wait until each pool has a usable replica; ``run`` has to run meanwhile.
 
-        Without a draft replica it goes on: that costs speed, not tokens.
+        If no draft replica comes in time, the orchestrator starts without: output is slower, but
+        the same.
 
         Raises:
             UnavailableError: no verify replica can be used within the timeout.
-            InvalidInputError: the drafts that are there have another vocabulary.
+            InvalidInputError: every draft replica has another vocabulary than the verify model.
         """
         end = asyncio.get_running_loop().time() + timeout_seconds
         try:
@@ -114,27 +131,28 @@ class Backends:
                 await self.verify.until(lambda: bool(self.verify.usable))
         except TimeoutError:
             raise UnavailableError(self.verify.problem()) from None
-        _ = self.limits  # known from now on
+        _ = self.limits  # remembers them
         if not self.has_draft:
             return
         try:
             async with asyncio.timeout_at(end):
-                await self.draft.until(
-                    lambda: bool(self.draft.usable) or self.draft.is_refused_as_a_whole
-                )
+                await self.draft.until(lambda: bool(self.draft.usable) or self.draft.is_all_refused)
         except TimeoutError:
-            log.warning("going on without a draft for now: %s", self.draft.problem())
-        if self.draft.is_refused_as_a_whole:
+            log.warning("starting without a draft replica: %s", self.draft.problem())
+        if self.draft.is_all_refused:
             raise InvalidInputError(self.draft.replicas[0].reason)
 
     async def until_outdated(self) -> None:
-        """Raise UnavailableError once all verify replicas serve another model than we do.
+        """Wait until every verify replica serves another model than this orchestrator.
 
-        Whoever restarts this orchestrator then brings it to their model, tokenizer and all.
+        The process then has to end. After its restart it serves the new model with its tokenizer.
+
+        Raises:
+            UnavailableError: always, when the wait is over.
         """
-        await self.verify.until(lambda: self.verify.is_refused_as_a_whole)
+        await self.verify.until(lambda: self.verify.is_all_refused)
         raise UnavailableError(
-            "all verify replicas serve another model than this orchestrator began with "
+            "all verify replicas serve another model than this orchestrator started with "
             f"({self.verify.replicas[0].reason})"
         )
 
@@ -142,13 +160,13 @@ class Backends:
         if self._verify_model is None:
             self._verify_model = model
         mismatch = explain_mismatch(model, self._verify_model)
-        return f"{mismatch}; {_SERVE_THE_SAME}" if mismatch else None
+        return f"{mismatch}; {_WHAT_TO_DO}" if mismatch else None
 
     def _validate_draft(self, model: ModelDescription) -> str | None:
-        """Refuse another vocabulary only: whatever else a draft is, the output stays the same."""
+        """Refuse only another vocabulary: nothing else of a draft model can change the output."""
         try:
             check_pair(model, self.verify_model)
         except InvalidInputError as error:
-            return f"its vocabulary is another: {error}"
+            return f"its vocabulary differs: {error}"
         self._draft_model = self._draft_model or model
         return None

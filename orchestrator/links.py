@@ -1,15 +1,15 @@
-"""The two streams of a session: what comes in becomes events, what goes out stays in order.
+"""The calls of a session to its draft and verify replica.
 
-Each link is made by its session, which runs ``read`` and ``write`` as tasks, and cancels them and
-the call at its end. A stream that ends is an event like any other, not an exception. The inbox
-is bounded: while it is full, gRPC's flow control holds the services back.
+A link turns what comes in into events for its session, and puts what goes out in order. Its two
+tasks, a reader and a writer, are made with it and end with ``cancel``. Sending never waits: a
+bounded outbox holds what is not written yet, and a service that does not read loses the link.
+A call that ends is an event like any other, not an exception.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import grpc.aio
 
@@ -17,15 +17,15 @@ from amusd.protocol.errors import AmusdError, UnavailableError
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import DraftPlan
 from amusd.rpc import codec, faults
-from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+from amusd.rpc.outbox import Outbox
+from amusd.v1 import draft_pb2, verify_pb2, verify_pb2_grpc
 from orchestrator.replica_pool import Lease
+from orchestrator.rollback_stream import DraftStub
 
-_MAX_OUTGOING = 256
+_MAX_OUTGOING = 1024
 
 Role = Literal["draft", "verify"]
 Metadata = tuple[tuple[str, str], ...]
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,12 @@ class LinkLost:
 
     role: Role
     error: AmusdError
-    link: object  # which: a session may have had others
+    link: object  # a session may have had others before
 
 
 Event = Proposal | Verdict | LinkLost
-Inbox = asyncio.Queue[Event]
+Sink = Callable[[Event], None]
+"""Takes an event of a session, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,51 @@ class SessionOpening:
     max_position: int
     vocabulary_fingerprint: str
     epoch: int = 0
+    records_times: bool = False
+
+
+class _Stream:
+    """The reader and the writer of one call."""
+
+    def __init__(
+        self,
+        call: "grpc.aio.StreamStreamCall[Any, Any]",
+        role: Role,
+        receive: Callable[[Any], None],
+        lose: Callable[[AmusdError], None],
+    ) -> None:
+        self._call = call
+        self._role = role
+        self._receive = receive
+        self._lose = lose
+        self._outbox: Outbox[Any] = Outbox(_MAX_OUTGOING)
+        self.tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
+
+    def put(self, request: Any) -> None:
+        self._outbox.put(request)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        for task in self.tasks:
+            task.cancel()
+
+    async def _read(self) -> None:
+        """Hand responses over as they come, then say why the call has ended."""
+        try:
+            async for response in self._call:
+                self._receive(response)
+            error: AmusdError = UnavailableError(f"{self._role} service: ended the session")
+        except grpc.aio.AioRpcError as call_error:
+            error = faults.error_of(call_error, f"{self._role} service")
+        self._lose(error)
+
+    async def _write(self) -> None:
+        try:
+            await self._outbox.drain(self._call.write)
+        except AmusdError:
+            self._lose(UnavailableError(f"{self._role} service: does not take its messages"))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the call has ended; its reader says why
 
 
 class VerifyLink:
@@ -58,17 +104,26 @@ class VerifyLink:
     def __init__(
         self,
         lease: "Lease[verify_pb2_grpc.VerifyServiceAsyncStub]",
-        inbox: Inbox,
+        sink: Sink,
         metadata: Metadata | None = None,
     ) -> None:
-        """Start the call with ``metadata``; verdicts go to ``inbox``."""
+        """Start the call with ``metadata``; verdicts go to ``sink``."""
         self.address = lease.address
         self._lease = lease
-        # None: requests are written one by one
-        self._call = lease.stub.Verify(None, metadata=metadata)
-        self._inbox = inbox
+        call = lease.stub.Verify(None, metadata=metadata)  # None: requests are written one by one
+        self._stream = _Stream(
+            call,
+            "verify",
+            lambda response: sink(codec.verdict_from_proto(response.verdict)),
+            lambda error: sink(LinkLost("verify", error, self)),
+        )
 
-    async def open(self, opening: SessionOpening) -> None:
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """The reader and the writer."""
+        return self._stream.tasks
+
+    def open(self, opening: SessionOpening) -> None:
         """Open the session."""
         request = verify_pb2.VerifyOpen(
             session_id=opening.session_id,
@@ -76,53 +131,62 @@ class VerifyLink:
             max_position=opening.max_position,
             epoch=opening.epoch,
             vocabulary_fingerprint=opening.vocabulary_fingerprint,
+            record_times=opening.records_times,
         )
-        await _write(self._call, verify_pb2.VerifyRequest(open=request))
+        self._stream.put(verify_pb2.VerifyRequest(open=request))
 
-    async def send(self, forward: Forward) -> None:
+    def send(self, forward: Forward) -> None:
         """Send tokens to check."""
-        await _write(self._call, codec.forward_to_proto(forward))
-
-    async def read(self) -> None:
-        """Carry verdicts to the inbox until the stream ends."""
-        error = await _pump(
-            self._call, "verify", lambda got: codec.verdict_from_proto(got.verdict), self._inbox
-        )
-        await self._inbox.put(LinkLost("verify", error, self))
+        self._stream.put(codec.forward_to_proto(forward))
 
     def cancel(self) -> None:
         """End the session on the service."""
-        self._call.cancel()
-        self._lease.give_up()
+        self._stream.cancel()
+        self._lease.release()
 
 
 class DraftLink:
-    """The Propose stream of one session, the rollbacks beside it, and its lease on a replica.
+    """The Propose stream of one session, its rollbacks, and its lease on a replica.
 
-    Advances and rollbacks travel on different streams, so one is sent only when the one before
-    it has arrived; a bounded queue holds the others.
+    Rollbacks travel on another call than advances. An advance that follows a rollback waits until
+    the rollback is answered; a rollback never waits.
     """
 
     def __init__(
         self,
-        lease: "Lease[draft_pb2_grpc.DraftServiceAsyncStub]",
+        lease: "Lease[DraftStub]",
         session_id: str,
-        inbox: Inbox,
+        sink: Sink,
         timeout_seconds: float,
         metadata: Metadata | None = None,
     ) -> None:
-        """Start the call with ``metadata``; proposals go to ``inbox``."""
+        """Start the call with ``metadata``; proposals go to ``sink``.
+
+        A rollback has to be answered within ``timeout_seconds``.
+        """
         self.address = lease.address
         self.has_answered = False
         self._lease = lease
-        # None: requests are written one by one
-        self._call = lease.stub.Propose(None, metadata=metadata)
         self._session_id = session_id
-        self._inbox = inbox
+        self._sink = sink
         self._timeout_seconds = timeout_seconds
-        self._outgoing: asyncio.Queue[Advance | Rollback] = asyncio.Queue(_MAX_OUTGOING)
+        self._held: list[Advance] = []  # behind a rollback that is not answered yet
+        self._rolling_back_to: int | None = None  # the epoch of that rollback
+        self._timer: asyncio.TimerHandle | None = None
+        self._stream = _Stream(
+            lease.stub.propose(metadata),
+            "draft",
+            self._receive,
+            self._lose,
+        )
+        lease.stub.rollbacks.attach(session_id, self)
 
-    async def open(self, opening: SessionOpening, plan: DraftPlan) -> None:
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """The reader and the writer."""
+        return self._stream.tasks
+
+    def open(self, opening: SessionOpening, plan: DraftPlan) -> None:
         """Open the session."""
         request = draft_pb2.ProposeOpen(
             session_id=opening.session_id,
@@ -132,66 +196,66 @@ class DraftLink:
             max_position=opening.max_position,
             vocabulary_fingerprint=opening.vocabulary_fingerprint,
             epoch=opening.epoch,
+            record_times=opening.records_times,
         )
-        await _write(self._call, draft_pb2.ProposeRequest(open=request))
+        self._stream.put(draft_pb2.ProposeRequest(open=request))
 
     def send(self, message: Advance | Rollback) -> None:
-        """Queue a message; ``write`` sends it at the next opportunity.
+        """Send a message."""
+        if isinstance(message, Rollback):
+            self._lease.stub.rollbacks.send(codec.rollback_to_proto(message, self._session_id))
+            self._held.clear()  # of an older epoch
+            self._rolling_back_to = message.epoch
+            self._expect_answer()
+        elif self._rolling_back_to is not None:
+            self._held.append(message)
+            if len(self._held) > _MAX_OUTGOING:
+                self._lose(UnavailableError("draft service: does not answer its rollbacks"))
+        else:
+            self._stream.put(codec.advance_to_proto(message))
 
-        Raises:
-            UnavailableError: too many messages wait; the draft does not keep up.
-        """
-        try:
-            self._outgoing.put_nowait(message)
-        except asyncio.QueueFull:
-            raise UnavailableError("draft service: does not take its messages") from None
+    def answered(self, response: draft_pb2.RollbackResponse) -> None:
+        """Take the answer to a rollback of this session."""
+        if response.HasField("error"):
+            error = response.error
+            self._lose(faults.error_of_code(error.code, f"draft service: {error.message}"))
+        elif response.epoch == self._rolling_back_to:
+            self._rolling_back_to = None
+            self._stop_timer()
+            for advance in self._held:
+                self._stream.put(codec.advance_to_proto(advance))
+            self._held.clear()
 
-    async def write(self) -> None:
-        """Send what is queued, in order, until the service refuses."""
-        try:
-            while True:
-                message = await self._outgoing.get()
-                if isinstance(message, Advance):
-                    await _write(self._call, codec.advance_to_proto(message))
-                else:
-                    await self._lease.stub.Rollback(
-                        codec.rollback_to_proto(message, self._session_id),
-                        timeout=self._timeout_seconds,
-                    )
-        except grpc.aio.AioRpcError as error:
-            await self._inbox.put(LinkLost("draft", faults.error_of(error, "draft service"), self))
-
-    async def read(self) -> None:
-        """Carry proposals to the inbox until the stream ends."""
-        error = await _pump(self._call, "draft", self._decode, self._inbox)
-        await self._inbox.put(LinkLost("draft", error, self))
+    def rollbacks_lost(self, error: AmusdError) -> None:
+        """Lose the draft if a rollback is not answered: the replica's rollback stream has ended."""
+        if self._rolling_back_to is not None:
+            self._lose(error)
 
     def cancel(self) -> None:
         """End the session on the service."""
-        self._call.cancel()
-        self._lease.give_up()
+        self._stop_timer()
+        self._lease.stub.rollbacks.detach(self._session_id, self)
+        self._stream.cancel()
+        self._lease.release()
 
-    def _decode(self, response: draft_pb2.ProposeResponse) -> Proposal:
+    def _receive(self, response: draft_pb2.ProposeResponse) -> None:
         self.has_answered = True
-        return codec.proposal_from_proto(response.proposal)
+        self._sink(codec.proposal_from_proto(response.proposal))
 
+    def _lose(self, error: AmusdError) -> None:
+        self._sink(LinkLost("draft", error, self))
 
-async def _write(call: "grpc.aio.StreamStreamCall[Request, Response]", request: Request) -> None:
-    """Write; if the stream has ended, its reader says why, and nothing is said here."""
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await call.write(request)
+    def _expect_answer(self) -> None:
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(
+            self._timeout_seconds,
+            self._lose,
+            UnavailableError(
+                f"draft service: no answer to a rollback within {self._timeout_seconds:g} s"
+            ),
+        )
 
-
-async def _pump(
-    call: "grpc.aio.StreamStreamCall[Request, Response]",
-    role: Role,
-    decode: Callable[[Response], Proposal | Verdict],
-    inbox: Inbox,
-) -> AmusdError:
-    """Carry responses to the inbox; return why the stream has ended."""
-    try:
-        async for response in call:
-            await inbox.put(decode(response))
-    except grpc.aio.AioRpcError as call_error:
-        return faults.error_of(call_error, f"{role} service")
-    return UnavailableError(f"{role} service: ended the session")
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

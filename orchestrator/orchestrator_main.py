@@ -24,7 +24,7 @@ async def run_orchestrator(
             verify model, or all verify replicas have become another model's.
     """
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-    shell = ServiceShell(settings.listen, service)
+    shell = ServiceShell(settings.listen, service, "Generate")
     servicer = OrchestratorServicer(settings, observer)
     orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, shell.server)
     with shell.signals_handled(end_with_stdin):

@@ -1,5 +1,6 @@
 """The gRPC face of the orchestrator: checks requests, runs sessions, writes chunks."""
 
+import asyncio
 import contextlib
 import dataclasses
 import uuid
@@ -18,8 +19,9 @@ from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
+from orchestrator.client_outbox import ClientOutbox
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Session, SessionPlan
+from orchestrator.session import Outcome, Session, SessionPlan
 from orchestrator.text import Message, NoText, TextCodec
 
 
@@ -48,14 +50,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             plan = self._plan(request, backends)
             decoder = self._text.decoder()
 
-            async def emit(tokens: tuple[int, ...]) -> None:
-                chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=decoder.feed(tokens))
+            async def write(tokens: tuple[int, ...], text: str) -> None:
+                chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=text)
                 await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
                 watch.wrote(len(tokens))
 
+            outbox = ClientOutbox(decoder, write, self._settings.client_write_timeout_seconds)
             with self._admitted():
                 watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
-                outcome = await Session(backends, plan, emit, watch).run()
+                outcome = await _generate(Session(backends, plan, outbox.put, watch), outbox)
             completion = orchestrator_pb2.Completion(
                 finish_reason=codec.finish_reason_to_proto(outcome.reason),
                 text=decoder.finish(),
@@ -188,3 +191,24 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not 1 <= request.lookahead <= most:
             raise InvalidInputError(f"lookahead is {request.lookahead}: ask for 1 to {most}")
         return int(request.lookahead)
+
+
+async def _generate(session: Session, outbox: ClientOutbox) -> Outcome:
+    """Run a session and write its output to the client.
+
+    Raises:
+        AmusdError: the session failed, after all its tokens were written; or the client did not
+            read, and the session was ended at once.
+    """
+    generation = asyncio.create_task(session.run())
+    writer = asyncio.create_task(outbox.drain())
+    try:
+        await asyncio.wait((generation, writer), return_when=asyncio.FIRST_COMPLETED)
+        if not writer.done():
+            outbox.close()
+        await writer
+        return await generation
+    finally:
+        for task in (generation, writer):
+            task.cancel()
+        await asyncio.gather(generation, writer, return_exceptions=True)

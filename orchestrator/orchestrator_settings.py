@@ -2,53 +2,80 @@
 
 from dataclasses import dataclass
 
+from amusd.observe.observer import ObservationSettings
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
+from amusd.settings import check_bounds, part, setting
 from orchestrator.addresses import parse_entries
 
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorSettings:
-    """Which services an orchestrator drives, and within what limits.
+    """The services that an orchestrator uses, its limits, and what a request gets by default.
 
     ``verify`` and ``draft`` are lists of ``host:port`` and ``file:///path``, separated by commas.
-    ``draft`` empty: there is no draft, and everything is decoded by the verify model alone.
-    ``tokenizer`` empty: the one that the verify service names. Contexts in tokens.
+    An empty ``draft`` makes ``default_strategy`` autoregressive.
     """
 
-    verify: str = "127.0.0.1:50052"
-    draft: str = "127.0.0.1:50051"
-    tokenizer: str = ""
-    listen: Listen = Listen(port=50050)
-    max_sessions: int = 64
-    default_max_tokens: int = 256
-    default_strategy: Strategy = Strategy.AMUSD
-    speculative_lookahead: int = 5
-    amusd_lookahead: int = 16
-    startup_timeout_seconds: float = 300.0
-    resolve_interval_seconds: float = 5.0
-    verify_timeout_seconds: float = 120.0
-    draft_timeout_seconds: float = 10.0
+    verify: str = setting(
+        "127.0.0.1:50052",
+        "Verify services: host:port,... or file:///path with one host:port a line. A host name "
+        "stands for all of its addresses.",
+        unit="addresses",
+    )
+    draft: str = setting(
+        "127.0.0.1:50051", "Draft services, in the same form; empty: none.", unit="addresses"
+    )
+    tokenizer: str = setting(
+        "",
+        "Hub id or folder of the tokenizer; empty: the one that the verify service names.",
+    )
+    listen: Listen = part(Listen(port=50050))
+    max_sessions: int = setting(64, "Maximum number of open sessions.", unit="sessions", at_least=1)
+    default_max_tokens: int = setting(
+        256, "Maximum output of a request that sets no maximum.", unit="tokens", at_least=1
+    )
+    default_strategy: Strategy = setting(
+        Strategy.AMUSD,
+        "Strategy of a request that names none; without draft services always autoregressive.",
+    )
+    speculative_lookahead: int = setting(
+        5,
+        "Speculation length of a request with the strategy speculative that sets none.",
+        unit="tokens",
+        at_least=1,
+    )
+    amusd_lookahead: int = setting(
+        16,
+        "Maximum speculation length of a request with the strategy amusd that sets none.",
+        unit="tokens",
+        at_least=1,
+    )
+    startup_timeout_seconds: float = setting(
+        300.0, "Time to wait for the other services at startup.", above=0
+    )
+    resolve_interval_seconds: float = setting(
+        5.0, "Time between two lookups of host names and address files.", above=0
+    )
+    verify_timeout_seconds: float = setting(120.0, "Time to wait for a verdict.", above=0)
+    draft_timeout_seconds: float = setting(
+        10.0, "Time to wait for the draft service, rollbacks included.", above=0
+    )
+    client_write_timeout_seconds: float = setting(
+        30.0, "Time for a client to read a chunk before its request fails.", above=0
+    )
+    observation: ObservationSettings = part(ObservationSettings())
 
     def __post_init__(self) -> None:
-        """Refuse values under which nothing could run."""
-        for name in (
-            "max_sessions",
-            "default_max_tokens",
-            "speculative_lookahead",
-            "amusd_lookahead",
-        ):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}: use 1 or more")
-        for name in ("startup_timeout", "resolve_interval", "verify_timeout", "draft_timeout"):
-            seconds = getattr(self, f"{name}_seconds")
-            if seconds <= 0:
-                raise InvalidInputError(f"{name} is {seconds} s: use more than 0")
+        """Refuse values out of range, and a default strategy that cannot run."""
+        check_bounds(self)
         if not parse_entries(self.verify):
             raise InvalidInputError("there is no verify service: give its host:port with --verify")
+        if not self.draft:
+            object.__setattr__(self, "default_strategy", Strategy.AUTOREGRESSIVE)
         if not parse_entries(self.draft) and self.default_strategy is not Strategy.AUTOREGRESSIVE:
             raise InvalidInputError(
-                f"strategy {self.default_strategy.value} needs a draft: give its host:port with "
-                "--draft, or make autoregressive the default"
+                f"strategy {self.default_strategy.value} needs a draft service: give its host:port "
+                "with --draft, or make autoregressive the default"
             )

@@ -1,8 +1,8 @@
-"""One replica of a pool: its channel, its health and its load, watched until it leaves.
+"""One replica of a pool: its channel, health, model and load.
 
-A replica is made by its pool, which runs ``run`` as a task and ends it. That watches the health
-of the full service name, asks for model and sessions whenever the service begins to serve, and
-for the number of sessions now and then. Nothing here decides who is used.
+The pool creates a replica, runs ``Replica.run`` as a task, and cancels it. The task watches the
+health of the service's full name. It fetches the replica's model and load whenever the service
+becomes healthy, and its load once a second. The pool decides which replica is used.
 """
 
 import asyncio
@@ -20,13 +20,14 @@ from amusd.fleet.load_balancing import ReplicaLoad, ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
-from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2, verify_pb2, verify_pb2_grpc
+from amusd.v1 import draft_pb2, model_pb2, verify_pb2, verify_pb2_grpc
+from orchestrator.rollback_stream import DraftStub
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
-_ANSWER_SECONDS = 10.0
+_INFO_TIMEOUT_SECONDS = 10.0
 
 NOT_LISTED = "it is no longer listed"
 
@@ -35,78 +36,80 @@ Validate = Callable[[ModelDescription], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a replica says about itself; ``num_sessions`` are open or wait."""
+class ReplicaInfo:
+    """A replica's reply to an info call; ``num_sessions`` counts open and waiting sessions."""
 
     model: ModelDescription
     limits: ServiceLimits
     num_sessions: int
 
     @classmethod
-    def of(cls, model: model_pb2.ModelInfo, limits: model_pb2.ServiceLimits, num: int) -> "Answer":
-        """Read the parts of a message."""
-        return cls(codec.model_from_proto(model), codec.limits_from_proto(limits), num)
+    def from_proto(
+        cls, model: model_pb2.ModelInfo, limits: model_pb2.ServiceLimits, num_sessions: int
+    ) -> "ReplicaInfo":
+        """Return the info from the parts of a reply."""
+        return cls(codec.model_from_proto(model), codec.limits_from_proto(limits), num_sessions)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[Stub]):
-    """What the replicas of a pool are: how to call them, and their service's full name."""
+class ServiceKind(Generic[Stub]):
+    """The service of a pool's replicas: its role, its full gRPC name, and how to call it."""
 
     role: str
     service: str
     make_stub: Callable[[grpc.aio.Channel], Stub]
-    ask: Callable[[Stub], Awaitable[Answer]]
+    fetch_info: Callable[[Stub], Awaitable[ReplicaInfo]]
 
 
 def _verify_stub(channel: grpc.aio.Channel) -> "verify_pb2_grpc.VerifyServiceAsyncStub":
     return verify_pb2_grpc.VerifyServiceStub(channel)
 
 
-def _draft_stub(channel: grpc.aio.Channel) -> "draft_pb2_grpc.DraftServiceAsyncStub":
-    return draft_pb2_grpc.DraftServiceStub(channel)
-
-
-async def _ask_verify(stub: "verify_pb2_grpc.VerifyServiceAsyncStub") -> Answer:
+async def _fetch_verify_info(stub: "verify_pb2_grpc.VerifyServiceAsyncStub") -> ReplicaInfo:
     request = verify_pb2.GetVerifyInfoRequest()
-    got = await stub.GetVerifyInfo(request, timeout=_ANSWER_SECONDS)
-    return Answer.of(got.model, got.limits, got.num_sessions + got.num_waiting)
+    info = await stub.GetVerifyInfo(request, timeout=_INFO_TIMEOUT_SECONDS)
+    return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
-async def _ask_draft(stub: "draft_pb2_grpc.DraftServiceAsyncStub") -> Answer:
-    request = draft_pb2.GetDraftInfoRequest()
-    got = await stub.GetDraftInfo(request, timeout=_ANSWER_SECONDS)
-    return Answer.of(got.model, got.limits, got.num_sessions + got.num_waiting)
+async def _fetch_draft_info(stub: DraftStub) -> ReplicaInfo:
+    info = await stub.info(_INFO_TIMEOUT_SECONDS)
+    return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
-VERIFY: "Kind[verify_pb2_grpc.VerifyServiceAsyncStub]" = Kind(
+VERIFY: "ServiceKind[verify_pb2_grpc.VerifyServiceAsyncStub]" = ServiceKind(
     "verify",
     verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name,
     _verify_stub,
-    _ask_verify,
+    _fetch_verify_info,
 )
-DRAFT: "Kind[draft_pb2_grpc.DraftServiceAsyncStub]" = Kind(
+DRAFT: ServiceKind[DraftStub] = ServiceKind(
     "draft",
     draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
-    _draft_stub,
-    _ask_draft,
+    DraftStub,
+    _fetch_draft_info,
 )
 
 
 class Replica(Generic[Stub]):
-    """One service process. ``reason`` says in words why it is not used; empty if it is."""
+    """One service process. ``reason`` says why it is not used, and is empty if it is used."""
 
     def __init__(
-        self, kind: Kind[Stub], address: str, validate: Validate, on_change: Callable[[], None]
+        self,
+        kind: ServiceKind[Stub],
+        address: str,
+        validate: Validate,
+        on_change: Callable[[], None],
     ) -> None:
-        """Prepare a channel to ``address``.
+        """Create a channel to ``address``, ``host:port``.
 
-        ``validate`` says why a model may not be used, if so; ``on_change`` hears of each new state.
+        ``validate`` returns the reason to refuse a model, or None to accept it. ``on_change`` is
+        called after each change of ``state``.
         """
         self.address = address
         self.load = ReplicaLoad()
         self.is_listed = True
         self.reason = "it does not answer"
-        self.answer: Answer | None = None
+        self.info: ReplicaInfo | None = None
         self._kind = kind
         self._validate = validate
         self._on_change = on_change
@@ -117,7 +120,7 @@ class Replica(Generic[Stub]):
 
     @property
     def state(self) -> ReplicaState:
-        """What the replica is good for now."""
+        """The current state."""
         if self._is_refused:
             return ReplicaState.REFUSED
         if self._is_serving and self.is_listed:
@@ -128,14 +131,15 @@ class Replica(Generic[Stub]):
 
     @property
     def status(self) -> ReplicaStatus:
-        """The replica for people."""
-        load, reason = self.load, self.reason or ("" if self.is_listed else NOT_LISTED)
+        """The replica as ``GetServerInfo`` shows it."""
+        load = self.load
+        reason = self.reason or ("" if self.is_listed else NOT_LISTED)
         return ReplicaStatus(
             self.address, self.state, load.num_sessions, load.num_own, load.num_opened, reason
         )
 
     async def run(self) -> None:
-        """Watch and poll until cancelled, then close the channel."""
+        """Watch health and poll load until cancelled, then close the channel."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_watching())
@@ -150,40 +154,40 @@ class Replica(Generic[Stub]):
             except grpc.aio.AioRpcError as error:
                 self._stop_using(_reason(error))
                 self.load.lost()
-            # The watch broke off: do not spin.
+            # The watch has ended. Wait, so that a replica that refuses it is not called in a loop.
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
 
     async def _watch(self) -> None:
-        """Follow the replica's health until the watch breaks off, or the replica ends."""
+        """Follow the replica's health until the watch ends or the replica shuts down."""
         request = health_pb2.HealthCheckRequest(service=self._kind.service)
         watch = health_pb2_grpc.HealthStub(self._channel).Watch(request, wait_for_ready=True)
         try:
-            async for answer in watch:
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            async for reply in watch:
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     await self._handshake()
                     continue
-                was_known = self.answer is not None
-                is_known = answer.status != health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+                was_known = self.info is not None
+                is_known = reply.status != health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
                 self._stop_using(
                     "it answers but is not ready"
                     if is_known
                     else f"it does not know {self._kind.service}; is this its port?"
                 )
                 if was_known:
-                    return  # a server that ends need not wait for our watch to end, too
+                    return  # so that a server that shuts down need not wait for this watch
         finally:
             watch.cancel()
 
     async def _handshake(self) -> None:
-        """Use the replica, if it serves what its pool serves."""
+        """Fetch the replica's model, and use the replica if its pool accepts the model."""
         await self._poll()
-        assert self.answer is not None
-        mismatch = self._validate(self.answer.model)
+        assert self.info is not None
+        mismatch = self._validate(self.info.model)
         self._is_refused = mismatch is not None
         self._is_serving = not self._is_refused
         self.reason = mismatch or ""
         if mismatch is None:
-            model = self.answer.model.summary()
+            model = self.info.model.summary()
             log.info("using %s replica %s: %s", self._kind.role, self.address, model)
         else:
             log.error("refusing %s replica %s: %s", self._kind.role, self.address, mismatch)
@@ -196,13 +200,13 @@ class Replica(Generic[Stub]):
                 try:
                     await self._poll()
                 except grpc.aio.AioRpcError as error:
-                    # Its health decides whether it is used; the last known load counts till then.
-                    log.debug("%s does not tell its load: %s", self.address, _reason(error))
+                    # Health alone decides whether it is used. Its last known load still counts.
+                    log.debug("%s does not report its load: %s", self.address, _reason(error))
 
     async def _poll(self) -> None:
         num_own = self.load.num_own
-        self.answer = await self._kind.ask(self.stub)
-        self.load.reported(self.answer.num_sessions, num_own)
+        self.info = await self._kind.fetch_info(self.stub)
+        self.load.reported(self.info.num_sessions, num_own)
 
     def _stop_using(self, reason: str) -> None:
         if self._is_serving:

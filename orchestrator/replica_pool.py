@@ -1,8 +1,8 @@
-"""A pool: the replicas behind the entries of one role, kept up to date while it runs.
+"""A pool: the replicas behind the configured entries of one role, kept up to date while it runs.
 
-``run`` looks the entries up again and again, and owns one task for each replica; it is cancelled
-by whoever started it. A replica that is no longer listed gets no new sessions, and is forgotten
-once ours there are over. Entries that cannot be looked up leave the pool as it was.
+``Pool.run`` resolves the entries periodically and owns one task for each replica. The caller that
+starts ``run`` cancels it. A replica that is no longer listed gets no new sessions, and is removed
+when our last session there ends. If an entry cannot be resolved, its replicas stay in the pool.
 """
 
 import asyncio
@@ -14,35 +14,35 @@ from typing import Generic
 
 from amusd.fleet.load_balancing import Candidate, ReplicaState, least_loaded
 from amusd.protocol.errors import UnavailableError
-from orchestrator.addresses import Entry, Lookup, resolve
-from orchestrator.replica import Kind, Replica, Stub, Validate
+from orchestrator.addresses import Entry, Resolver, resolve
+from orchestrator.replica import Replica, ServiceKind, Stub, Validate
 
 log = logging.getLogger(__name__)
 
-_MOST_REASONS = 3
+_MAX_REASONS = 3
 
 
 @dataclass(slots=True)
 class Lease(Generic[Stub]):
-    """A session's place on a replica; it counts there until it is given up."""
+    """One session on a replica; it counts as load there until ``release``."""
 
     replica: Replica[Stub]
-    is_taken: bool = True
+    is_held: bool = True
 
     @property
     def stub(self) -> Stub:
-        """What to call."""
+        """The stub of the replica's service."""
         return self.replica.stub
 
     @property
     def address(self) -> str:
-        """Where the replica is."""
+        """The replica's address, ``host:port``."""
         return self.replica.address
 
-    def give_up(self) -> None:
-        """Count the session out, once."""
-        if self.is_taken:
-            self.is_taken = False
+    def release(self) -> None:
+        """Stop counting the session; later calls do nothing."""
+        if self.is_held:
+            self.is_held = False
             self.replica.load.closed()
 
 
@@ -51,38 +51,41 @@ class Pool(Generic[Stub]):
 
     def __init__(
         self,
-        kind: Kind[Stub],
+        kind: ServiceKind[Stub],
         entries: Sequence[Entry],
         validate: Validate,
-        lookup: Lookup,
+        resolver: Resolver,
         interval_seconds: float,
     ) -> None:
-        """Look ``entries`` up every ``interval_seconds``; ``validate`` refuses models."""
+        """Resolve ``entries`` every ``interval_seconds``.
+
+        ``validate`` returns the reason to refuse a replica's model, or None to accept it.
+        """
         self.entries = tuple(entries)
         self._kind = kind
         self._validate = validate
-        self._lookup = lookup
+        self._resolver = resolver
         self._interval_seconds = interval_seconds
         self._replicas: dict[str, Replica[Stub]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._problems: dict[Entry, str] = {}
-        self._known: dict[Entry, frozenset[str]] = {}
+        self._failures: dict[Entry, str] = {}
+        self._resolved: dict[Entry, frozenset[str]] = {}
         self._changed = asyncio.Event()
-        self._chance = random.Random()
+        self._rng = random.Random()
 
     @property
     def replicas(self) -> list[Replica[Stub]]:
-        """All replicas, in the order of their addresses."""
+        """All replicas, sorted by address."""
         return sorted(self._replicas.values(), key=lambda replica: replica.address)
 
     @property
     def usable(self) -> list[Replica[Stub]]:
-        """Those that take sessions."""
+        """The replicas that take new sessions, sorted by address."""
         return [one for one in self.replicas if one.state is ReplicaState.HEALTHY]
 
     @property
-    def is_refused_as_a_whole(self) -> bool:
-        """Whether each replica serves something else than the pool should."""
+    def is_all_refused(self) -> bool:
+        """Whether there are replicas, and all of them serve another model than the pool."""
         states = {replica.state for replica in self.replicas}
         return states == {ReplicaState.REFUSED}
 
@@ -90,60 +93,60 @@ class Pool(Generic[Stub]):
         """Keep the pool up to date until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.gather(*(self._look_up(entry) for entry in self.entries))
+                await asyncio.gather(*(self._resolve(entry) for entry in self.entries))
                 self._update(group)
                 await asyncio.sleep(self._interval_seconds)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; it is asked again at each change of the pool."""
+        """Wait until ``condition`` holds; it is checked after each change of the pool."""
         while not condition():
             await self._changed.wait()
 
     def take(self, avoid: Collection[str] = ()) -> Lease[Stub]:
-        """Return a place on the least loaded replica whose address is not in ``avoid``.
+        """Return a lease on the least loaded usable replica whose address is not in ``avoid``.
 
         Raises:
-            UnavailableError: no replica can be used; says why, and what to do.
+            UnavailableError: no replica can be used; the message is that of ``problem``.
         """
         candidates = [Candidate(replica.address, replica.load) for replica in self.usable]
-        chosen = least_loaded(candidates, avoid, self._chance)
+        chosen = least_loaded(candidates, avoid, self._rng)
         if chosen is None:
             raise UnavailableError(self.problem(avoid))
         chosen.load.opened()
         return Lease(self._replicas[chosen.address])
 
     def problem(self, avoid: Collection[str] = ()) -> str:
-        """Say in one line why no replica can be used, and what to do."""
-        reasons = list(self._problems.values())
+        """Return one line that says why no replica can be used, and what to do."""
+        reasons = list(self._failures.values())
         for replica in self.replicas:
             reason = replica.status.reason
             if not reason and replica.address in avoid:
                 reason = "it has just refused the session"
             reasons.append(f"{replica.address}: {reason}")
         if not reasons:
-            reasons = [f"{', '.join(map(str, self.entries))} not looked up yet"]
-        more = f" and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+            reasons = [f"{', '.join(map(str, self.entries))} not resolved yet"]
+        more = f" and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
         return (
-            f"{self._kind.role} service cannot be used ({'; '.join(reasons[:_MOST_REASONS])}"
-            f"{more}): start one, or give its address by --{self._kind.role}, and try again"
+            f"{self._kind.role} service cannot be used ({'; '.join(reasons[:_MAX_REASONS])}"
+            f"{more}): start one, or give its address with --{self._kind.role}, and try again"
         )
 
-    async def _look_up(self, entry: Entry) -> None:
-        """Find out what an entry stands for now; a problem is logged once."""
+    async def _resolve(self, entry: Entry) -> None:
+        """Resolve one entry; a failure is logged when it begins and when it ends."""
         try:
-            found = await resolve(entry, self._lookup)
+            found = await resolve(entry, self._resolver)
         except UnavailableError as error:
-            if entry not in self._problems:
+            if entry not in self._failures:
                 log.warning("%s pool: %s", self._kind.role, error)
-            self._problems[entry] = str(error)
+            self._failures[entry] = str(error)
         else:
-            if self._problems.pop(entry, None):
-                log.info("%s pool: %s can be looked up now", self._kind.role, entry)
-            self._known[entry] = frozenset(str(endpoint) for endpoint in found)
+            if self._failures.pop(entry, None):
+                log.info("%s pool: %s can be resolved again", self._kind.role, entry)
+            self._resolved[entry] = frozenset(str(endpoint) for endpoint in found)
 
     def _update(self, group: asyncio.TaskGroup) -> None:
-        """Let replicas come and go as they are listed."""
-        listed = frozenset[str]().union(*self._known.values())
+        """Add and remove replicas as the entries resolve now."""
+        listed = frozenset[str]().union(*self._resolved.values())
         for address in sorted(listed - self._replicas.keys()):
             replica = Replica(self._kind, address, self._validate, self._notify)
             self._replicas[address] = replica
@@ -151,14 +154,14 @@ class Pool(Generic[Stub]):
         for address, replica in list(self._replicas.items()):
             if replica.is_listed != (address in listed):
                 replica.is_listed = address in listed
-                sign = "back in" if replica.is_listed else "no longer in"
-                log.info("%s replica %s is %s the pool", self._kind.role, address, sign)
+                change = "back in" if replica.is_listed else "no longer in"
+                log.info("%s replica %s is %s the pool", self._kind.role, address, change)
             if not replica.is_listed and replica.load.num_own == 0:
                 self._tasks.pop(address).cancel()
                 del self._replicas[address]
         self._notify()
 
     def _notify(self) -> None:
-        """Wake who waits for a change."""
+        """Wake every ``until`` that waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,42 +1,42 @@
 """One generation: receive, decide, dispatch. The controller decides; this carries it out.
 
-The session owns two streams and their tasks, and ends them all, however it ends itself. A replica
-that refuses the session before it has answered is replaced by another one of its pool, opened from
-the ledger, which is all there is to know about a session.
+Events of both links are taken one by one on the event loop, and a decision is carried out in the
+order that latency asks for: rollback and forward leave first, then tokens go to the client's
+outbox. Nothing here waits: links and outbox are bounded queues with writers of their own.
+
+The session owns its links and its timer, and ends them all. A replica that refuses the session
+before it has answered is replaced by another one of its pool, opened from the ledger, which holds
+all there is to know about a session.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
 from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
-from amusd.protocol.errors import AmusdError, PreconditionError, StatusLostError, UnavailableError
+from amusd.protocol.errors import (
+    AmusdError,
+    PreconditionError,
+    StatusLostError,
+    UnavailableError,
+)
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
-from amusd.protocol.strategy import DraftPlan, Strategy, draft_plan
+from amusd.protocol.strategy import Strategy, draft_plan
 from orchestrator.backends import Backends
-from orchestrator.links import (
-    DraftLink,
-    Event,
-    Inbox,
-    LinkLost,
-    Role,
-    SessionOpening,
-    VerifyLink,
-)
+from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
 
-_MAX_INBOX = 1024
 _MAX_REFUSALS = 4  # of replicas of one role, before a session gives that role up
 
-Emit = Callable[[tuple[int, ...]], Awaitable[None]]
+Emit = Callable[[tuple[int, ...]], None]
+"""Takes final tokens of the output, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Session:
     ) -> None:
         """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
 
-        ``watch`` is told of what happens.
+        ``watch`` records what happens.
         """
         self._watch = watch
         self._backends = backends
@@ -88,8 +88,10 @@ class Session:
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline = TimelineRecorder(time.time_ns()) if plan.records_timeline else None
-        self._inbox: Inbox = asyncio.Queue(_MAX_INBOX)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[FinishReason] = self._loop.create_future()
+        self._timer = _Timer(self._loop, self._on_timeout)
+        self._links: list[VerifyLink | DraftLink] = []  # all that were opened
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
         self._refused: dict[Role, set[str]] = {"verify": set(), "draft": set()}
@@ -102,8 +104,8 @@ class Session:
             AmusdError: the verify service is lost or refuses. The draft's loss only slows down.
         """
         try:
-            await self._open()
-            reason = await self._decode()
+            self._open()
+            reason = await self._ended
         finally:
             await self._close()
             statistics = self._summary()
@@ -111,48 +113,73 @@ class Session:
         timeline = self._timeline.timeline() if self._timeline is not None else None
         return Outcome(reason, statistics, timeline)
 
-    def _summary(self) -> Statistics:
-        self._ledger.close()
-        num_output = self._controller.num_output
-        return self._recorder.summary(self._ledger, num_output, time.monotonic())
-
-    async def _decode(self) -> FinishReason:
-        """Receive, decide, dispatch until the output is over; this is the hot loop."""
-        while True:
-            event = await self._next_event()
-            match event:
-                case Verdict():
-                    decision = self._on_verdict(event)
-                case Proposal():
-                    decision = self._on_proposal(event)
-                case LinkLost(role="draft"):
-                    decision = await self._on_draft_lost(event)
-                case LinkLost():
-                    decision = await self._on_verify_lost(event)
-                case None:  # no proposal has come in time
-                    decision = self._controller.on_draft_wait_over()
+    def _take(self, event: Event) -> None:
+        """Take an event of a link: the hot path of a generation."""
+        if self._ended.done():
+            return
+        try:
+            decision = self._decide(event)
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
-            await self._carry_out(decision)
-            if self._controller.finish_reason is not None:
-                return self._controller.finish_reason
+            self._carry_out(decision)
+        except Exception as error:  # of whatever kind: it ends this session, and no other
+            self._ended.set_exception(error)
+            return
+        self._after_event()
 
-    async def _next_event(self) -> Event | None:
-        """Return the next event; None if the verify model has waited long enough for a draft."""
-        if not self._inbox.empty():
-            return self._inbox.get_nowait()
-        pass_due = self._controller.pass_due
-        draft_wait = self._controller.draft_wait_seconds()
-        timeout = self._plan.verify_timeout_seconds if pass_due else draft_wait
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._inbox.get()
-        except TimeoutError:
-            if pass_due:
-                raise UnavailableError(
-                    f"verify service: no verdict within {timeout:.0f} s; is it overloaded?"
-                ) from None
-            return None
+    def _decide(self, event: Event) -> Decision:
+        match event:
+            case Verdict():
+                return self._on_verdict(event)
+            case Proposal():
+                return self._on_proposal(event)
+            case LinkLost(role="draft"):
+                return self._on_draft_lost(event)
+            case LinkLost():
+                return self._on_verify_lost(event)
+
+    def _carry_out(self, decision: Decision) -> None:
+        if self._draft is not None:
+            for message in (decision.rollback, decision.advance):
+                if message is not None:
+                    self._draft.send(message)
+        if decision.forward is not None and self._verify is not None:
+            self._verify.send(decision.forward)
+        if decision.rollback is not None:
+            self._watch.rolled_back(decision.rollback)
+        if decision.committed:
+            self._recorder.tokens(time.monotonic())
+            self._emit(decision.committed)
+
+    def _after_event(self) -> None:
+        """End the session if its output is over, else bound the wait for the next event."""
+        if self._ended.done():
+            return
+        reason = self._controller.finish_reason
+        if reason is not None:
+            self._ended.set_result(reason)
+        elif self._controller.pass_due:
+            self._timer.expect_within(self._plan.verify_timeout_seconds)
+        else:
+            self._timer.expect_within(self._controller.draft_wait_seconds())
+
+    def _on_timeout(self) -> None:
+        """Fail if a verdict is late; if a proposal is, let the verify model go on alone."""
+        if self._ended.done():
+            return
+        if self._controller.pass_due:
+            seconds = self._plan.verify_timeout_seconds
+            self._ended.set_exception(
+                UnavailableError(
+                    f"verify service: no verdict within {seconds:.0f} s; is it overloaded?"
+                )
+            )
+            return
+        decision = self._controller.on_draft_wait_over()
+        if self._timeline is not None:
+            self._timeline.decided(None, decision, time.time_ns())
+        self._carry_out(decision)
+        self._after_event()
 
     def _on_verdict(self, verdict: Verdict) -> Decision:
         try:
@@ -172,7 +199,7 @@ class Session:
             # A draft that breaks the rules is as good as none; the output stays the same.
             return self._lose_draft(error)
 
-    async def _on_verify_lost(self, event: LinkLost) -> Decision:
+    def _on_verify_lost(self, event: LinkLost) -> Decision:
         """Open the session elsewhere if no token has come yet.
 
         Raises:
@@ -184,21 +211,21 @@ class Session:
         if has_token or not self._may_move("verify", self._verify.address, event.error):
             raise event.error
         self._verify.cancel()
-        await self._open_verify()
+        self._open_verify()
         return self._controller.on_verify_moved()
 
-    async def _on_draft_lost(self, event: LinkLost) -> Decision:
-        """Open the session elsewhere if this draft has not said anything yet; else do without."""
-        draft, drafting = self._draft, self._drafting
-        if draft is None or drafting is None or event.link is not draft:
+    def _on_draft_lost(self, event: LinkLost) -> Decision:
+        """Open the session elsewhere if this draft has not answered yet; else do without."""
+        draft = self._draft
+        if draft is None or event.link is not draft:
             return NOTHING
         if draft.has_answered or not self._may_move("draft", draft.address, event.error):
             return self._lose_draft(event.error)
         draft.cancel()
-        return await self._open_draft(drafting)
+        return self._open_draft()
 
     def _may_move(self, role: Role, address: str, error: AmusdError) -> bool:
-        """Take note of a replica that has refused; return whether to ask another one."""
+        """Record a replica that has refused; return whether to ask another one."""
         self._num_refusals[role] += 1
         if not isinstance(error, StatusLostError):  # else the same one is asked for its reason
             self._refused[role].add(address)
@@ -216,30 +243,16 @@ class Session:
         self._watch.fell_back(error)
         return self._controller.on_draft_lost()
 
-    async def _carry_out(self, decision: Decision) -> None:
-        try:
-            for message in (decision.rollback, decision.advance):
-                if message is not None and self._draft is not None:
-                    self._draft.send(message)
-            if decision.rollback is not None:
-                self._watch.rolled_back(decision.rollback)
-        except UnavailableError as error:
-            await self._carry_out(self._lose_draft(error))
-        if decision.forward is not None and self._verify is not None:
-            await self._verify.send(decision.forward)
-        if decision.committed:
-            self._recorder.tokens(time.monotonic())
-            await self._emit(decision.committed)
-
-    async def _open(self) -> None:
+    def _open(self) -> None:
         if self._drafting is not None:
             if not self._backends.has_draft:
                 raise PreconditionError(
                     f"strategy {self._plan.strategy.value} needs a draft, and this server has "
                     "none: ask for autoregressive"
                 )
-            await self._carry_out(await self._open_draft(self._drafting))
-        await self._open_verify()
+            self._carry_out(self._open_draft())
+        self._open_verify()
+        self._after_event()
 
     def _opening(self) -> SessionOpening:
         """Return what a replica has to know to go on from where the ledger is."""
@@ -250,41 +263,74 @@ class Session:
             ledger.num_prompt_tokens + plan.finish.max_tokens,
             self._backends.vocabulary_fingerprint,
             ledger.epoch,
+            plan.records_timeline,
         )
 
-    async def _open_verify(self) -> None:
+    def _open_verify(self) -> None:
         lease = self._backends.verify.take(self._refused["verify"])
-        self._verify = VerifyLink(lease, self._inbox, self._watch.metadata)
-        self._start(self._verify.read())
-        await self._verify.open(self._opening())
+        self._verify = VerifyLink(lease, self._take, self._watch.metadata)
+        self._links.append(self._verify)
+        self._verify.open(self._opening())
 
-    async def _open_draft(self, drafting: DraftPlan) -> Decision:
+    def _open_draft(self) -> Decision:
         """Open a draft session; without a replica for it, return how to go on."""
+        assert self._drafting is not None  # a strategy without a draft never comes here
         try:
             lease = self._backends.draft.take(self._refused["draft"])
         except UnavailableError as error:
             return self._do_without_draft(error)
-        draft = DraftLink(
+        self._draft = DraftLink(
             lease,
             self._plan.session_id,
-            self._inbox,
+            self._take,
             self._plan.draft_timeout_seconds,
             self._watch.metadata,
         )
-        self._draft = draft
-        self._start(draft.read())
-        self._start(draft.write())
-        await draft.open(self._opening(), drafting)
+        self._links.append(self._draft)
+        self._draft.open(self._opening(), self._drafting)
         return NOTHING
 
-    def _start(self, part: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(part))
+    def _summary(self) -> Statistics:
+        self._ledger.close()
+        num_output = self._controller.num_output
+        return self._recorder.summary(self._ledger, num_output, time.monotonic())
 
     async def _close(self) -> None:
-        """End both streams, which frees both caches, and every task."""
-        for link in (self._verify, self._draft):
-            if link is not None:
-                link.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End all links, which frees both caches, and the timer."""
+        self._ended.cancel()  # whatever still comes in is ignored
+        self._timer.cancel()
+        for link in self._links:
+            link.cancel()
+        tasks = [task for link in self._links for task in link.tasks]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Timer:
+    """Calls back when nothing was expected anew for long enough. It seldom touches the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_timeout = on_timeout
+        self._deadline = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def expect_within(self, seconds: float) -> None:
+        """Call back in ``seconds`` unless this is called again before."""
+        self._deadline = self._loop.time() + seconds
+        if self._handle is not None:
+            if self._handle.when() <= self._deadline:
+                return  # it looks at the deadline when it fires
+            self._handle.cancel()
+        self._handle = self._loop.call_at(self._deadline, self._fire)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fire(self) -> None:
+        self._handle = None
+        if self._loop.time() < self._deadline:
+            self._handle = self._loop.call_at(self._deadline, self._fire)
+        else:
+            self._on_timeout()

@@ -1,7 +1,7 @@
-"""Text to tokens and back, by the verify model's own tokenizer; needs no torch.
+"""Text to tokens and back, with the verify model's own tokenizer; needs no torch.
 
-Output comes in pieces, and a character may take several tokens: what is held back until a
-character is whole is never shown broken.
+Output is decoded token by token. A character may take several tokens, so text that ends in the
+middle of a character is held back until the character is complete.
 """
 
 import codecs
@@ -37,20 +37,20 @@ class Message:
 
 
 class TextDecoder(Protocol):
-    """Turns the tokens of one output into text, piece by piece."""
+    """Decodes the tokens of one output incrementally."""
 
     def feed(self, tokens: Sequence[int]) -> str:
-        """Return the text that is whole after ``tokens``."""
+        """Add ``tokens`` and return the new text, up to the last complete character."""
 
     def finish(self) -> str:
-        """Return what was held back."""
+        """Return the text that was held back."""
 
 
 class TextCodec(Protocol):
     """A tokenizer."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a plain text, with those the model expects at its start."""
+        """Return the tokens of a plain text, with the model's special tokens at its start."""
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a conversation up to the assistant's next turn."""
@@ -63,7 +63,7 @@ def load_text_codec(name: str) -> TextCodec:
     """Load a tokenizer by the name of a built-in model, a folder, or a hub id.
 
     Raises:
-        InvalidInputError: it is not there, or is of a kind without ``tokenizer.json``.
+        InvalidInputError: the tokenizer is missing or broken, or has no ``tokenizer.json``.
     """
     if not name:
         return NoText()
@@ -80,14 +80,14 @@ def load_text_codec(name: str) -> TextCodec:
         return ModelText(tokenizer, template, _special_tokens(config))
     except jinja2.TemplateError as error:
         raise InvalidInputError(
-            f"the chat template of {name!r} is broken: {_in_one_line(error)}; give another "
-            "tokenizer by --tokenizer"
+            f"the chat template of {name!r} is broken: {_in_one_line(error)}; name another "
+            "tokenizer with --tokenizer"
         ) from error
     except (OSError, ValueError, PairError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InvalidInputError(
-            f"cannot load the tokenizer of {name!r}: {reason}; give a folder or a hub id with "
-            "tokenizer.json by --tokenizer"
+            f"cannot load the tokenizer of {name!r}: {reason}; name a folder or a hub id with "
+            "tokenizer.json with --tokenizer"
         ) from error
 
 
@@ -113,7 +113,7 @@ class ModelText:
         try:
             text = self._template.render(
                 messages=[{"role": one.role, "content": one.content} for one in messages],
-                # Templates may compare these with none, which is not the same as undefined.
+                # Templates may test these for none, and Jinja treats undefined differently.
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
@@ -130,9 +130,10 @@ class ModelText:
 
 
 class _ModelTextDecoder:
-    """Decodes the new tokens behind a few old ones, for a token's text depends on those before.
+    """Decodes new tokens together with a few earlier ones, because a token's text depends on them.
 
-    Text of [prefix, shown) was shown; what [prefix, end) has beyond it is new.
+    The text of tokens [prefix, shown) was returned before. The new text is what the text of tokens
+    [prefix, end) has beyond it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -161,14 +162,14 @@ class _ModelTextDecoder:
 
 
 class ByteText:
-    """Tokens 0 to 255 are the bytes of UTF-8, further ones have no text (synthetic models)."""
+    """Tokenizer of synthetic models: tokens 0 to 255 are UTF-8 bytes, others have no text."""
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode())
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Refuse: a synthetic model has no conversations."""
+        """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
     def decoder(self) -> TextDecoder:
@@ -188,18 +189,18 @@ class _ByteTextDecoder:
 
 
 class NoText:
-    """Stands in where a model has no tokenizer: prompts come as token ids, output has no text."""
+    """Replaces the tokenizer of a model without one: prompts are token ids, output has no text."""
 
     def encode(self, text: str) -> list[int]:
-        """Refuse."""
+        """Raise NotServedError."""
         raise NotServedError("this server has no tokenizer: send the prompt as token ids")
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Refuse."""
+        """Raise NotServedError."""
         return self.encode("")
 
     def decoder(self) -> TextDecoder:
-        """Return a decoder that shows nothing."""
+        """Return a decoder whose text is always empty."""
         return _NoTextDecoder()
 
 
@@ -214,12 +215,12 @@ class _NoTextDecoder:
 def _parse(text: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower type
         raise ValueError(f"tokenizer.json: {error}") from error
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """Shows what stands between ``generation`` tags, which mark the assistant's own words."""
+    """Renders the content of ``generation`` tags, which mark the assistant's text."""
 
     tags = {"generation"}  # noqa: RUF012  # as the library declares it
 
@@ -233,7 +234,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _compile(template: str) -> jinja2.Template:
-    """Compile a chat template with the functions that such templates use."""
+    """Compile a chat template, with the functions and filters that chat templates expect."""
 
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
@@ -242,7 +243,7 @@ def _compile(template: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda format_: datetime.now().strftime(format_)
     environment.filters["tojson"] = lambda value, **options: json.dumps(
         value, ensure_ascii=False, **options
     )
@@ -250,7 +251,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that chat templates refer to by name."""
+    """Return the special tokens that chat templates use, by name."""
     found = {}
     for name in _SPECIAL_TOKENS:
         value = config.get(name)
@@ -262,12 +263,12 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read(location: str, file_name: str) -> str:
-    """Read a file of a model folder, or of a model on the hub."""
+    """Read a file of a model folder or of a model on the hub."""
     folder = Path(location)
     if folder.is_dir():
         return (folder / file_name).read_text(encoding="utf-8")
     if folder.is_absolute():
-        raise FileNotFoundError(f"there is no folder {location}")
+        raise FileNotFoundError(f"no such folder: {location}")
     return Path(huggingface_hub.hf_hub_download(location, file_name)).read_text(encoding="utf-8")
 
 

@@ -1,11 +1,14 @@
-"""Prompts for the embedded draft, and its weights as they ship. No evaluation set is read here.
+"""Writes training prompts for the embedded draft, and packs its trained weights as an asset.
+
+No evaluation set is read here.
 
     python scripts/embedded_draft.py prompts PROMPTS.jsonl
     amusd distill --verify smollm2 --prompts PROMPTS.jsonl --output FOLDER ...
     python scripts/embedded_draft.py asset FOLDER
 
-The prompts are questions about many topics, sums, requests for programs (all put together from
-lists), beginnings of programs, and function heads with docstrings of Python's standard library.
+The prompts are questions about many topics, arithmetic problems and programming tasks, all made
+from the lists below. Others are beginnings of programs, and function heads with docstrings from
+Python's standard library.
 """
 
 import ast
@@ -27,7 +30,7 @@ from amusd.protocol.errors import InvalidInputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-_FIXED = ("model.embed_tokens.weight", "lm_head.weight")  # the verify model's own
+_FIXED = ("model.embed_tokens.weight", "lm_head.weight")  # the verify model's weights
 _TOPICS = """
 photosynthesis; the French Revolution; black holes; inflation; the water cycle; machine learning;
 climate change; the Roman Empire; vaccines; supply and demand; the immune system; plate
@@ -185,7 +188,7 @@ def _items(text: str) -> list[str]:
 
 
 def questions(rng: random.Random) -> Iterator[str]:
-    """Endless user turns about many topics, and sums."""
+    """Yield endless user turns: questions about many topics, and arithmetic problems."""
     topics, templates, sums = _items(_TOPICS), _lines(_QUESTIONS), _lines(_SUMS)
     while True:
         if rng.random() < 0.15:
@@ -198,14 +201,14 @@ def questions(rng: random.Random) -> Iterator[str]:
 
 
 def tasks(rng: random.Random) -> Iterator[str]:
-    """Endless user turns that ask for programs."""
+    """Yield endless user turns that ask for programs."""
     templates, verbs, things = _lines(_TASKS), _items(_VERBS), _items(_THINGS)
     while True:
         yield rng.choice(templates).format(verb=rng.choice(verbs), thing=rng.choice(things))
 
 
 def library_heads(rng: random.Random) -> Iterator[str]:
-    """Endless function heads with docstrings from the standard library, to be completed."""
+    """Yield endless function heads with docstrings from the standard library."""
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
     while True:
         module = rng.choice(modules)
@@ -221,7 +224,7 @@ def _function_heads(source: str) -> Iterator[str]:
 
 
 def program_heads(rng: random.Random) -> Iterator[str]:
-    """Endless beginnings of programs; from the shortest ones the model goes anywhere."""
+    """Yield endless beginnings of programs."""
     verbs = ["is", "get", "find", "count", "remove", "sum", "sort", "max", "check", "make"]
     while True:
         start = rng.choice(_PROGRAM_STARTS)
@@ -230,7 +233,7 @@ def program_heads(rng: random.Random) -> Iterator[str]:
 
 @app.command()
 def prompts(output: Path, number: int = 20_000, seed: int = 0) -> None:
-    """Write NUMBER prompts: half questions, the others about programs."""
+    """Write NUMBER prompts: half are questions, the others are about programs."""
     rng = random.Random(seed)
     sources: list[tuple[Iterator[str], bool, int]] = [
         (questions(rng), True, number // 2),
@@ -251,7 +254,7 @@ def prompts(output: Path, number: int = 20_000, seed: int = 0) -> None:
 def asset(
     folder: Path, output: Annotated[Path, typer.Option(help="Asset to write.")] = ASSET_PATH
 ) -> None:
-    """Write the trained parts of the draft in FOLDER, as float16, to where they ship."""
+    """Write the trained weights of the draft in FOLDER as a float16 asset."""
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise InvalidInputError(f"{folder} has no model.safetensors: give amusd distill's output")

@@ -1,4 +1,4 @@
-"""The client for people, without a server: requests, answers in pieces, and errors."""
+"""The Python client, without a server: requests, streamed responses, and errors."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from amusd.protocol.strategy import Strategy
 from amusd.v1 import orchestrator_pb2 as pb
 
 
-def test_what_is_not_said_is_left_to_the_server() -> None:
+def test_unset_options_are_left_to_the_server() -> None:
     request = generate_request(Prompt(text="hi"), Options())
     assert request == pb.GenerateRequest(text="hi")
     assert not request.HasField("max_tokens")
@@ -32,7 +32,7 @@ def test_each_kind_of_prompt_has_its_field(prompt: Prompt, expected: pb.Generate
     assert generate_request(prompt, Options()) == expected
 
 
-def test_all_options_are_sent_zeros_too() -> None:
+def test_all_options_are_sent_even_zeros() -> None:
     options = Options(Strategy.SPECULATIVE, 0, 0, (5,), ignore_eos=True)
     request = generate_request(Prompt(text="hi"), options)
     assert request.strategy == pb.STRATEGY_SPECULATIVE
@@ -43,12 +43,12 @@ def test_all_options_are_sent_zeros_too() -> None:
 
 
 @pytest.mark.parametrize("prompt", [Prompt(text="a\ud800"), Prompt.chat("a\ud800")])
-def test_a_half_of_a_character_is_bad_input(prompt: Prompt) -> None:
+def test_a_lone_surrogate_is_an_invalid_input(prompt: Prompt) -> None:
     with pytest.raises(InvalidInputError, match="character 1"):
         generate_request(prompt, Options())
 
 
-def answers() -> list[pb.GenerateResponse]:
+def responses() -> list[pb.GenerateResponse]:
     statistics = pb.Statistics(num_output_tokens=3, num_passes=2)
     completion = pb.Completion(
         finish_reason=pb.FINISH_REASON_STOP, text="\ufffd", statistics=statistics
@@ -60,8 +60,8 @@ def answers() -> list[pb.GenerateResponse]:
     ]
 
 
-def test_a_generation_gives_its_pieces_as_they_come_and_keeps_them() -> None:
-    generation = Generation(iter(answers()), "nowhere")
+def test_a_generation_yields_its_text_and_keeps_it() -> None:
+    generation = Generation(iter(responses()), "nowhere")
     assert list(generation) == ["ab", "\ufffd"]
     assert generation.tokens == [1, 2, 3]
     assert generation.text == "ab\ufffd"
@@ -70,12 +70,12 @@ def test_a_generation_gives_its_pieces_as_they_come_and_keeps_them() -> None:
 
 
 def test_an_output_without_a_completion_has_no_statistics() -> None:
-    generation = Generation(iter(answers()[:2]), "nowhere").wait()
+    generation = Generation(iter(responses()[:2]), "nowhere").wait()
     with pytest.raises(UnavailableError, match="without a completion"):
         generation.summary()
 
 
-def test_a_server_that_is_not_there_is_named_in_one_line() -> None:
+def test_the_error_of_an_unreachable_server_names_it_in_one_line() -> None:
     # Nothing listens on the discard port.
     with Client("127.0.0.1:9", timeout_seconds=5) as client:
         for attempt in (client.server_info, client.generate(Prompt(text="hi")).wait):

@@ -1,4 +1,4 @@
-"""Prompt files: every form that is read, and every mistake named by its line."""
+"""Prompt files: every accepted form, and errors that name the line."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from amusd.protocol.errors import InvalidInputError
 
 
 def written(folder: Path, *lines: str) -> str:
+    """Write a prompt file and return its path."""
     path = folder / "prompts.jsonl"
     path.write_bytes("\n".join(lines).encode())
     return str(path)
@@ -31,7 +32,7 @@ def test_a_line_is_a_prompt(tmp_path: Path, line: str, prompt: Prompt) -> None:
     assert load_prompts(written(tmp_path, line), 10) == [prompt]
 
 
-def test_empty_lines_are_passed_over_and_the_limit_holds(tmp_path: Path) -> None:
+def test_empty_lines_are_skipped_and_the_limit_holds(tmp_path: Path) -> None:
     lines = ["", *(f'{{"prompt": "{number}"}}' for number in range(5)), "  ", ""]
     source = written(tmp_path, *lines)
     assert [one.text for one in load_prompts(source, 3)] == ["0", "1", "2"]
@@ -44,7 +45,7 @@ def test_empty_lines_are_passed_over_and_the_limit_holds(tmp_path: Path) -> None
      '{"turns": [""]}', '{"messages": []}', '{"messages": [{"role": "user", "content": ""}]}',
      '{"messages": ["hello"]}'],
 )  # fmt: skip
-def test_a_bad_line_is_named_by_its_file_and_number(tmp_path: Path, line: str) -> None:
+def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> None:
     source = written(tmp_path, '{"prompt": "fine"}', "", line)
     with pytest.raises(InvalidInputError) as caught:
         load_prompts(source, 1)
@@ -65,6 +66,6 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "."])
-def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match="cannot read prompts"):
         load_prompts(str(tmp_path / name), 1)

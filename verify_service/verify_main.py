@@ -9,7 +9,7 @@ from amusd.serving.engine_thread import EngineThread
 from amusd.serving.hosting import run_engine_service
 from amusd.v1 import verify_pb2, verify_pb2_grpc
 from verify_service.verify_servicer import VerifyServicer
-from verify_service.verify_worker import VerifyWorker
+from verify_service.verifying import VerifyWorker
 
 
 def make_worker(settings: EngineServiceSettings, observer: Observer) -> VerifyWorker:
@@ -29,7 +29,7 @@ async def run_verify_service(
 ) -> None:
     """Serve until a signal comes."""
     service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
-    shell = ServiceShell(settings.listen, service)
+    shell = ServiceShell(settings.listen, service, "Verify")
     thread = EngineThread("verify-engine", lambda: make_worker(settings, observer))
     watch_engine(observer, thread, _state, settings.device.device)
     servicer = VerifyServicer(thread, settings.max_wait_seconds, observer)

@@ -1,4 +1,4 @@
-"""What happened in a generation: statistics, timelines, comparisons of outputs.
+"""Analysis of generations: statistics, timelines, acceptance, comparisons of outputs.
 
 Pure: no torch, grpc, asyncio or clock.
 """

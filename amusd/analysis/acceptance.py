@@ -1,7 +1,7 @@
-"""From which drafted tokens were right to rates, their uncertainty, and predicted times.
+"""Acceptance rates with confidence intervals, and the times per token that they predict.
 
-A *hit* says that the draft's token at a position equals the verify model's, given the verify
-model's own tokens before it. What passes would have accepted follows from the hits of an answer.
+A *hit* is a position where the draft's token equals the verify model's, given the verify model's
+own tokens before it. The hits of an answer determine what each verify pass would have accepted.
 """
 
 import math
@@ -27,9 +27,9 @@ class Share:
 def share_of_hits(answers: Sequence[Sequence[bool]]) -> Share:
     """Return the share of hits over all tokens of ``answers``.
 
-    Tokens of one answer are alike, so that answers count as clusters: the interval is that of a
-    ratio estimator (Cochran, Sampling Techniques, 3rd edition, section 6.4), not a binomial one.
-    With one answer nothing is known about the others, and the interval is 0 to 1.
+    Tokens of one answer are correlated, so each answer is a cluster. The interval is that of a
+    ratio estimator (Cochran, Sampling Techniques, 3rd edition, section 6.4). One answer alone gives
+    no spread: the interval is then 0 to 1.
     """
     num_tokens = sum(map(len, answers))
     if not num_tokens:
@@ -43,12 +43,13 @@ def share_of_hits(answers: Sequence[Sequence[bool]]) -> Share:
     return Share(value, max(0.0, low), min(1.0, high), num_tokens)
 
 
-def acceptance_by_place(
+def acceptance_per_position(
     answers: Sequence[Sequence[bool]], lookahead: int
 ) -> tuple[PositionAcceptance, ...]:
-    """Return what passes over ``lookahead`` proposals would have accepted at each place.
+    """Return what passes over ``lookahead`` tokens would have accepted at each position of a pass.
 
-    Each pass starts behind the verify model's own token of the pass before, as in the services.
+    Positions count from 0 within a pass. As in the services, each pass starts after the token that
+    the verify model added in the pass before.
     """
     checked, accepted = [0] * lookahead, [0] * lookahead
     for hits in answers:
@@ -56,16 +57,16 @@ def acceptance_by_place(
         while start < len(hits):
             proposed = hits[start : start + lookahead]
             right = next((i for i, hit in enumerate(proposed) if not hit), len(proposed))
-            for place in range(min(right + 1, len(proposed))):
-                checked[place] += 1
-                accepted[place] += place < right
+            for position in range(min(right + 1, len(proposed))):
+                checked[position] += 1
+                accepted[position] += position < right
             start += right + 1
     return tuple(map(PositionAcceptance, checked, accepted))
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predicted seconds per token, and the proposals per pass that reach it."""
+    """Predicted seconds per token, and the speculation length that reaches it."""
 
     seconds: float
     num_proposed: int
@@ -73,36 +74,39 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Times per token that follow from step times and acceptance by place.
+    """Predicts times per token from step times and the acceptance per position of a pass.
 
-    ``draft_seconds`` is one draft step, ``pass_seconds(n)`` a pass over n proposals,
-    ``message_seconds`` the way from a verdict to the draft and from its proposal to the next pass.
+    ``draft_seconds`` is the time of one draft step, ``pass_seconds(n)`` that of a pass over n
+    drafted tokens. ``message_seconds`` is the latency from a verdict to the draft, plus that from
+    its proposal to the next pass.
     """
 
-    places: tuple[PositionAcceptance, ...]
+    positions: tuple[PositionAcceptance, ...]
     draft_seconds: float
     pass_seconds: PassSeconds
     message_seconds: float = 0.0015
 
     def speculative(self) -> Prediction:
-        """Draft n tokens, then verify them, in turn, for the best n of 1 and more."""
-        return min(map(self._in_turn, self._sizes), key=lambda found: found.seconds)
+        """Predict lockstep: draft n tokens, then verify them, for the best n of at least 1."""
+        return min(map(self._lockstep, self._sizes), key=lambda found: found.seconds)
 
     def asynchronous(self) -> Prediction:
-        """Both at once, for the best n, plain passes (n = 0) included.
+        """Predict both devices at once for the best n; n = 0 is autoregressive decoding.
 
-        Without a rejection a pass takes its own time, or that of n + 1 draft steps where the
-        draft is the slower one. After a rejection the draft first ends the step that runs, half
-        of one on average, and drafts n tokens before the next pass starts.
+        Without a rejection a cycle takes as long as the pass, or as n + 1 draft steps if that is
+        longer. After a rejection the draft first finishes the running step, which takes half a
+        step on average. It then drafts n tokens before the next pass starts.
         """
-        plain = Prediction(self.pass_seconds(0), 0)
-        return min([plain, *map(self._overlapped, self._sizes)], key=lambda found: found.seconds)
+        autoregressive = Prediction(self.pass_seconds(0), 0)
+        return min(
+            [autoregressive, *map(self._overlapped, self._sizes)], key=lambda found: found.seconds
+        )
 
     @property
     def _sizes(self) -> range:
-        return range(1, len(self.places) + 1)
+        return range(1, len(self.positions) + 1)
 
-    def _in_turn(self, num_proposed: int) -> Prediction:
+    def _lockstep(self, num_proposed: int) -> Prediction:
         drafting = num_proposed * self.draft_seconds + self.message_seconds
         return self._prediction(num_proposed, drafting + self.pass_seconds(num_proposed))
 
@@ -117,8 +121,8 @@ class Predictor:
         return Prediction(cycle_seconds / tokens, num_proposed)
 
     def _right(self, num_proposed: int) -> float:
-        """Return the chance that the first ``num_proposed`` proposals of a pass are all right."""
+        """Return the probability that the first ``num_proposed`` tokens of a pass are accepted."""
         return math.prod(
-            place.num_accepted / place.num_checked if place.num_checked else 0.0
-            for place in self.places[:num_proposed]
+            position.num_accepted / position.num_checked if position.num_checked else 0.0
+            for position in self.positions[:num_proposed]
         )

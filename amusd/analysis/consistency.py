@@ -1,7 +1,7 @@
-"""Outputs that should be the same compared: how many differ, where first, and how near the tie was.
+"""Comparison of outputs that should be identical: how many differ, where, and how near the tie was.
 
-Greedy outputs of one model can differ only where two tokens were nearly equally likely and a pass
-of another shape rounded the other way; what follows such a place is another text.
+Greedy outputs of one model differ only at near ties: two tokens have almost the same logit, and a
+pass of another shape rounds them the other way. All tokens after the first difference may differ.
 """
 
 import statistics
@@ -14,10 +14,10 @@ Output = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """How near two tokens were: ``gap`` is how much likelier the reference's was, in logits.
+    """A near tie: ``gap`` is the reference token's logit minus the other token's logit.
 
-    ``spacing`` is the distance from the larger of the two logits to its neighbour in the number
-    format that was served: less than that cannot be told apart.
+    ``spacing`` is the distance from the larger logit to the next value of the served dtype. The
+    dtype cannot represent a smaller gap.
     """
 
     gap: float
@@ -25,19 +25,20 @@ class Tie:
 
     @property
     def num_spacings(self) -> float:
-        """The size of the gap in units of the logits' spacing."""
+        """The absolute gap in units of the spacing."""
         return abs(self.gap) / self.spacing
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an output first differs: ``expected`` stood at ``place`` of the reference, from 0.
+    """The first token that differs from the reference, at ``index`` of the output, from 0.
 
-    An end is a token of -1; a tie of None is not known.
+    ``expected`` is the reference's token, ``found`` the output's; -1 stands for the end. A ``tie``
+    of None is unknown.
     """
 
     prompt: int
-    place: int
+    index: int
     expected: int
     found: int
     tie: Tie | None = None
@@ -53,19 +54,22 @@ class Difference:
 def first_difference(
     prompt: int, expected: Sequence[int], found: Sequence[int]
 ) -> Difference | None:
-    """Return where an output first differs from the reference's, or None."""
-    for place in range(max(len(expected), len(found))):
-        wanted = expected[place] if place < len(expected) else -1
-        token = found[place] if place < len(found) else -1
+    """Return the first difference of an output from the reference; None if they are the same."""
+    for index in range(max(len(expected), len(found))):
+        wanted = expected[index] if index < len(expected) else -1
+        token = found[index] if index < len(found) else -1
         if wanted != token:
-            return Difference(prompt, place, wanted, token)
+            return Difference(prompt, index, wanted, token)
     return None
 
 
 def differences(reference: Sequence[Output], outputs: Sequence[Output]) -> Iterator[Difference]:
-    """Yield where outputs differ; output i answers prompt i, from 0 again after the last one."""
-    for index, found in enumerate(outputs):
-        prompt = index % len(reference)
+    """Yield the first difference of each output that differs.
+
+    Output i answers prompt i modulo the number of prompts.
+    """
+    for number, found in enumerate(outputs):
+        prompt = number % len(reference)
         difference = first_difference(prompt, reference[prompt], found)
         if difference is not None:
             yield difference
@@ -73,9 +77,9 @@ def differences(reference: Sequence[Output], outputs: Sequence[Output]) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The outputs of one way of decoding against the reference's.
+    """The outputs of one strategy and batch size, compared with the reference.
 
-    ``num_fallbacks`` of them were written without the draft, so they say nothing about a strategy.
+    ``num_fallbacks`` outputs were decoded without the draft and do not test the strategy.
     """
 
     numerics: str
@@ -86,26 +90,26 @@ class Comparison:
     num_fallbacks: int = 0
 
     @property
-    def places(self) -> tuple[int, float] | None:
-        """The first and the median place of a first difference; None: all outputs are the same."""
-        found = [difference.place for difference in self.differences]
+    def indices(self) -> tuple[int, float] | None:
+        """The lowest and the median index of a first difference; None if no output differs."""
+        found = [difference.index for difference in self.differences]
         return (min(found), statistics.median(found)) if found else None
 
     @property
     def gaps(self) -> tuple[float, float] | None:
-        """The smallest and the largest gap in logits, without sign; None: none is known."""
+        """The smallest and the largest absolute gap in logits; None if no tie is known."""
         found = [abs(one.tie.gap) for one in self.differences if one.tie is not None]
         return (min(found), max(found)) if found else None
 
     @property
     def spacings(self) -> tuple[float, float] | None:
-        """The smallest and the largest gap in units of the logits' spacing; None: none known."""
+        """The smallest and the largest gap in units of the spacing; None if no tie is known."""
         found = [one.tie.num_spacings for one in self.differences if one.tie is not None]
         return (min(found), max(found)) if found else None
 
     def report(self) -> dict[str, Any]:
         """Return the figures for a file."""
-        first, median = self.places or (None, None)
+        first, median = self.indices or (None, None)
         return {
             "numerics": self.numerics,
             "strategy": self.strategy,
@@ -113,8 +117,8 @@ class Comparison:
             "num_outputs": self.num_outputs,
             "num_differing": len(self.differences),
             "num_fallbacks": self.num_fallbacks,
-            "first_place": first,
-            "median_place": median,
+            "first_index": first,
+            "median_index": median,
             "gaps": self.gaps,
             "gaps_in_spacings": self.spacings,
             "differences": [one.report() for one in self.differences],

@@ -1,12 +1,12 @@
-"""When draft and verify device worked in a generation, and on what.
+"""Device timelines: when the draft and the verify device worked in a generation, and on what.
 
 Rules of this file
-- All times are seconds since the request arrived, by the orchestrator's clock. What a device says
-  by its own clock is brought there: see ``_clock_shift``.
-- Work of one device_timeline is in order and never overlaps; the gaps between are idle time.
-- Steps and their tokens: of a proposal's steps the last ones wrote its tokens, one each; more than
-  that, in a session's first proposal, read the prompt, and later ones were dropped. A look-up
-  writes several tokens a step, and has the outcome of the first.
+- All times are seconds since the request arrived, on the orchestrator's clock. Times of a device's
+  own clock are converted: see ``_clock_shift``.
+- The work of one device is in order and never overlaps. The gaps are idle time.
+- The last steps of a proposal drafted its tokens, one token each. In a session's first proposal the
+  steps before them are prefill; in later proposals they are steps whose tokens were dropped. An
+  n-gram lookup drafts several tokens in one step, which gets the outcome of the first token.
 """
 
 import enum
@@ -19,14 +19,14 @@ from amusd.protocol.events import DeviceTime, Forward, Proposal, Rollback, Verdi
 
 
 class Kind(enum.Enum):
-    """What a device worked on, or what came of it."""
+    """What a device worked on, and the outcome."""
 
-    PROMPT = "prompt"
+    PREFILL = "prefill"
     ACCEPTED = "accepted"
     REJECTED = "rejected"
     WASTED = "wasted"
-    NOTHING = "nothing to propose"
-    PLAIN = "plain pass"
+    EMPTY = "empty proposal"
+    AUTOREGRESSIVE = "autoregressive"
     CONFIRMED = "all accepted"
     CORRECTED = "corrected"
 
@@ -40,13 +40,13 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Duration."""
         return self.ended_seconds - self.started_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One step of the draft, or one pass of the verify model, and the message that told of it."""
+    """One draft step or one verify pass, and the message that reported it."""
 
     span: Span
     kind: Kind
@@ -57,7 +57,7 @@ class Work:
 class DeviceTimeline:
     """All work of one device, within ``[0, ended_seconds)``.
 
-    ``clock_shift_seconds``: how much its clock seems to be ahead of the orchestrator's.
+    ``clock_shift_seconds`` is the estimated lead of its clock over the orchestrator's.
     """
 
     works: tuple[Work, ...]
@@ -71,20 +71,20 @@ class DeviceTimeline:
 
     @property
     def idle(self) -> tuple[Span, ...]:
-        """The times at which it did not."""
+        """The times at which the device did not work."""
         return tuple(gaps([work.span for work in self.works], self.ended_seconds))
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceTimelines:
-    """Both devices over the same time."""
+    """The timelines of both devices over the same period."""
 
     draft: DeviceTimeline
     verify: DeviceTimeline
 
     @property
     def ended_seconds(self) -> float:
-        """Where both devices end."""
+        """The end of both timelines."""
         return self.draft.ended_seconds
 
     @property
@@ -100,13 +100,13 @@ class DeviceTimelines:
 
 
 def device_timelines(timeline: Timeline) -> DeviceTimelines:
-    """Return what both devices did."""
+    """Return the device timelines of a generation."""
     draft_works = list(_draft_works(timeline))
     verify_works = list(_verify_works(timeline.events))
     draft_shift = _clock_shift(draft_works, _rollback_times(timeline.events), timeline)
     verify_shift = _clock_shift(verify_works, _forward_times(timeline.events), timeline)
-    draft = _placed(draft_works, draft_shift, timeline)
-    verify = _placed(verify_works, verify_shift, timeline)
+    draft = _aligned(draft_works, draft_shift, timeline)
+    verify = _aligned(verify_works, verify_shift, timeline)
     last_event = timeline.events[-1].seconds if timeline.events else 0.0
     end = max([last_event, *(work.span.ended_seconds for work in (*draft, *verify))])
     return DeviceTimelines(
@@ -116,7 +116,7 @@ def device_timelines(timeline: Timeline) -> DeviceTimelines:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A pass that checked what a step had drafted."""
+    """A draft step, and the pass that checked its token."""
 
     step: Work
     checked_by: Work
@@ -125,7 +125,7 @@ class Check:
 def checks(devices: DeviceTimelines) -> Iterator[Check]:
     """Yield the last step of each proposal that was checked, and the pass over its first token."""
     last_steps = {id(work.message): work for work in devices.draft.works}
-    # The last pass of a verdict is the one that checked; those before it read the prompt.
+    # The last pass of a verdict checked tokens; the passes before it are prefill.
     passes: dict[tuple[int, int], Work] = {}
     for work in devices.verify.works:
         if isinstance(work.message, Verdict):
@@ -133,12 +133,12 @@ def checks(devices: DeviceTimelines) -> Iterator[Check]:
                 passes[work.message.epoch, work.message.position + index] = work
     for step in last_steps.values():
         checked_by = passes.get((step.message.epoch, step.message.position))
-        if checked_by is not None and step.kind not in (Kind.PROMPT, Kind.NOTHING):
+        if checked_by is not None and step.kind not in (Kind.PREFILL, Kind.EMPTY):
             yield Check(step, checked_by)
 
 
 def gaps(spans: Sequence[Span], end_seconds: float) -> Iterator[Span]:
-    """Yield what ``spans``, in order and without overlap, leave of ``[0, end_seconds)``."""
+    """Yield the parts of ``[0, end_seconds)`` outside ``spans``, which are sorted and disjoint."""
     last = 0.0
     for span in spans:
         if span.started_seconds > last:
@@ -149,7 +149,7 @@ def gaps(spans: Sequence[Span], end_seconds: float) -> Iterator[Span]:
 
 
 def overlaps(first: Sequence[Span], second: Sequence[Span]) -> Iterator[Span]:
-    """Yield the times within a span of both; each is in order and without overlap of its own."""
+    """Yield the times that both sequences cover; the spans of each are sorted and disjoint."""
     index = other = 0
     while index < len(first) and other < len(second):
         one, two = first[index], second[other]
@@ -164,8 +164,8 @@ def overlaps(first: Sequence[Span], second: Sequence[Span]) -> Iterator[Span]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """Work as its device tells of it; ``event`` is the message's arrival."""
+class _Reported:
+    """Work as its device reports it; ``event`` is the arrival of the message."""
 
     time: DeviceTime
     kind: Kind
@@ -174,9 +174,9 @@ class _Told:
     is_last: bool
 
 
-def _draft_works(timeline: Timeline) -> Iterator[_Told]:
+def _draft_works(timeline: Timeline) -> Iterator[_Reported]:
     outcomes = iter(token_outcomes(timeline))
-    surplus = Kind.PROMPT
+    surplus = Kind.PREFILL
     for event in timeline.events:
         proposal = event.message
         if not isinstance(proposal, Proposal):
@@ -185,25 +185,25 @@ def _draft_works(timeline: Timeline) -> Iterator[_Told]:
         if proposal.steps:
             surplus = Kind.WASTED
         for index, (step, kind) in enumerate(zip(proposal.steps, kinds, strict=True), 1):
-            yield _Told(step, kind, event, proposal, index == len(proposal.steps))
+            yield _Reported(step, kind, event, proposal, index == len(proposal.steps))
 
 
 def _step_kinds(
     proposal: Proposal, outcomes: tuple[TokenOutcome, ...], surplus: Kind
 ) -> list[Kind]:
-    """Return what each step of a proposal came to."""
+    """Return the kind of each step of a proposal; ``surplus`` for steps without a token."""
     num_steps = len(proposal.steps)
     if not outcomes:
-        return ([surplus] * num_steps)[:-1] + [Kind.NOTHING] * min(1, num_steps)
+        return ([surplus] * num_steps)[:-1] + [Kind.EMPTY] * min(1, num_steps)
     of_tokens = [Kind(outcome.value) for outcome in outcomes]
     if num_steps < len(outcomes):
         return of_tokens[:1] * num_steps
     return [surplus] * (num_steps - len(outcomes)) + of_tokens
 
 
-def _verify_works(events: Sequence[TimelineEvent]) -> Iterator[_Told]:
+def _verify_works(events: Sequence[TimelineEvent]) -> Iterator[_Reported]:
     is_first = True
-    # What a verdict calls for follows it at once.
+    # A verdict's rollback follows it directly.
     for event, following in zip(events, (*events[1:], None), strict=False):
         verdict = event.message
         if not isinstance(verdict, Verdict):
@@ -213,41 +213,41 @@ def _verify_works(events: Sequence[TimelineEvent]) -> Iterator[_Told]:
         is_first = False
         for index, one in enumerate(verdict.passes, 1):
             is_last = index == len(verdict.passes)
-            yield _Told(one, kind if is_last else Kind.PROMPT, event, verdict, is_last)
+            yield _Reported(one, kind if is_last else Kind.PREFILL, event, verdict, is_last)
 
 
 def _pass_kind(verdict: Verdict, is_first: bool, rolls_back: bool) -> Kind:
     if verdict.num_checked == 0 and is_first:
-        return Kind.PROMPT
-    # The proposal after those that were checked may turn out wrong, too.
+        return Kind.PREFILL
+    # The verdict's next token may also reject a proposal that the pass did not check.
     if verdict.num_accepted < verdict.num_checked or rolls_back:
         return Kind.CORRECTED
-    return Kind.CONFIRMED if verdict.num_checked else Kind.PLAIN
+    return Kind.CONFIRMED if verdict.num_checked else Kind.AUTOREGRESSIVE
 
 
 def _clock_shift(
-    works: Sequence[_Told], sent_seconds: dict[tuple[int, int], float], timeline: Timeline
+    works: Sequence[_Reported], sent_seconds: dict[tuple[int, int], float], timeline: Timeline
 ) -> float:
-    """Return how much a device's clock is ahead of the orchestrator's, as far as messages tell.
+    """Estimate how much a device's clock is ahead of the orchestrator's.
 
-    No work ends after the message that tells of it has come, and none begins before what it needs
-    was sent, ``sent_seconds`` by epoch and position, or before the request arrived. If these hold
-    as it is, the clocks are taken to agree, as they do on one host; else the middle of what is
-    possible is taken, which is off by half the time that messages take at most.
+    Messages bound the shift from both sides. Work ends before the message that reports it arrives.
+    It starts after the message that it needs was sent (``sent_seconds`` by epoch and position), and
+    after the request arrived. If a shift of 0 satisfies all bounds, the clocks agree, as on one
+    host. Otherwise the middle of the bounds is taken; its error is at most half a round trip.
     """
     least, most = -math.inf, math.inf
     for work in works:
         started = _since(timeline, work.time)
         least = max(least, started + work.time.seconds - work.event.seconds)
-        place = _needs(work.message) if work.is_last else None
-        most = min(most, started - (sent_seconds.get(place, 0.0) if place else 0.0))
+        needed = _needs(work.message) if work.is_last else None
+        most = min(most, started - (sent_seconds.get(needed, 0.0) if needed else 0.0))
     if not works or least <= 0.0 <= most:
         return 0.0
     return (least + most) / 2
 
 
 def _needs(message: Proposal | Verdict) -> tuple[int, int] | None:
-    """Return epoch and position of what had to be sent before the last step or pass began."""
+    """Return epoch and position of the message that the last step or pass needs; None for none."""
     if isinstance(message, Proposal):
         return (message.epoch, 0) if message.tokens else None
     if message.num_checked:
@@ -256,7 +256,7 @@ def _needs(message: Proposal | Verdict) -> tuple[int, int] | None:
 
 
 def _rollback_times(events: Sequence[TimelineEvent]) -> dict[tuple[int, int], float]:
-    """Return when each epoch of the draft was begun, by epoch and 0."""
+    """Return when the rollback of each epoch was sent, by epoch and 0."""
     return {
         (event.message.epoch, 0): event.seconds
         for event in events
@@ -270,21 +270,24 @@ def _forward_times(events: Sequence[TimelineEvent]) -> dict[tuple[int, int], flo
     for event in events:
         if isinstance(event.message, Forward):
             for index in range(len(event.message.tokens)):
-                place = (event.message.epoch, event.message.position + index)
-                times.setdefault(place, event.seconds)
+                token = (event.message.epoch, event.message.position + index)
+                times.setdefault(token, event.seconds)
     return times
 
 
-def _placed(works: Sequence[_Told], shift: float, timeline: Timeline) -> tuple[Work, ...]:
-    """Return work on the orchestrator's clock, cut where a clock that was set makes it overlap."""
-    placed: list[Work] = []
+def _aligned(works: Sequence[_Reported], shift: float, timeline: Timeline) -> tuple[Work, ...]:
+    """Return work on the orchestrator's clock.
+
+    A clock that was set during the generation can make work overlap; the overlap is cut off.
+    """
+    aligned: list[Work] = []
     last = 0.0
     for work in sorted(works, key=lambda work: work.time.started_unix_nanos):
         started = _since(timeline, work.time) - shift
         span = Span(max(last, started), max(last, started + work.time.seconds))
-        placed.append(Work(span, work.kind, work.message))
+        aligned.append(Work(span, work.kind, work.message))
         last = span.ended_seconds
-    return tuple(placed)
+    return tuple(aligned)
 
 
 def _since(timeline: Timeline, time: DeviceTime) -> float:

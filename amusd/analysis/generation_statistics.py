@@ -1,6 +1,6 @@
-"""What one generation took: a recorder that is told of every event, and its summary.
+"""Statistics of one generation: a recorder of its events, and their summary.
 
-It has no clock: every time is given to it, in seconds of one monotonic clock.
+It has no clock: the caller passes every time, in seconds of one monotonic clock.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from amusd.protocol.ledger import Ledger
 
 @dataclass(frozen=True, slots=True)
 class PositionAcceptance:
-    """Proposals at one place within a pass: how many were compared, and how many were right."""
+    """Drafted tokens at one position within a pass: how many were compared, how many accepted."""
 
     num_checked: int = 0
     num_accepted: int = 0
@@ -20,7 +20,7 @@ class PositionAcceptance:
 
 @dataclass(frozen=True, slots=True)
 class SourceAcceptance:
-    """Proposals of one source: how many were drafted, compared and right."""
+    """Tokens of one draft source: how many were drafted, compared and accepted."""
 
     source: DraftSource
     num_drafted: int = 0
@@ -30,7 +30,7 @@ class SourceAcceptance:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Summary of a generation; the fields mean what the protocol says of them."""
+    """Summary of a generation; ``Statistics`` in the protocol documents the fields."""
 
     num_prompt_tokens: int
     num_output_tokens: int
@@ -56,14 +56,14 @@ class Statistics:
 
     @property
     def acceptance_rate(self) -> float:
-        """How often a proposed token whose predecessors were right is right, 0 to 1."""
+        """Share of accepted tokens among those that were compared, 0 to 1."""
         compared = self.num_accepted + self.num_rejected
         return self.num_accepted / compared if compared else 0.0
 
 
 @dataclass(slots=True)
 class StatisticsRecorder:
-    """Collects what the ledger does not count: times, and acceptance by place in a pass."""
+    """Collects what the ledger does not count: times, and acceptance per position in a pass."""
 
     started_seconds: float
     first_token_seconds: float | None = None
@@ -75,30 +75,30 @@ class StatisticsRecorder:
     _accepted: list[int] = field(default_factory=list)
 
     def proposal(self, proposal: Proposal) -> None:
-        """Take note of the time a proposal took."""
-        # A service that does not say its share is taken to work for this session alone.
+        """Record the time that a proposal took."""
+        # Without a reported share the whole step counts for this session.
         self.draft_busy_seconds += proposal.device_seconds or proposal.draft_seconds
 
     def verdict(self, verdict: Verdict) -> None:
-        """Take note of a pass: its time, and which of its places were right."""
+        """Record a pass: its time, and how many of its tokens were accepted."""
         self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
         self.num_cached_prompt_tokens += verdict.num_cached
-        # What follows the first wrong token was not compared with anything.
+        # Tokens after the first rejected one were not compared.
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
         while len(self._checked) < num_compared:
             self._checked.append(0)
             self._accepted.append(0)
-        for place in range(num_compared):
-            self._checked[place] += 1
-            self._accepted[place] += place < verdict.num_accepted
+        for position in range(num_compared):
+            self._checked[position] += 1
+            self._accepted[position] += position < verdict.num_accepted
 
     def tokens(self, now_seconds: float) -> None:
-        """Take note that tokens were written."""
+        """Record that tokens became final."""
         if self.first_token_seconds is None:
             self.first_token_seconds = now_seconds
 
     def summary(self, ledger: Ledger, num_output_tokens: int, now_seconds: float) -> Statistics:
-        """Return the summary of a session that has ended; its ledger is closed."""
+        """Return the summary of a session that has ended and whose ledger is closed."""
         first = self.first_token_seconds if self.first_token_seconds is not None else now_seconds
         counts = ledger.counts
         return Statistics(

@@ -1,10 +1,10 @@
-"""What happened when in one generation: its messages, recorded as the orchestrator sees them.
+"""The timeline of one generation: its messages in order, as the orchestrator sees them.
 
 Rules of this file
-- It has no clock: every time is given to it. Absolute times are nanoseconds since 1970, relative
-  ones seconds since the request arrived.
-- A timeline is bounded: what does not fit is left out from some event on, and the timeline says so.
-- What became of each drafted token is found by the ledger, from the same messages.
+- It has no clock: the caller passes every time. Absolute times are nanoseconds since 1970; relative
+  times are seconds since the request arrived.
+- A timeline is bounded. If it is full, all later events are left out, and ``is_truncated`` is set.
+- The outcome of each drafted token is found by replaying the messages on a ledger.
 """
 
 import enum
@@ -17,14 +17,14 @@ from amusd.protocol.ledger import Ledger
 
 Message = Proposal | Verdict | Forward | Advance | Rollback
 
-# Events, tokens and times of work together; as messages they take less than 50 bytes each, and
-# a gRPC message may have 4 MiB.
+# Counts events, their tokens and their device times. Each takes less than 50 bytes in protobuf, and
+# a gRPC message holds 4 MiB.
 MAX_ENTRIES = 40_000
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineEvent:
-    """A message that the orchestrator took up or sent."""
+    """A message that the orchestrator processed or sent."""
 
     seconds: float
     message: Message
@@ -32,7 +32,7 @@ class TimelineEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The events of a generation in order; ``is_truncated``: it went on after the last one."""
+    """The events of a generation in order; ``is_truncated``: later events were left out."""
 
     started_unix_nanos: int
     events: tuple[TimelineEvent, ...]
@@ -50,7 +50,7 @@ class TimelineRecorder:
     _is_truncated: bool = False
 
     def decided(self, event: object, decision: Decision, unix_nanos: int) -> None:
-        """Take note of what was taken up, and of what is sent for it."""
+        """Record an event that was processed, and the messages that its decision sends."""
         if isinstance(event, Proposal | Verdict):
             self._add(event, unix_nanos)
         for message in (decision.rollback, decision.advance, decision.forward):
@@ -58,12 +58,12 @@ class TimelineRecorder:
                 self._add(message, unix_nanos)
 
     def timeline(self) -> Timeline:
-        """Return what was recorded."""
+        """Return the timeline so far."""
         return Timeline(self.started_unix_nanos, tuple(self._events), self._is_truncated)
 
     def _add(self, message: Message, unix_nanos: int) -> None:
         self._num_entries += _num_entries(message)
-        # Nothing may follow what was left out, or the rest could not be understood.
+        # The replay needs every message up to the last one, so nothing follows a gap.
         if self._num_entries > self.max_entries:
             self._is_truncated = True
             return
@@ -72,7 +72,7 @@ class TimelineRecorder:
 
 
 class TokenOutcome(enum.Enum):
-    """What became of a drafted token."""
+    """The outcome of a drafted token."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -80,7 +80,7 @@ class TokenOutcome(enum.Enum):
 
 
 def num_prompt_tokens(timeline: Timeline) -> int:
-    """Return where the output begins, or 1 if there was none."""
+    """Return the position of the first output token; 1 if there is no output."""
     positions = [
         event.message.position for event in timeline.events if isinstance(event.message, Verdict)
     ]
@@ -88,12 +88,12 @@ def num_prompt_tokens(timeline: Timeline) -> int:
 
 
 def token_outcomes(timeline: Timeline) -> list[tuple[TokenOutcome, ...]]:
-    """Return what became of the tokens of each proposal, in the order of the proposals.
+    """Return the outcomes of the tokens of each proposal, in the order of the proposals.
 
-    A token that was never compared is wasted: it followed a wrong one, came too late, or was left
-    over at the end of the timeline.
+    A token that was never compared is wasted: it follows a rejected token, belongs to an old epoch,
+    or is still unverified at the end of the timeline.
     """
-    # The prompt's own tokens do not matter: nothing is proposed there.
+    # The values of the prompt's tokens are irrelevant: no proposal covers them.
     ledger = Ledger([0] * max(1, num_prompt_tokens(timeline)))
     proposals: list[tuple[Proposal, bool]] = []
     for event in timeline.events:
@@ -102,24 +102,26 @@ def token_outcomes(timeline: Timeline) -> list[tuple[TokenOutcome, ...]]:
                 ledger.verdict(verdict)
             case Proposal() as proposal:
                 proposals.append((proposal, _is_taken(ledger, proposal)))
-    ended: set[int] = set()  # epochs whose wrong token was found
+    ended: set[int] = set()  # epochs whose rejected token was found
     return [
-        _fates(proposal, ledger.tokens, ended) if is_taken else _wasted(proposal)
+        _outcomes(proposal, ledger.tokens, ended) if is_taken else _wasted(proposal)
         for proposal, is_taken in proposals
     ]
 
 
 def _is_taken(ledger: Ledger, proposal: Proposal) -> bool:
-    """Give a proposal to the ledger; return whether it is of its epoch."""
+    """Apply a proposal to the ledger; return whether it belongs to the current epoch."""
     is_current = proposal.epoch == ledger.epoch
     try:
         ledger.proposal(proposal)
     except PreconditionError:
-        return False  # the orchestrator gave up a draft that proposes such
+        return False  # a protocol violation: the orchestrator dropped this draft
     return is_current
 
 
-def _fates(proposal: Proposal, final: Sequence[int], ended: set[int]) -> tuple[TokenOutcome, ...]:
+def _outcomes(
+    proposal: Proposal, final: Sequence[int], ended: set[int]
+) -> tuple[TokenOutcome, ...]:
     outcomes: list[TokenOutcome] = []
     for position, token in enumerate(proposal.tokens, proposal.position):
         if proposal.epoch in ended or position >= len(final):

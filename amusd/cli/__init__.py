@@ -1,4 +1,4 @@
-"""The command line: reads arguments, runs services and measurements, shows results."""
+"""The command line: reads arguments, runs services and measurements, prints results."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from amusd.protocol.errors import AmusdError
 
 def main() -> None:
     """Run the command."""
-    # grpc writes connection noise to stderr that our own errors say better.
+    # Otherwise grpc logs connection failures that the errors of the commands explain better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from amusd.cli.app import app  # noqa: PLC0415  # after the setting above
 
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def reporting_errors(command: Callable[[], None]) -> None:
-    """Run ``command``; an error of ours is one line on standard error, and exit code 1."""
+    """Run ``command``; an AmusdError is one line on standard error, and exit code 1."""
     try:
         command()
     except AmusdError as error:

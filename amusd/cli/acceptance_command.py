@@ -1,4 +1,4 @@
-"""``amusd acceptance``: which draft is right how often, and what that should be worth."""
+"""``amusd acceptance``: measures the acceptance of drafts and predicts their speed."""
 
 import json
 from collections.abc import Sequence
@@ -22,33 +22,34 @@ if TYPE_CHECKING:
 
 
 def acceptance(
-    draft: Annotated[list[str], typer.Option(help="Draft model; may be given several times.")],
+    draft: Annotated[list[str], typer.Option(help="Draft model; repeat the option for several.")],
     verify: Annotated[str, typer.Option(help="Verify model.")],
     prompts: Annotated[str, typer.Option(help="JSONL file of prompts, or humaneval.")],
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 20,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Measure sampling at this temperature, too; 0: do not.")
+        float,
+        typer.Option(min=0, help="Also measure sampling at this temperature; 0: greedy only."),
     ] = 0.0,
-    draws: Annotated[int, typer.Option(min=1, help="Noises tried for each sampled answer.")] = 4,
-    lookahead: Annotated[int, typer.Option(min=1, help="Places of a pass to report.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws per sampled answer.")] = 4,
+    lookahead: Annotated[int, typer.Option(min=1, help="Positions of a pass to report.")] = 8,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Keep the verify model's greedy answers here, or take them from here."),
+        typer.Option(help="File that caches the verify model's greedy answers."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads on CPU; 0: PyTorch's choice.")] = 1,
-    output: Annotated[Path | None, typer.Option(help="Write the report here, too: JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Measure how often drafts agree with the verify model's own text, and predict the speed.
+    """Measure how often drafts agree with the verify model, and predict the speed.
 
-    Acceptance is teacher-forced on the verify model's answers; times are measured on this
-    device. With several drafts the table says which is best for each way of decoding.
+    Acceptance is teacher-forced on the verify model's answers. Times are measured on this device.
+    With several drafts, the table marks the best one for each strategy.
     """
     check_output(output)
     texts = tuple(load_prompts(prompts, limit))
-    # Transformers takes seconds to import: wrong arguments do not wait for it.
+    # Transformers takes seconds to import, so arguments are checked first.
     from amusd.distill.draft_measurement import Bench, MeasurePlan  # noqa: PLC0415
 
     plan = MeasurePlan(
@@ -93,18 +94,18 @@ def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
         )
     console = Console()
     console.print(table)
-    rates = ", ".join(f"{1e3 * seconds:.1f}" for seconds in passes)
+    times = ", ".join(f"{1e3 * seconds:.1f}" for seconds in passes)
     console.print(
-        "step: ms of a draft step; greedy, sampled: share of tokens accepted, 95 % interval;\n"
-        "speculative, amusd: predicted ms per token (proposals a pass), * is the best draft\n"
-        f"verify pass over 0 to {len(passes) - 1} proposals, ms: {rates}"
+        "step: ms per draft step; greedy, sampled: share of accepted tokens, 95 % interval;\n"
+        "speculative, amusd: predicted ms per token (speculation length), * is the best draft\n"
+        f"verify pass over 0 to {len(passes) - 1} drafted tokens, ms: {times}"
     )
     for report in reports:
-        places = ", ".join(
-            f"{place.num_accepted / place.num_checked:.0%}" if place.num_checked else "-"
-            for place in report.places
+        rates = ", ".join(
+            f"{one.num_accepted / one.num_checked:.0%}" if one.num_checked else "-"
+            for one in report.acceptance_per_position
         )
-        console.print(f"{report.draft}, greedy acceptance at each place of a pass: {places}")
+        console.print(f"{report.draft}, greedy acceptance per position of a pass: {rates}")
 
 
 def _percent(share: Share) -> str:
@@ -121,5 +122,5 @@ def _save(path: Path, reports: Sequence["DraftReport"], passes: Sequence[float])
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UnavailableError(
-            f"cannot write {path} ({error.strerror}): the table above is all there is"
+            f"cannot write {path} ({error.strerror}): the figures are only in the table above"
         ) from None

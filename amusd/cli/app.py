@@ -1,4 +1,4 @@
-"""All commands in one place; each lives in a file of its own."""
+"""All commands of the command line; each is defined in its own file."""
 
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from amusd.cli.acceptance_command import acceptance
 from amusd.cli.bench_command import bench
 from amusd.cli.compare_command import compare
 from amusd.cli.consistency_command import consistency
+from amusd.cli.declared_options import mount
 from amusd.cli.distill_command import distill
 from amusd.cli.generate_command import generate
 from amusd.cli.serve_command import serve
@@ -20,10 +21,11 @@ app = typer.Typer(
     help="Asynchronous multi-device speculative decoding as gRPC services.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
 )
-app.add_typer(serve, name="serve")
-app.command()(up)
+mount(app, serve)
+mount(app, up)
 app.command()(generate)
 app.command()(compare)
 app.command()(bench)
@@ -43,7 +45,7 @@ def _show_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Asynchronous multi-device speculative decoding as gRPC services."""

@@ -1,4 +1,4 @@
-"""Generation by Transformers itself, to measure ours against: plain and assisted."""
+"""Baselines: plain and assisted generation by Transformers."""
 
 import time
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from amusd.pair import resolve_model
 from amusd.prompts import Prompt, encode
 from amusd.protocol.errors import InvalidInputError
 
-_LOOKUP_TOKENS = 10  # what the documentation of Transformers suggests
+_LOOKUP_TOKENS = 10  # the value in the documentation of Transformers
 
 
 @dataclass(frozen=True, slots=True)
 class TransformersRunner:
-    """``generate()`` with given options, greedy."""
+    """Greedy ``generate()`` of Transformers with extra options."""
 
     name: str
     model: PreTrainedModel
@@ -48,11 +48,11 @@ class TransformersRunner:
 def transformers_runners(draft: str, verify: str, placement: Placement) -> Iterator[Runner]:
     """Yield plain generation, and assisted generation if there is a draft.
 
-    They run on the calling thread, bound to the cores and threads of the verify service, in
-    float32 on CPU and bfloat16 elsewhere, as the services do.
+    They run on the calling thread, on the cores and with the threads of the verify service. Like
+    the services they use float32 on CPU and bfloat16 on other devices.
 
     Raises:
-        InvalidInputError: the verify model is synthetic, which Transformers cannot run.
+        InvalidInputError: the verify model is synthetic; Transformers cannot run it.
     """
     if is_synthetic(verify):
         raise InvalidInputError("Transformers cannot run a synthetic model: name a real one")
@@ -74,7 +74,7 @@ def transformers_runners(draft: str, verify: str, placement: Placement) -> Itera
 
 
 class _ScatteredHead(torch.nn.Module):
-    """A reduced head as Transformers wants it: a logit for every token of the vocabulary."""
+    """A reduced head in the form that Transformers needs: one logit per token of the vocabulary."""
 
     def __init__(self, head: torch.nn.Module, head_ids: torch.Tensor, vocab_size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``amusd bench``: many prompts with several strategies, measured in turns, to a file."""
+"""``amusd bench``: measures strategies on many prompts, interleaved, and writes a report."""
 
 import contextlib
 import json
@@ -32,28 +32,30 @@ TRANSFORMERS = "transformers"
 
 def bench(
     prompts: Annotated[
-        str, typer.Option(help="JSONL with prompt, messages or turns a line; or humaneval.")
+        str, typer.Option(help="JSONL with prompt, messages or turns per line; or humaneval.")
     ],
     strategies: Annotated[
-        str, typer.Option(help="Strategies in a row, as autoregressive,speculative:3,amusd.")
+        str, typer.Option(help="Comma-separated, as autoregressive,speculative:3,amusd.")
     ] = "autoregressive,speculative,amusd",
     max_tokens: MaxTokens = 128,
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     baseline: Annotated[
-        str, typer.Option(help="Also measure this in the same run: transformers.")
+        str, typer.Option(help="Baseline to measure in the same run: transformers.")
     ] = "",
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of each generation, in seconds.")] = 600.0,
 ) -> None:
-    """Measure strategies on many prompts; each prompt goes through all of them in turns."""
+    """Measure strategies on many prompts; all strategies decode a prompt before the next one."""
     if baseline not in ("", TRANSFORMERS):
         raise InvalidInputError(f"unknown baseline {baseline!r}: use {TRANSFORMERS}")
     if baseline and address:
-        raise InvalidInputError("a baseline needs services of our own: leave --address out")
+        raise InvalidInputError(
+            "a baseline needs services that this command starts: leave --address out"
+        )
     check_output(output)
     loaded = load_prompts(prompts, limit)
     choices = parse_strategies(strategies)
@@ -72,7 +74,7 @@ def bench(
 
 
 def _baselines(draft: str, verify: str) -> list[Runner]:
-    """Return generation by Transformers alone, on the cores of the verify service."""
+    """Return runners of Transformers on the cores of the verify service."""
     from amusd.cli.baseline import transformers_runners  # noqa: PLC0415  # it loads torch
 
     _, verify_place = place(LocalSettings(draft=draft, verify=verify))

@@ -1,9 +1,9 @@
-"""Options that several commands share, and the server they talk to."""
+"""Options that several commands share, and the server that they use."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,57 +11,49 @@ from rich.console import Console
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions
 from amusd.protocol.errors import InvalidInputError
+from amusd.settings import settings_in
 
 errors = Console(stderr=True)
+
+_LOCAL = {one.name: one for one in settings_in(LocalSettings())}
+
+
+def _option(name: str) -> Any:
+    """Return the option for a setting of local services, as it is declared."""
+    found = _LOCAL[name]
+    flags = "/".join(filter(None, (found.flag, found.off_flag)))
+    default = found.declaration.default_text
+    note = f" [default: {default}]" if default else ""
+    return typer.Option(
+        flags, envvar=found.variable or None, help=f"{found.declaration.help}{note}"
+    )
+
 
 Address = Annotated[
     str,
     typer.Option(
         envvar="AMUSD_ADDRESS",
-        help="Orchestrator as host:port; empty: start services of our own for this command.",
+        help="Address of an orchestrator, host:port; empty: start services for this command.",
     ),
 ]
-DraftModel = Annotated[
-    str,
-    typer.Option(
-        "--draft",
-        envvar="AMUSD_DRAFT_MODEL",
-        help="Draft model of our own services: hub id, folder, smollm2, prompt-lookup or "
-        "synthetic:...; empty: none.",
-    ),
-]
-VerifyModel = Annotated[
-    str,
-    typer.Option(
-        "--verify",
-        envvar="AMUSD_VERIFY_MODEL",
-        help="Verify model of our own services: hub id, folder, smollm2 or synthetic:...",
-    ),
-]
-Lookup = Annotated[
-    bool | None,
-    typer.Option(
-        "--lookup/--no-lookup",
-        envvar="AMUSD_LOOKUP",
-        help="Our own draft service proposes what followed the last tokens before, where they "
-        "occurred; else the model's. [default: yes, beside a real model]",
-    ),
-]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens to write.")]
+DraftModel = Annotated[str, _option("draft")]
+VerifyModel = Annotated[str, _option("verify")]
+Lookup = Annotated[bool | None, _option("lookup")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of output tokens.")]
 Raw = Annotated[
     bool,
     typer.Option(
-        "--raw", help="Continue the prompt as plain text, without the model's chat template."
+        "--raw", help="Continue the prompt as plain text, without the chat template of the model."
     ),
 ]
 Lookahead = Annotated[
     int | None,
-    typer.Option(min=1, help="Proposed tokens beyond the verified ones; the server's default."),
+    typer.Option(min=1, help="Speculation length. [default: the server's]"),
 ]
 
 
 def check_output(path: Path | None) -> None:
-    """Raise InvalidInputError if a report cannot be written to ``path``, before it is made."""
+    """Raise InvalidInputError if ``path`` is no place to write a report to."""
     if path is not None and not path.parent.is_dir():
         raise InvalidInputError(f"there is no folder {path.parent} to write {path.name} to")
     if path is not None and path.is_dir():
@@ -70,9 +62,9 @@ def check_output(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterator[str]:
-    """Yield the address of an orchestrator, our own for as long as the block runs if none.
+    """Yield ``address``, or if it is empty that of services that run for the block.
 
-    Our own reads every prompt anew, so that ways of decoding compare that get the same one.
+    Those have no prefix caching, so that several runs of one prompt compare.
     """
     if address:
         yield address

@@ -1,4 +1,4 @@
-"""``amusd compare``: one prompt with every strategy, side by side."""
+"""``amusd compare``: decodes one prompt with every strategy and compares output and speed."""
 
 from typing import Annotated
 
@@ -24,26 +24,32 @@ from amusd.rpc import codec
 
 
 def compare(
-    prompt: Annotated[str, typer.Argument(help="What to answer, or with --raw to continue.")],
+    prompt: Annotated[str, typer.Argument(help="Question, or with --raw text to continue.")],
     strategies: Annotated[
-        str, typer.Option(help="Which to compare, as amusd,speculative:3; empty: all there are.")
+        str,
+        typer.Option(
+            help="Comma-separated, as amusd,speculative:3.", show_default="all of the server"
+        ),
     ] = "",
     max_tokens: MaxTokens = 128,
-    repeat: Annotated[int, typer.Option(min=1, help="Times to run each, in turns.")] = 3,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each strategy, interleaved.")] = 3,
     raw: Raw = False,
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of each generation, in seconds.")] = 600.0,
 ) -> None:
-    """Decode PROMPT with every strategy: same output? how fast? Exit code 1 if it differs."""
+    """Decode PROMPT with every strategy and compare speed and output.
+
+    Exit code 1 if the outputs differ.
+    """
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
     prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
     choices = parse_strategies(strategies) if strategies else []
     with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
-        runners = [choice.runner(client) for choice in choices or _all_there_are(client)]
+        runners = [choice.runner(client) for choice in choices or _all_strategies(client)]
         with errors.status("decoding"):
             measurements = measure(runners, prompts, max_tokens)
     show(measurements, f"{repeat} runs of up to {max_tokens} tokens")
@@ -53,7 +59,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def _all_there_are(client: Client) -> list[StrategyChoice]:
+def _all_strategies(client: Client) -> list[StrategyChoice]:
     known = client.server_info().strategies
     found = [codec.strategy_from_proto(one, Strategy.AMUSD) for one in known]
     return [StrategyChoice(strategy.value, strategy) for strategy in found]

@@ -1,4 +1,4 @@
-"""``amusd consistency``: whether all ways of decoding write the same, and where they do not."""
+"""``amusd consistency``: whether all strategies and batch sizes give the same output."""
 
 import contextlib
 import dataclasses
@@ -33,8 +33,8 @@ from amusd.prompts import Prompt, load_prompts
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 
-Way = tuple[str, int]
-"""A strategy by its name, and how many generations run at once."""
+Configuration = tuple[str, int]
+"""The name of a strategy, and the number of concurrent generations."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Plan:
     reuse_prefixes: bool = False
 
     def options(self, numerics: Numerics) -> EngineOptions:
-        """Return how the verify model runs."""
+        """Return the engine options of the verify model."""
         return EngineOptions(
             max_batch=max(self.batch_sizes), numerics=numerics, reuse_prefixes=self.reuse_prefixes
         )
@@ -58,41 +58,39 @@ class Plan:
 
 def consistency(
     prompts: Annotated[
-        str, typer.Option(help="JSONL with prompt, messages or turns a line; or humaneval.")
+        str, typer.Option(help="JSONL with prompt, messages or turns per line; or humaneval.")
     ],
-    numerics: Annotated[str, typer.Option(help="Numerics in a row.")] = "fast,exact",
+    numerics: Annotated[str, typer.Option(help="Comma-separated numerics.")] = "fast,exact",
     strategies: Annotated[
-        str, typer.Option(help="Strategies in a row, as autoregressive,speculative:3,amusd.")
+        str, typer.Option(help="Comma-separated, as autoregressive,speculative:3,amusd.")
     ] = "autoregressive,speculative,amusd",
     batch_sizes: Annotated[
         str,
         typer.Option(
-            help="Generations at once, in a row; fewer prompts than that are asked again. "
-            "The reference is alone."
+            help="Concurrent generations, comma-separated. Prompts repeat if there are fewer. "
+            "The reference runs with 1."
         ),
     ] = "1,8",
     max_tokens: MaxTokens = 128,
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    dtype: Annotated[
-        str, typer.Option(help="Number format: auto, float32, bfloat16, float16.")
-    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="Dtype: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="Device of both models: auto, cpu, cuda:0.")] = "auto",
     reuse_prefixes: Annotated[
         bool,
         typer.Option(
-            help="Take over what was computed of a prompt before; else each output reads its own, "
-            "so that only strategy and batch size can make a difference."
+            help="Reuse cached prefixes. Without it every output computes its own prompt, so that "
+            "only strategy and batch size can make a difference."
         ),
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds for each answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of each generation, in seconds.")] = 600.0,
 ) -> None:
-    """Compare the outputs of strategies and batch sizes with plain decoding, one at a time.
+    """Compare the outputs of strategies and batch sizes with autoregressive decoding at batch 1.
 
-    Exit code 1 if an output differs with numerics exact, which promises that none does.
+    Numerics exact guarantees identical outputs: exit code 1 if one differs.
     """
     check_output(output)
     sizes = _sizes(batch_sizes)
@@ -121,7 +119,9 @@ def consistency(
 def _sizes(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
-        raise InvalidInputError(f"cannot read batch sizes {text!r}: write 1 to 64 each, as 1,8")
+        raise InvalidInputError(
+            f"cannot read batch sizes {text!r}: give numbers from 1 to 64, as 1,8"
+        )
     return [int(part) for part in parts]
 
 
@@ -134,17 +134,19 @@ def _numerics(text: str) -> list[Numerics]:
 
 
 def _compare(plan: Plan, numerics: Numerics) -> list[Comparison]:
-    """Decode in all ways with one numerics, and compare."""
+    """Decode with all strategies and batch sizes under one numerics, and compare."""
     reference, found = _decode(plan, numerics)
     comparisons = compare_all(numerics, reference, found)
     if is_synthetic(plan.settings.verify) or not any(one.differences for one in comparisons):
         return comparisons
-    validate = _Judge(plan, reference)
-    return [validate.judged(one) for one in comparisons]
+    ties = _TieMeter(plan, reference)
+    return [ties.measured(one) for one in comparisons]
 
 
-def _decode(plan: Plan, numerics: Numerics) -> tuple[list[Output], dict[Way, list[Sample]]]:
-    """Return the reference's outputs, and the samples of every way of decoding."""
+def _decode(
+    plan: Plan, numerics: Numerics
+) -> tuple[list[Output], dict[Configuration, list[Sample]]]:
+    """Return the outputs of the reference, and the samples of every configuration."""
     settings = dataclasses.replace(
         plan.settings,
         verify_options=plan.options(numerics),
@@ -155,12 +157,12 @@ def _decode(plan: Plan, numerics: Numerics) -> tuple[list[Output], dict[Way, lis
             services = stack.enter_context(local_services(settings))
         client = stack.enter_context(Client(services.address, plan.timeout))
         with errors.status(f"decoding, numerics {numerics}"):
-            plain = ServiceRunner(client, "reference", Strategy.AUTOREGRESSIVE)
+            runner = ServiceRunner(client, "reference", Strategy.AUTOREGRESSIVE)
             reference = [
-                one.tokens for one in decode_at_once(plain, plan.prompts, 1, plan.max_tokens)
+                one.tokens for one in decode_concurrently(runner, plan.prompts, 1, plan.max_tokens)
             ]
             return reference, {
-                (choice.name, size): decode_at_once(
+                (choice.name, size): decode_concurrently(
                     choice.runner(client), plan.prompts, size, plan.max_tokens
                 )
                 for choice in plan.strategies
@@ -169,9 +171,9 @@ def _decode(plan: Plan, numerics: Numerics) -> tuple[list[Output], dict[Way, lis
 
 
 def compare_all(
-    numerics: Numerics, reference: Sequence[Output], found: Mapping[Way, Sequence[Sample]]
+    numerics: Numerics, reference: Sequence[Output], found: Mapping[Configuration, Sequence[Sample]]
 ) -> list[Comparison]:
-    """Compare the samples of every way of decoding with the reference's outputs."""
+    """Compare the samples of every configuration with the outputs of the reference."""
     return [
         Comparison(
             numerics.value,
@@ -185,11 +187,11 @@ def compare_all(
     ]
 
 
-class _Judge:
-    """Says how near the ties were, by Transformers in the number format that was served."""
+class _TieMeter:
+    """Measures near ties with Transformers, in the served dtype."""
 
     def __init__(self, plan: Plan, reference: Sequence[Output]) -> None:
-        # Transformers takes seconds to import: it is seldom needed.
+        # Transformers takes seconds to import and is needed only after a difference.
         from amusd.engine.loading.model_loading import locate_model  # noqa: PLC0415
         from amusd.engine.near_ties import load_gap_reader  # noqa: PLC0415
 
@@ -201,28 +203,28 @@ class _Judge:
         self._prompts = plan.prompts
         self._reference = reference
 
-    def judged(self, comparison: Comparison) -> Comparison:
+    def measured(self, comparison: Comparison) -> Comparison:
         """Return the comparison with the ties of its differences."""
         found = tuple(self._with_tie(one) for one in comparison.differences)
         return dataclasses.replace(comparison, differences=found)
 
     def _with_tie(self, difference: Difference) -> Difference:
-        """Return the difference with its tie; where one output ended there is none."""
+        """Return the difference with its tie; there is none if one output ended."""
         if -1 in (difference.expected, difference.found):
             return difference
-        before = self._reference[difference.prompt][: difference.place]
+        before = self._reference[difference.prompt][: difference.index]
         text = [*self._ties.encode(self._prompts[difference.prompt]), *before]
         tie = self._ties.tie(text, difference.expected, difference.found)
         return dataclasses.replace(difference, tie=tie)
 
 
-def decode_at_once(
+def decode_concurrently(
     runner: Runner, prompts: Sequence[Prompt], batch_size: int, max_tokens: int
 ) -> list[Sample]:
-    """Decode all prompts, ``batch_size`` at once; where they are fewer, all of them again."""
-    asked = [*prompts] * math.ceil(batch_size / len(prompts))
+    """Decode all prompts, ``batch_size`` at a time; repeat them if there are fewer prompts."""
+    requests = [*prompts] * math.ceil(batch_size / len(prompts))
     with ThreadPoolExecutor(batch_size) as pool:
-        return list(pool.map(lambda prompt: runner.run(prompt, max_tokens), asked))
+        return list(pool.map(lambda prompt: runner.run(prompt, max_tokens), requests))
 
 
 def _report(plan: Plan, prompts: str, comparisons: Iterable[Comparison]) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def _report(plan: Plan, prompts: str, comparisons: Iterable[Comparison]) -> dict
 
 
 def show(comparisons: Iterable[Comparison], title: str) -> None:
-    """Print one line for each way of decoding, and what makes a line say less than it seems to."""
+    """Print one line per configuration, and a note for outputs that used no draft."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     headings = ("numerics", "strategy", "batch", "differ", "first", "median", "gap", "spacings")
     for heading in headings:
@@ -250,7 +252,7 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
         table.add_column(heading, justify=justify, no_wrap=True)
     notes = []
     for one in comparisons:
-        first, median = one.places or ("-", "-")
+        first, median = one.indices or ("-", "-")
         table.add_row(
             one.numerics,
             one.strategy,
@@ -262,12 +264,12 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
             _range(one.spacings),
         )
         if one.num_fallbacks:
-            way = f"{one.numerics}, {one.strategy}, {one.batch_size} at once"
-            notes.append(f"{way}: {one.num_fallbacks} outputs were written without the draft")
+            name = f"{one.numerics}, {one.strategy}, batch {one.batch_size}"
+            notes.append(f"{name}: {one.num_fallbacks} outputs were decoded without the draft")
     Console().print(table)
     print(
-        "batch: generations at once; first, median: place of the first token that differs;\n"
-        "gap: between the two tokens' logits there; spacings: in steps of the number format"
+        "batch: concurrent generations; first, median: index of the first token that differs;\n"
+        "gap: difference of the two tokens' logits there; spacings: the gap in steps of the dtype"
     )
     for note in notes:
         errors.print(note, style="yellow")

@@ -1,4 +1,4 @@
-"""``amusd distill``: a draft model for any verify model, trained on its own words."""
+"""``amusd distill``: trains a draft model on text that the verify model writes."""
 
 import sys
 from collections.abc import Iterator
@@ -31,60 +31,62 @@ _ALL = 1 << 30
 def distill(
     verify: Annotated[str, typer.Option(help="Verify model: hub id, folder or smollm2.")],
     output: Annotated[
-        Path, typer.Option(help="Folder of the draft; an interrupted run goes on from what it has.")
+        Path, typer.Option(help="Folder of the draft. An interrupted run resumes from it.")
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the training text, to share it among drafts. [OUTPUT/data]"),
+        typer.Option(
+            help="Folder of the training data; drafts can share it.", show_default="OUTPUT/data"
+        ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSONL file of prompts, or text file to be continued; may be given several times."
+            help="JSONL file of prompts, or text file to continue; repeat the option for several."
         ),
     ] = None,
     made_up: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of prompts that the verify model makes up itself."),
+        typer.Option(min=0, max=1, help="Share of prompts that the verify model writes itself."),
     ] = 0.5,
-    num_layers: Annotated[int, typer.Option(min=1, help="Layers to cut, the first ones.")] = 2,
+    num_layers: Annotated[
+        int, typer.Option(min=1, help="Number of layers of the draft, from the first.")
+    ] = 2,
     layers: Annotated[
-        str, typer.Option(help="Layers to cut, as 0,1,29, instead of --num-layers.")
+        str, typer.Option(help="Layers of the draft, as 0,1,29; overrides --num-layers.")
     ] = "",
     draft_vocab: Annotated[
-        int, typer.Option(min=0, help="Most frequent tokens in the output head; 0: all.")
+        int, typer.Option(min=0, help="Output head: this many frequent tokens; 0: all tokens.")
     ] = 8192,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens that the verify model writes.")] = (
-        2_000_000
-    ),
-    epochs: Annotated[int, typer.Option(min=1, help="Times that the text is trained on.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Answers of a training step.")] = 16,
-    write_batch: Annotated[int, typer.Option(min=1, help="Answers written at a time.")] = 128,
-    answer_tokens: Annotated[int, typer.Option(min=2, help="Longest answer, in tokens.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of training text.")] = (2_000_000),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training text.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Answers per training step.")] = 16,
+    write_batch: Annotated[int, typer.Option(min=1, help="Answers written per batch.")] = 128,
+    answer_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")] = 128,
     rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 4e-3,
     target_temperature: Annotated[
-        float, typer.Option(min=0.05, help="Sharpens the targets where it is below 1.")
+        float, typer.Option(min=0.05, help="Temperature of the targets; below 1 sharpens them.")
     ] = 0.8,
-    seed: Annotated[int, typer.Option(help="Decides prompts, samples and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, sampling and order.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads on CPU; 0: PyTorch's choice.")] = 0,
     licence: Annotated[
-        str, typer.Option(help="The verify model's licence, for the model card.")
+        str, typer.Option(help="Licence of the verify model, for the model card.")
     ] = "",
     export: Annotated[
         Path | None,
-        typer.Option(help="Write it here, too, with the whole vocabulary, for Transformers."),
+        typer.Option(help="Also write the draft here with the full output head, for Transformers."),
     ] = None,
 ) -> None:
-    """Train a draft model on the verify model's own words.
+    """Train a draft model on text that the verify model writes.
 
-    The verify model writes answers to prompts, a draft is cut from it and trained on them. Every
-    step is kept on disk: run the same command again to go on after an interruption.
+    The verify model answers prompts. The draft is made of some of its layers and trained on the
+    answers. Progress is saved: run the same command again to resume after an interruption.
     """
     prepare_torch(DeviceSettings(device, "auto", threads))
     chosen = _parse_layers(layers)
     given = tuple(_given_prompts(prompts or []))
-    # Transformers takes seconds to import: wrong arguments do not wait for it.
+    # Transformers takes seconds to import, so arguments are checked first.
     from amusd.distill.distillation import Plan, keep_freed_memory  # noqa: PLC0415
     from amusd.distill.distillation import distill as run  # noqa: PLC0415
 
@@ -112,12 +114,12 @@ def distill(
         export=export,
     )
     try:
-        with _Bars() as bars:
+        with _ProgressBars() as bars:
             result = run(plan, bars)
     except KeyboardInterrupt:
-        print("stopped: run the same command again to go on from here", file=sys.stderr)
+        print("stopped: run the same command again to resume", file=sys.stderr)
         raise
-    print(f"{output}: {result.held_out:.1%} of the held-out greedy tokens are the draft's, too")
+    print(f"{output}: the draft predicts {result.held_out:.1%} of the held-out greedy tokens")
     print(f"amusd serve draft --model {output}")
 
 
@@ -125,7 +127,7 @@ def _parse_layers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise InvalidInputError(f"cannot read layers {text!r}: write 0,1,29") from None
+        raise InvalidInputError(f"cannot read layers {text!r}: give numbers as 0,1,29") from None
 
 
 def _given_prompts(sources: list[str]) -> Iterator[Prompt]:
@@ -137,20 +139,20 @@ def _given_prompts(sources: list[str]) -> Iterator[Prompt]:
 
 
 def _paragraphs(path: Path) -> Iterator[Prompt]:
-    """Split a text at blank lines; each piece is a beginning that the verify model continues."""
+    """Yield the paragraphs of a text as prompts that the verify model continues."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read {path} ({error}): give a UTF-8 text file") from None
-    pieces = [piece.strip() for piece in text.split("\n\n")]
-    if not any(pieces):
+    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
+    if not any(paragraphs):
         raise InvalidInputError(f"{path} has no text")
-    for piece in filter(None, pieces):
-        yield Prompt(text=piece)
+    for paragraph in filter(None, paragraphs):
+        yield Prompt(text=paragraph)
 
 
-class _Bars:
-    """Progress on standard error: bars on a terminal, a line now and then elsewhere."""
+class _ProgressBars:
+    """Progress on standard error: bars on a terminal, occasional lines elsewhere."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -167,7 +169,7 @@ class _Bars:
         self._training: TaskID | None = None
         self._held_out = ""
 
-    def __enter__(self) -> "_Bars":
+    def __enter__(self) -> "_ProgressBars":
         self._progress.start()
         return self
 
@@ -175,7 +177,7 @@ class _Bars:
         self._progress.stop()
 
     def wrote(self, num_tokens: int, total: int) -> None:
-        """Show how much the verify model has written."""
+        """Show how many tokens of training text are written."""
         if self._writing is None:
             self._writing = self._progress.add_task("writing", total=total, note="")
         self._progress.update(self._writing, completed=min(num_tokens, total))
@@ -183,7 +185,7 @@ class _Bars:
             self._console.print(f"written: {num_tokens} of {total} tokens")
 
     def trained(self, report: "Report", total: int) -> None:
-        """Show how far training is."""
+        """Show the progress of training."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, note="")
         if report.held_out is not None:

@@ -1,4 +1,4 @@
-"""``amusd generate``: one prompt, its text as it comes."""
+"""``amusd generate``: streams the answer to one prompt."""
 
 from typing import Annotated
 
@@ -23,18 +23,22 @@ from amusd.protocol.strategy import Strategy
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to answer, or with --raw to continue.")],
+    prompt: Annotated[str, typer.Argument(help="Question, or with --raw text to continue.")],
     strategy: Annotated[
-        Strategy | None, typer.Option(help="How to decode; the server's default.")
+        Strategy | None,
+        typer.Option(help="Decoding strategy.", show_default="the server's default"),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to write.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum output tokens.", show_default="the server's default"),
+    ] = None,
     lookahead: Lookahead = None,
     raw: Raw = False,
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for the whole answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of the generation, in seconds.")] = 600.0,
 ) -> None:
     """Stream the model's answer to PROMPT."""
     if not prompt:
@@ -49,7 +53,7 @@ def generate(
 
 
 def _line(statistics: Statistics) -> str:
-    """Say in one line what a generation took."""
+    """Return the statistics of a generation as one line."""
     tokens, seconds = statistics.num_output_tokens, statistics.wall_seconds
     by_source = shares(statistics.acceptance_per_source)
     line = (
@@ -61,8 +65,8 @@ def _line(statistics: Statistics) -> str:
     if statistics.num_cached_prompt_tokens:
         line += (
             f", {statistics.num_cached_prompt_tokens} of {statistics.num_prompt_tokens} prompt "
-            "tokens reused"
+            "tokens cached"
         )
     if statistics.fallback_reason:
-        line += f"; went on without a draft: {statistics.fallback_reason}"
+        line += f"; decoded without a draft: {statistics.fallback_reason}"
     return line

@@ -1,7 +1,7 @@
-"""The three services as processes on loopback, on cores or GPUs of their own.
+"""The three services as processes on loopback, each engine on its own cores or GPU.
 
-Who owns what: the processes belong to the ``LocalServices`` that started them. They end with
-their standard input, so none outlives this process, whatever becomes of it.
+The processes belong to the ``LocalServices`` that started them. They end with their standard
+input, so none outlives this process, even if it is killed.
 """
 
 import contextlib
@@ -13,57 +13,86 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from amusd.cli.engine_options import flags_of
-from amusd.cli.logging_setup import LogLevel
+from amusd.cli.service_settings import SETTINGS
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions
+from amusd.engine.loading.device import DeviceSettings
 from amusd.fleet.model_description import wants_lookup
+from amusd.observe.logging_setup import LogLevel
+from amusd.observe.metrics import Role
+from amusd.observe.observer import ObservationSettings
 from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.settings import flags_for, flags_of, like, setting
+from draft_service.draft_settings import DraftServiceSettings
 
 _LISTEN_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-_ROLES = ("orchestrator", "draft", "verify")  # in the order of the ports
+_ROLES: tuple[Role, ...] = ("orchestrator", "draft", "verify")  # in the order of the ports
+# The interpreter without the current folder on its path; PYTHONPATH still counts.
+_AMUSD = (sys.executable, "-P", "-m", "amusd")
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The device of one service, and its cores and threads if that is the CPU."""
+    """The device of one engine, and its cores if that is the CPU; none: any."""
 
     device: str = "cpu"
     cpus: tuple[int, ...] = ()
 
-    def flags(self) -> list[str]:
-        """Return the flags of ``amusd serve`` for this placement."""
+    def values(self) -> dict[str, Any]:
+        """Return the settings of ``amusd serve`` for this placement, by their names."""
         if self.device != "cpu" or not self.cpus:
-            return ["--device", self.device]
-        cpus = ",".join(str(cpu) for cpu in self.cpus)
-        return ["--device", "cpu", "--cpus", cpus, "--threads", str(len(self.cpus))]
+            return {"device": self.device}
+        return {"device": "cpu", "cpus": self.cpus, "threads": len(self.cpus)}
 
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """What to start. Ports of 0 take free ones; an empty draft starts no draft service.
+    """What to start. A port of 0 is any free port; an empty draft starts no draft service.
 
-    Options of None leave the choice to each service: its environment, else its defaults.
+    Options and a traces endpoint of None leave the choice to the environment of each service,
+    then to its defaults.
     """
 
-    draft: str = "smollm2"
-    verify: str = "smollm2"
-    lookup: bool | None = None
-    draft_device: str = "auto"
-    verify_device: str = "auto"
-    dtype: str = "auto"
+    draft: str = setting(
+        "smollm2",
+        "Draft model: a hub id, a folder, smollm2, prompt-lookup or synthetic[:key=value,...]; "
+        "empty: none.",
+        unit="model",
+        variable="AMUSD_DRAFT_MODEL",
+    )
+    verify: str = setting(
+        "smollm2",
+        "Verify model: a hub id, a folder, smollm2 or synthetic[:key=value,...].",
+        unit="model",
+        variable="AMUSD_VERIFY_MODEL",
+    )
+    lookup: bool | None = like(DraftServiceSettings, "lookup")
+    draft_device: str = setting(
+        "auto",
+        "Device of the draft model: cpu, cuda:1, ..., or auto (a GPU if there is one).",
+        variable="",
+    )
+    verify_device: str = setting(
+        "auto",
+        "Device of the verify model: cpu, cuda:0, ..., or auto (a GPU if there is one).",
+        variable="",
+    )
+    dtype: str = like(DeviceSettings, "dtype", variable="")
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     draft_options: EngineOptions | None = None
     verify_options: EngineOptions | None = None
     metrics_ports: tuple[int, int, int] = (0, 0, 0)  # in the same order; 0: none
     traces_endpoint: str | None = None
-    log_level: LogLevel = LogLevel.WARNING
+    log_level: LogLevel = like(
+        ObservationSettings, "log_level", default=LogLevel.WARNING, variable=""
+    )
     start_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        """Refuse a look-up beside no model."""
+        """Refuse n-gram lookup without a draft model beside it."""
         wants_lookup(self.draft, self.lookup)
 
 
@@ -71,14 +100,14 @@ class LocalSettings:
 class LocalService:
     """A running service process."""
 
-    role: str
+    role: Role
     process: "subprocess.Popen[bytes]"
     address: str
 
 
 @dataclass(slots=True)
 class LocalServices:
-    """The services that were started, in the order in which to stop them."""
+    """The running services, in the order in which they are stopped."""
 
     running: list[LocalService] = field(default_factory=list)
 
@@ -98,7 +127,7 @@ class LocalServices:
                 )
 
     def stop(self) -> None:
-        """End all services, the orchestrator first; those that do not end are killed."""
+        """End all services, the orchestrator first, and kill those that do not end."""
         for service in self.running:
             if service.process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -118,7 +147,7 @@ def local_services(settings: LocalSettings) -> Iterator[LocalServices]:
     """Start the services, wait until they serve, and stop them at the end.
 
     Raises:
-        UnavailableError: one of them did not start; it has said why on standard error.
+        UnavailableError: a service did not start; its own message is on standard error.
     """
     services = LocalServices()
     try:
@@ -129,7 +158,7 @@ def local_services(settings: LocalSettings) -> Iterator[LocalServices]:
 
 
 def place(settings: LocalSettings) -> tuple[Placement, Placement]:
-    """Return where draft and verify run: on GPUs if there are, else on cores of their own."""
+    """Return where draft and verify run: on GPUs if there are any, else on disjoint CPU cores."""
     num_gpus = _count_gpus() if "auto" in (settings.draft_device, settings.verify_device) else 0
     verify_device, draft_device = settings.verify_device, settings.draft_device
     if verify_device == "auto":
@@ -148,54 +177,71 @@ def place(settings: LocalSettings) -> tuple[Placement, Placement]:
 
 def _start_all(services: LocalServices, settings: LocalSettings) -> None:
     draft_place, verify_place = place(settings)
-    port, draft_port, verify_port = settings.ports
-    flags = ["--model", settings.verify, "--port", str(verify_port)]
-    flags += flags_of("verify", settings.verify_options)
-    verify = _start_engine("verify", settings, verify_place, flags)
+    verify = _start_engine(
+        "verify", settings, verify_place, settings.verify_options, model=settings.verify
+    )
     services.running.append(verify)
     draft_address = ""
     if settings.draft:
-        flags = ["--model", settings.draft, "--port", str(draft_port)]
-        flags += flags_of("draft", settings.draft_options)
-        looks_up = wants_lookup(settings.draft, settings.lookup)
-        flags.append("--lookup" if looks_up else "--no-lookup")
-        draft = _start_engine("draft", settings, draft_place, flags)
+        draft = _start_engine(
+            "draft",
+            settings,
+            draft_place,
+            settings.draft_options,
+            model=settings.draft,
+            lookup=wants_lookup(settings.draft, settings.lookup),
+        )
         services.running.insert(0, draft)
         draft_address = draft.address
-    flags = ["--verify", verify.address, "--draft", draft_address, "--port", str(port)]
-    flags += ["--startup-timeout", str(settings.start_seconds)]
-    services.running.insert(0, _start("orchestrator", settings, flags))
+    orchestrator = _start(
+        "orchestrator",
+        settings,
+        verify=verify.address,
+        draft=draft_address,
+        startup_timeout=settings.start_seconds,
+    )
+    services.running.insert(0, orchestrator)
     _wait_until_serving(services, settings.start_seconds)
 
 
 def _start_engine(
-    role: str, settings: LocalSettings, placement: Placement, flags: list[str]
+    role: Role,
+    settings: LocalSettings,
+    placement: Placement,
+    options: EngineOptions | None,
+    **values: Any,
 ) -> LocalService:
-    return _start(role, settings, [*flags, "--dtype", settings.dtype, *placement.flags()])
+    more = flags_of(SETTINGS[role], options) if options is not None else []
+    return _start(role, settings, *more, dtype=settings.dtype, **placement.values(), **values)
 
 
-def _start(role: str, settings: LocalSettings, flags: list[str]) -> LocalService:
-    command = [sys.executable, "-m", "amusd", "serve", role, "--end-with-stdin", *flags]
-    # Three services cannot share the port that the environment may name.
-    metrics_port = settings.metrics_ports[_ROLES.index(role)]
-    command += ["--metrics-port", str(metrics_port)]
+def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> LocalService:
+    """Start a service with ``flags`` and ``values``, and return it once it listens."""
+    number = _ROLES.index(role)
+    values |= {
+        "port": settings.ports[number],
+        # Three services cannot share the port that the environment may name.
+        "metrics_port": settings.metrics_ports[number],
+        "log_level": settings.log_level,
+        "end_with_stdin": True,
+    }
     if settings.traces_endpoint is not None:
-        command += ["--traces-endpoint", settings.traces_endpoint]
+        values["traces_endpoint"] = settings.traces_endpoint
     process = subprocess.Popen(
-        [*command, "--log-level", settings.log_level],
+        [*_AMUSD, "serve", role, *flags, *flags_for(SETTINGS[role], **values)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us; we end them in order
+        start_new_session=True,  # Ctrl-C is for this process, which ends the services in order
     )
     try:
         return LocalService(role, process, _read_address(role, process))
     except BaseException:
         process.kill()
-        process.wait()
+        process.communicate()  # closes the pipes, too
         raise
 
 
-def _read_address(role: str, process: "subprocess.Popen[bytes]") -> str:
+def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
     """Wait for the line in which a service says where it listens."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
@@ -218,14 +264,16 @@ def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None
                 client.server_info()
             except AmusdError as error:
                 if time.monotonic() > end:
-                    raise UnavailableError(f"the services do not get ready: {error}") from error
+                    raise UnavailableError(
+                        f"the services are not ready after {timeout_seconds:.0f} s: {error}"
+                    ) from error
                 time.sleep(0.1)
             else:
                 return
 
 
 def _count_gpus() -> int:
-    """Return how many GPUs the driver lists, without loading torch for it."""
+    """Return the number of GPUs that the driver lists, without loading torch."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return 0

@@ -1,4 +1,4 @@
-"""The machine and the versions that a report was measured with."""
+"""The machine and the versions that a report was measured on."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def provenance() -> dict[str, Any]:
-    """Return what the head of every report says: version, date and machine."""
+    """Return the head of every report: version, date and machine."""
     return {
         "amusd": amusd.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -29,7 +29,7 @@ def provenance() -> dict[str, Any]:
 
 
 def processor(cpuinfo: Path = _CPUINFO) -> str:
-    """Return the model of the processor; Python itself knows only its family on Linux."""
+    """Return the model of the processor; on Linux, ``platform`` knows only its family."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Measures ways of decoding side by side: the same prompts, taken in turns, in one run."""
+"""Measures decoding strategies side by side: the same prompts, interleaved, in one run."""
 
 import statistics as stats
 import time
@@ -18,7 +18,7 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One output of one way of decoding; a baseline has no statistics."""
+    """One output of one runner; a baseline has no statistics."""
 
     tokens: tuple[int, ...]
     seconds: float
@@ -26,16 +26,16 @@ class Sample:
 
     @property
     def ms_per_token(self) -> float:
-        """Time per output token, the prompt's included."""
+        """Time per output token, including the time of the prompt."""
         return 1e3 * self.seconds / max(1, len(self.tokens))
 
 
 class Runner(Protocol):
-    """A way of decoding that can be measured."""
+    """Something that decodes prompts and can be measured."""
 
     @property
     def name(self) -> str:
-        """What to call it in tables and files."""
+        """Its name in tables and files."""
 
     def run(self, prompt: Prompt, max_tokens: int) -> Sample:
         """Decode one prompt."""
@@ -62,22 +62,22 @@ class ServiceRunner:
 
 @dataclass(frozen=True, slots=True)
 class StrategyChoice:
-    """A strategy as it was asked for; a look-ahead of None is the server's default."""
+    """A requested strategy; a lookahead of None is the server's default."""
 
     name: str
     strategy: Strategy
     lookahead: int | None = None
 
     def runner(self, client: Client) -> ServiceRunner:
-        """Return what decodes with it through ``client``."""
+        """Return a runner that decodes with it through ``client``."""
         return ServiceRunner(client, self.name, self.strategy, self.lookahead)
 
 
 def parse_strategies(text: str) -> list[StrategyChoice]:
-    """Read a list such as ``autoregressive,speculative:3,amusd``; a number is the look-ahead.
+    """Parse a list such as ``autoregressive,speculative:3,amusd``; a number is the lookahead.
 
     Raises:
-        InvalidInputError: an unknown strategy, or a look-ahead that is no number of 1 or more.
+        InvalidInputError: a strategy is unknown, or a lookahead is not a number of 1 or more.
     """
     choices = []
     for name in filter(None, (part.strip().lower() for part in text.split(","))):
@@ -88,16 +88,18 @@ def parse_strategies(text: str) -> list[StrategyChoice]:
             known = ", ".join(one.value for one in Strategy)
             raise InvalidInputError(f"unknown strategy {word!r}: use {known}") from None
         if colon and (not number.isdecimal() or int(number) < 1):
-            raise InvalidInputError(f"look-ahead {number!r} of {name!r} is no number of 1 or more")
+            raise InvalidInputError(
+                f"lookahead {number!r} of {name!r} is not a number of 1 or more"
+            )
         choices.append(StrategyChoice(name, strategy, int(number) if colon else None))
     if not choices:
-        raise InvalidInputError("there is no strategy to run: name at least one")
+        raise InvalidInputError("no strategy is given: name at least one")
     return choices
 
 
 @dataclass(slots=True)
 class Measurement:
-    """All samples of one way of decoding, in the order of the prompts."""
+    """All samples of one runner, in the order of the prompts."""
 
     runner: Runner
     samples: list[Sample] = field(default_factory=list)
@@ -109,7 +111,7 @@ class Measurement:
 
     @property
     def ms_per_token(self) -> float:
-        """Time of all outputs over all their tokens."""
+        """Total time divided by the total number of tokens."""
         return 1e3 * sum(sample.seconds for sample in self.samples) / max(1, self.tokens)
 
     def quartiles(self) -> list[float]:
@@ -127,7 +129,7 @@ class Measurement:
         return sum(getattr(one.statistics, name) for one in self.samples if one.statistics)
 
     def report(self, reference: "Measurement") -> dict[str, Any]:
-        """Return the figures for a file; speed-up and identity are against ``reference``."""
+        """Return the figures for a file; speed-up and identity are relative to ``reference``."""
         passes = self._total("num_passes")
         compared = self._total("num_accepted") + self._total("num_rejected")
         seconds = sum(sample.seconds for sample in self.samples)
@@ -170,7 +172,7 @@ class Measurement:
         return figures
 
     def acceptance_per_source(self) -> tuple[SourceAcceptance, ...]:
-        """Return how the sources of proposals fared over all samples; those that proposed any."""
+        """Return the acceptance of each draft source over all samples."""
         found = [
             one
             for sample in self.samples
@@ -189,15 +191,15 @@ class Measurement:
         )
 
     def _acceptance_per_position(self) -> list[dict[str, int]]:
-        places: list[dict[str, int]] = []
+        positions: list[dict[str, int]] = []
         for sample in self.samples:
             found = sample.statistics.acceptance_per_position if sample.statistics else ()
-            for index, place in enumerate(found):
-                if index == len(places):
-                    places.append({"checked": 0, "accepted": 0})
-                places[index]["checked"] += place.num_checked
-                places[index]["accepted"] += place.num_accepted
-        return places
+            for index, position in enumerate(found):
+                if index == len(positions):
+                    positions.append({"checked": 0, "accepted": 0})
+                positions[index]["checked"] += position.num_checked
+                positions[index]["accepted"] += position.num_accepted
+        return positions
 
 
 def measure(
@@ -206,7 +208,7 @@ def measure(
     max_tokens: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
-    """Run every prompt with every runner in turns, after a short warm-up of each."""
+    """Run every prompt with every runner, interleaved, after a short warm-up of each runner."""
     for runner in runners:
         runner.run(prompts[0], min(WARM_UP_TOKENS, max_tokens))
     measurements = [Measurement(runner) for runner in runners]
@@ -218,7 +220,7 @@ def measure(
 
 
 def reference_of(measurements: Sequence[Measurement]) -> Measurement:
-    """Return what to compare with: plain decoding if it was measured, else the first."""
+    """Return the measurement of autoregressive decoding if there is one, else the first."""
     for measurement in measurements:
         if measurement.runner.name == Strategy.AUTOREGRESSIVE.value:
             return measurement
@@ -226,6 +228,6 @@ def reference_of(measurements: Sequence[Measurement]) -> Measurement:
 
 
 def _rotated(measurements: list[Measurement], by: int) -> Iterator[Measurement]:
-    """Let another one go first each time, so that no order is favoured."""
+    """Yield the measurements rotated, so that each is first equally often."""
     for index in range(len(measurements)):
         yield measurements[(index + by) % len(measurements)]

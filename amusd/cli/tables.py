@@ -1,4 +1,4 @@
-"""Tables of measurements for people."""
+"""Tables of measurements for the terminal."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from amusd.cli.measure import Measurement, reference_of
 
 
 def shares(sources: Sequence[SourceAcceptance]) -> str:
-    """Return the acceptance of each source in words; nothing if there are not several."""
+    """Return the acceptance of each source as text; empty if fewer than two were checked."""
     checked = [one for one in sources if one.num_checked]
     if len(checked) < 2:
         return ""
@@ -21,7 +21,7 @@ def shares(sources: Sequence[SourceAcceptance]) -> str:
 
 
 def show(measurements: Sequence[Measurement], title: str) -> None:
-    """Print one line for each way of decoding."""
+    """Print one line per measurement."""
     reference = reference_of(measurements)
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("strategy", no_wrap=True)
@@ -30,18 +30,18 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
     by_source = [shares(measurement.acceptance_per_source()) for measurement in measurements]
     if any(by_source):
         table.add_column("accept by source")
-    for measurement, words in zip(measurements, by_source, strict=True):
+    for measurement, sources in zip(measurements, by_source, strict=True):
         figures = measurement.report(reference)
-        is_ours = "passes" in figures
+        is_served = "passes" in figures
         table.add_row(
             measurement.runner.name,
             str(figures["tokens"]),
             f"{figures['ms_per_token']:.1f}",
             f"{figures['speedup']:.2f}x",
             f"{figures['acceptance_rate']:.0%}" if figures.get("drafted") else "-",
-            f"{figures['tokens_per_pass']:.2f}" if is_ours else "-",
-            str(figures["rollbacks"]) if is_ours else "-",
+            f"{figures['tokens_per_pass']:.2f}" if is_served else "-",
+            str(figures["rollbacks"]) if is_served else "-",
             "yes" if figures["outputs_identical"] else "NO",
-            *([words] if any(by_source) else []),
+            *([sources] if any(by_source) else []),
         )
     Console().print(table)

@@ -1,4 +1,4 @@
-"""``amusd timeline``: what draft and verify device did in one generation, as trace and picture."""
+"""``amusd timeline``: the device timelines of one generation, as a trace file and a picture."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ from amusd.protocol.strategy import Strategy
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A generation and what happened in it."""
+    """A generation with its timeline and statistics; ``about`` describes it in the trace file."""
 
     timeline: Timeline
     devices: DeviceTimelines
@@ -44,31 +44,34 @@ class Record:
 
 
 def timeline(
-    prompt: Annotated[str, typer.Argument(help="What to answer, or with --raw to continue.")],
+    prompt: Annotated[str, typer.Argument(help="Question, or with --raw text to continue.")],
     output: Annotated[
-        Path, typer.Option(help="Where to write: PREFIX.json and PREFIX.png.", metavar="PREFIX")
+        Path, typer.Option(help="Files to write: PREFIX.json and PREFIX.png.", metavar="PREFIX")
     ] = Path("timeline"),
-    force: Annotated[bool, typer.Option("--force", help="Write over files of before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     strategy: Annotated[
-        Strategy | None, typer.Option(help="How to decode; the server's default.")
+        Strategy | None,
+        typer.Option(help="Decoding strategy.", show_default="the server's default"),
     ] = None,
     max_tokens: MaxTokens = 64,
     lookahead: Lookahead = None,
     from_ms: Annotated[
-        float, typer.Option("--from", min=0, help="Where the picture begins, in milliseconds.")
+        float, typer.Option("--from", min=0, help="Start of the picture, in milliseconds.")
     ] = 0.0,
     to_ms: Annotated[
         float | None,
-        typer.Option("--to", min=0, help="Where it ends, in milliseconds; all of it."),
+        typer.Option(
+            "--to", min=0, help="End of the picture, in milliseconds.", show_default="the end"
+        ),
     ] = None,
     raw: Raw = False,
     address: Address = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for the whole answer.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of the generation, in seconds.")] = 600.0,
 ) -> None:
-    """Decode PROMPT and show when draft and verify device worked: a trace and a picture."""
+    """Decode PROMPT and show when the draft and the verify device worked."""
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
     if to_ms is not None and to_ms <= from_ms:
@@ -87,7 +90,7 @@ def timeline(
 
 
 def _check_matplotlib() -> None:
-    """Raise PreconditionError before anything is started if the picture cannot be drawn."""
+    """Raise PreconditionError if matplotlib is missing, before services start."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:
@@ -100,7 +103,7 @@ def _paths(prefix: Path, force: bool) -> tuple[Path, Path]:
     """Return the files to write.
 
     Raises:
-        InvalidInputError: one cannot be written, or is there and may not be written over.
+        InvalidInputError: a file cannot be written, or exists and ``force`` is not set.
     """
     if not prefix.name:
         raise InvalidInputError(f"{prefix} is a folder: name a file in it to write to")
@@ -113,15 +116,15 @@ def _paths(prefix: Path, force: bool) -> tuple[Path, Path]:
 
 
 def _record(client: Client, prompt: Prompt, options: Options) -> Record:
-    """Generate, and return what happened.
+    """Generate and return the record.
 
     Raises:
-        UnavailableError: the orchestrator does not record timelines.
+        UnavailableError: the orchestrator returned no timeline.
     """
     with errors.status("decoding"):
         generation = client.generate(prompt, options).wait()
     if generation.timeline is None:
-        raise UnavailableError("the orchestrator does not record timelines: it is an older one")
+        raise UnavailableError("the orchestrator returned no timeline")
     statistics = generation.summary()
     info = client.server_info()
     about = {
@@ -138,7 +141,7 @@ def _record(client: Client, prompt: Prompt, options: Options) -> Record:
 
 
 def _window(devices: DeviceTimelines, from_ms: float, to_ms: float | None) -> Span:
-    """Return what the picture shows."""
+    """Return the part of the generation that the picture shows."""
     end_ms = 1e3 * devices.ended_seconds
     if from_ms >= end_ms:
         raise InvalidInputError(
@@ -172,7 +175,7 @@ def _percent(seconds: float, devices: DeviceTimelines) -> str:
 
 
 def _show(record: Record) -> None:
-    """Print what both devices did, and what the timeline cannot say."""
+    """Print the use of both devices, and warnings about the timeline."""
     devices = record.devices
     table = Table(title=_title(record), box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", no_wrap=True)
@@ -185,25 +188,25 @@ def _show(record: Record) -> None:
     table.add_row("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
     Console().print(table)
     if record.timeline.is_truncated:
-        errors.print("the generation went on after the timeline's end: ask for fewer tokens")
+        errors.print("the timeline is truncated: ask for fewer tokens")
     if record.statistics.fallback_reason:
-        errors.print(f"went on without a draft: {record.statistics.fallback_reason}")
+        errors.print(f"decoded without a draft: {record.statistics.fallback_reason}")
     for name, device, seconds in (
         ("draft", devices.draft, record.statistics.draft_busy_seconds),
         ("verify", devices.verify, record.statistics.verify_busy_seconds),
     ):
-        _show_doubts(name, device, seconds)
+        _warn(name, device, seconds)
 
 
 def _time(seconds: float, devices: DeviceTimelines) -> tuple[str, str]:
     return f"{1e3 * seconds:.0f}", _percent(seconds, devices)
 
 
-def _show_doubts(name: str, device: DeviceTimeline, busy_seconds: float) -> None:
+def _warn(name: str, device: DeviceTimeline, busy_seconds: float) -> None:
     if busy_seconds and not device.works:
-        errors.print(f"the {name} service does not say when it works: it is an older one")
+        errors.print(f"the {name} service reported no times of its work")
     if device.clock_shift_seconds:
         errors.print(
-            f"the {name} service's clock seems {1e3 * device.clock_shift_seconds:+.1f} ms off: its "
-            "times are shifted by that, and only roughly right"
+            f"the {name} service's clock is about {1e3 * device.clock_shift_seconds:+.1f} ms off: "
+            "its times are corrected by that and are approximate"
         )

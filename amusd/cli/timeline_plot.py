@@ -1,6 +1,6 @@
-"""A generation as a picture: draft above verify, their work in time, as in the AMUSD paper.
+"""Draws the device timelines of a generation, draft above verify, as in the AMUSD paper.
 
-It loads matplotlib, which is an extra: nothing but ``amusd timeline`` imports it.
+It imports matplotlib, which is an optional dependency. Only ``amusd timeline`` imports this module.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ _COLOURS = {
     Kind.ACCEPTED: "#2a9d5c",
     Kind.REJECTED: "#d1495b",
     Kind.WASTED: "#f0b8a8",
-    Kind.NOTHING: "#d9d9d9",
-    Kind.PROMPT: "#b9b4d0",
-    Kind.PLAIN: "#8fb8de",
+    Kind.EMPTY: "#d9d9d9",
+    Kind.PREFILL: "#b9b4d0",
+    Kind.AUTOREGRESSIVE: "#8fb8de",
     Kind.CONFIRMED: "#1f6fb2",
     Kind.CORRECTED: "#d98b2b",
 }
@@ -30,25 +30,25 @@ _LABELS = {
     Kind.ACCEPTED: "draft: accepted",
     Kind.REJECTED: "draft: rejected",
     Kind.WASTED: "draft: wasted",
-    Kind.NOTHING: "draft: nothing to propose",
-    Kind.PROMPT: "reads the prompt",
-    Kind.PLAIN: "verify: alone",
+    Kind.EMPTY: "draft: empty proposal",
+    Kind.PREFILL: "prefill",
+    Kind.AUTOREGRESSIVE: "verify: autoregressive",
     Kind.CONFIRMED: "verify: all accepted",
-    Kind.CORRECTED: "verify: corrects",
+    Kind.CORRECTED: "verify: corrected",
 }
 _ROLLBACK_COLOUR = "#a4001d"
 _BOTH_COLOUR = "#555555"
-# Bottom and height of what is drawn.
+# Bottom and height of each row.
 _DRAFT, _VERIFY, _BOTH = (1.15, 0.8), (0.0, 0.8), (-0.4, 0.18)
-_MOST_OUTLINED = 400  # with more work in the picture, outlines would hide it
-_MOST_ARROWS = 250
-_LEAST_SHARE_FOR_NUMBER = 0.012  # of the picture's width
+_MAX_OUTLINED = 400  # outlines of more bars would hide the bars
+_MAX_ARROWS = 250
+_MIN_SHARE_FOR_NUMBER = 0.012  # of the picture's width
 
 
 def draw(
     timeline: Timeline, devices: DeviceTimelines, window: Span, title: str, path: Path
 ) -> None:
-    """Write what happened within ``window`` to ``path``, as PNG."""
+    """Draw the work within ``window`` and write it to ``path`` as PNG."""
     figure = Figure(figsize=(14, 4), layout="constrained")
     axes = figure.subplots()
     shown = [
@@ -71,26 +71,24 @@ def draw(
     figure.savefig(path, format="png", dpi=150)
 
 
-def _bars(
-    axes: Axes, device_timeline: DeviceTimeline, place: tuple[float, float], window: Span
-) -> list[Kind]:
-    """Draw the work of a device_timeline; return the kinds that occur."""
-    works = [work for work in device_timeline.works if _is_within(work.span, window)]
-    width = 0.4 if len(works) <= _MOST_OUTLINED else 0.0
+def _bars(axes: Axes, device: DeviceTimeline, row: tuple[float, float], window: Span) -> list[Kind]:
+    """Draw the work of a device; return the kinds that occur."""
+    works = [work for work in device.works if _is_within(work.span, window)]
+    width = 0.4 if len(works) <= _MAX_OUTLINED else 0.0
     kinds = [kind for kind in Kind if any(work.kind is kind for work in works)]
     for kind in kinds:
         spans = [work.span for work in works if work.kind is kind]
         axes.broken_barh(
-            _ranges(spans), place, facecolor=_COLOURS[kind], edgecolor="white", linewidth=width
+            _ranges(spans), row, facecolor=_COLOURS[kind], edgecolor="white", linewidth=width
         )
     return kinds
 
 
-def _numbers(axes: Axes, device_timeline: DeviceTimeline, window: Span) -> None:
-    """Write on each pass how many tokens became final with it, where there is room."""
-    last_passes = {id(work.message): work for work in device_timeline.works}
+def _numbers(axes: Axes, device: DeviceTimeline, window: Span) -> None:
+    """Write the number of final tokens on each pass that is wide enough."""
+    last_passes = {id(work.message): work for work in device.works}
     for work in last_passes.values():
-        if work.span.seconds < _LEAST_SHARE_FOR_NUMBER * window.seconds:
+        if work.span.seconds < _MIN_SHARE_FOR_NUMBER * window.seconds:
             continue
         middle = (work.span.started_seconds + work.span.ended_seconds) / 2
         is_shown = window.started_seconds < middle < window.ended_seconds
@@ -102,7 +100,7 @@ def _numbers(axes: Axes, device_timeline: DeviceTimeline, window: Span) -> None:
 
 
 def _arrows(axes: Axes, devices: DeviceTimelines, window: Span) -> None:
-    """Draw a line from each step to the pass that checked its token, unless they are too many."""
+    """Draw a line from each step to the pass that checked its token, if there are few enough."""
     lines = [
         [
             (1e3 * check.step.span.ended_seconds, _DRAFT[0]),
@@ -111,7 +109,7 @@ def _arrows(axes: Axes, devices: DeviceTimelines, window: Span) -> None:
         for check in checks(devices)
         if _is_within(_between(check.step, check.checked_by), window)
     ]
-    if len(lines) <= _MOST_ARROWS:
+    if len(lines) <= _MAX_ARROWS:
         axes.add_collection(LineCollection(lines, colors="#999999", linewidths=0.6))
 
 
@@ -142,13 +140,13 @@ def _legend(figure: Figure, shown: Sequence[Kind], has_rollbacks: bool) -> None:
 
 
 def _between(step: Work, checked_by: Work) -> Span:
-    """Return the time from the end of a step to the beginning of the pass that checked it."""
+    """Return the time from the end of a step to the start of the pass that checked it."""
     ends = (step.span.ended_seconds, checked_by.span.started_seconds)
     return Span(min(ends), max(ends))
 
 
 def _is_within(span: Span, window: Span) -> bool:
-    """Whether a part of ``span`` is in the picture."""
+    """Whether ``span`` and ``window`` overlap."""
     return (
         span.ended_seconds >= window.started_seconds
         and span.started_seconds <= window.ended_seconds

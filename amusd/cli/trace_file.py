@@ -1,6 +1,6 @@
-"""A generation as a trace that ui.perfetto.dev and chrome://tracing open.
+"""Writes a generation as a trace for ui.perfetto.dev and chrome://tracing.
 
-The format is the Trace Event Format: times in microseconds, here since the request's arrival.
+The format is the Trace Event Format. Times are microseconds since the request arrived.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 
 TraceEvent = dict[str, Any]
 
-DRAFT, VERIFY, MESSAGES = 1, 2, 3  # thread ids, in the order in which they are shown
+DRAFT, VERIFY, MESSAGES = 1, 2, 3  # thread ids, in display order
 _PROCESS = 1
 _THREAD_NAMES = {DRAFT: "draft device", VERIFY: "verify device", MESSAGES: "orchestrator"}
 
 
 def trace(timeline: Timeline, devices: DeviceTimelines, about: dict[str, Any]) -> dict[str, Any]:
-    """Return the trace; ``about`` says what was generated, and how."""
+    """Return the trace; ``about`` describes the generation."""
     events = [
         *_names(),
-        *_lane(devices.draft, DRAFT, "draft"),
-        *_lane(devices.verify, VERIFY, "verify"),
+        *_slices(devices.draft, DRAFT, "draft"),
+        *_slices(devices.verify, VERIFY, "verify"),
         *_messages(timeline),
         *_arrows(devices),
     ]
@@ -37,18 +37,18 @@ def _names() -> Iterator[TraceEvent]:
     yield {"ph": "M", "pid": _PROCESS, "name": "process_name", "args": {"name": "amusd"}}
 
 
-def _lane(device_timeline: DeviceTimeline, thread: int, category: str) -> Iterator[TraceEvent]:
+def _slices(device: DeviceTimeline, thread: int, category: str) -> Iterator[TraceEvent]:
     common = {"ph": "X", "pid": _PROCESS, "tid": thread}
-    for work in device_timeline.works:
+    for work in device.works:
         yield {
             **common,
             "name": work.kind.value,
             "cat": category,
             "ts": 1e6 * work.span.started_seconds,
             "dur": 1e6 * work.span.seconds,
-            "args": _words(work.message),
+            "args": _fields(work.message),
         }
-    for span in device_timeline.idle:
+    for span in device.idle:
         yield {
             **common,
             "name": "idle",
@@ -62,13 +62,13 @@ def _messages(timeline: Timeline) -> Iterator[TraceEvent]:
     for event in timeline.events:
         yield {
             "ph": "i",
-            "s": "p" if isinstance(event.message, Rollback) else "t",  # a mark over all devices
+            "s": "p" if isinstance(event.message, Rollback) else "t",  # "p" marks all threads
             "pid": _PROCESS,
             "tid": MESSAGES,
             "name": type(event.message).__name__.lower(),
             "cat": "message",
             "ts": 1e6 * event.seconds,
-            "args": _words(event.message),
+            "args": _fields(event.message),
         }
 
 
@@ -81,12 +81,12 @@ def _arrows(devices: DeviceTimelines) -> Iterator[TraceEvent]:
 
 
 def _middle(work: Work) -> float:
-    """Return a time that lies within the work, so that an arrow is bound to it."""
+    """Return a time within the work, so that the viewer binds the arrow to it."""
     return 5e5 * (work.span.started_seconds + work.span.ended_seconds)
 
 
-def _words(message: Message) -> dict[str, Any]:
-    """Return what a message says, for its tooltip."""
+def _fields(message: Message) -> dict[str, Any]:
+    """Return the fields of a message, for its tooltip."""
     match message:
         case Proposal(epoch, position, tokens):
             return {

@@ -4,78 +4,76 @@ import contextlib
 import dataclasses
 import signal
 import time
+from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated
 
-import typer
-
-from amusd.cli.common_options import DraftModel, Lookup, VerifyModel, errors
-from amusd.cli.engine_options import CacheMib, MaxBatch, NumericsChoice, ReusePrefixes
+from amusd.cli.common_options import errors
+from amusd.cli.declared_options import settings_command
 from amusd.cli.local_services import LocalSettings, local_services
-from amusd.cli.logging_setup import LogLevel
-from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
+from amusd.engine.interface import EngineOptions, WeightFormat
+from amusd.observe.logging_setup import LogLevel
+from amusd.settings import check_bounds, like, part, setting
 
 _POLL_SECONDS = 0.2
 
 
-def up(
-    draft: DraftModel = "smollm2",
-    verify: VerifyModel = "smollm2",
-    lookup: Lookup = None,
-    draft_device: Annotated[
-        str, typer.Option(help="Device of the draft: cpu, cuda:1, or auto.")
-    ] = "auto",
-    verify_device: Annotated[
-        str, typer.Option(help="Device of the verify model: cpu, cuda:0, or auto.")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option(help="Number format of the weights, or auto.")] = "auto",
-    max_batch: MaxBatch = 32,
-    cache_mib: CacheMib = 0,
-    reuse_prefixes: ReusePrefixes = True,
-    numerics: NumericsChoice = Numerics.FAST,
-    draft_weights: Annotated[
-        WeightFormat, typer.Option(help="How the draft's weights are kept.")
-    ] = WeightFormat.COMPACT,
-    verify_weights: Annotated[
-        WeightFormat,
-        typer.Option(help="How the verify model's weights are kept; int8 changes the output."),
-    ] = WeightFormat.COMPACT,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the orchestrator.")] = 50050,
-    draft_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the draft.")] = 50051,
-    verify_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the verify service.")
-    ] = 50052,
-    metrics_port: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=65533,
-            help="First of three ports that serve /metrics: of orchestrator, draft and verify "
-            "service; 0: none.",
-        ),
-    ] = 0,
-    log_level: LogLevel = LogLevel.INFO,
-) -> None:
-    """Run draft, verify and orchestrator on loopback; Ctrl-C stops them."""
-    verify_options = EngineOptions(max_batch, cache_mib, reuse_prefixes, numerics, verify_weights)
-    settings = LocalSettings(
-        draft=draft,
-        verify=verify,
-        lookup=lookup,
-        draft_device=draft_device,
-        verify_device=verify_device,
-        dtype=dtype,
-        draft_options=dataclasses.replace(verify_options, weights=draft_weights),
-        verify_options=verify_options,
-        ports=(port, draft_port, verify_port),
-        metrics_ports=(metrics_port, metrics_port + 1, metrics_port + 2)
-        if metrics_port
-        else (0, 0, 0),
-        log_level=log_level,
+@dataclass(frozen=True, slots=True)
+class UpSettings:
+    """What ``amusd up`` starts, and on which ports."""
+
+    local: LocalSettings = part(LocalSettings(log_level=LogLevel.INFO))
+    options: EngineOptions = part(EngineOptions(), without=("weights",))
+    draft_weights: WeightFormat = like(
+        EngineOptions,
+        "weights",
+        variable="",
+        help="Weight format of the draft model; see amusd serve draft.",
     )
+    verify_weights: WeightFormat = like(
+        EngineOptions,
+        "weights",
+        variable="",
+        help="Weight format of the verify model; int8 changes the output.",
+    )
+    port: int = setting(50050, "Port of the orchestrator.", variable="", at_least=0, at_most=65535)
+    draft_port: int = setting(
+        50051, "Port of the draft service.", variable="", at_least=0, at_most=65535
+    )
+    verify_port: int = setting(
+        50052, "Port of the verify service.", variable="", at_least=0, at_most=65535
+    )
+    metrics_port: int = setting(
+        0,
+        "First of three ports that serve Prometheus metrics at /metrics: those of orchestrator, "
+        "draft and verify service; 0: no metrics.",
+        variable="",
+        at_least=0,
+        at_most=65533,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
+
+    def local_settings(self) -> LocalSettings:
+        """Return the settings of the services to start."""
+        first = self.metrics_port
+        return dataclasses.replace(
+            self.local,
+            draft_options=dataclasses.replace(self.options, weights=self.draft_weights),
+            verify_options=dataclasses.replace(self.options, weights=self.verify_weights),
+            ports=(self.port, self.draft_port, self.verify_port),
+            metrics_ports=(first, first + 1, first + 2) if first else (0, 0, 0),
+        )
+
+
+def _serve(settings: UpSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    with contextlib.suppress(KeyboardInterrupt), local_services(settings) as services:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        local_services(settings.local_settings()) as services,
+    ):
         print(f"serving on {services.address}; stop with Ctrl-C", flush=True)
         while True:
             services.check()
@@ -85,3 +83,7 @@ def up(
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+UP = UpSettings()
+up = settings_command("up", "Run all three services on this machine until Ctrl-C.", UP, _serve)

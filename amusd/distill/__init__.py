@@ -1,1 +1,1 @@
-"""Training of a draft model on a verify model's own words: torch and files here, never gRPC."""
+"""Distillation of draft models: torch and files, never gRPC."""

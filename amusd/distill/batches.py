@@ -1,4 +1,4 @@
-"""Training batches out of shards: their order, their padding, their targets."""
+"""Training batches from shards: order, padding and targets."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,26 +12,26 @@ from amusd.distill.shards import load_shard
 from amusd.distill.writer import Written
 
 _WINDOW = 32  # shards that are shuffled together; about a million tokens
-_SORTED = 16  # batches whose rows are sorted by length, which saves a third of the padding
+_SORTED = 16  # batches whose rows are sorted by length together; saves a third of the padding
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """How a row becomes targets."""
+    """How the tokens of an answer become targets."""
 
-    row_of_token: Tensor  # [V] int64, the head's row of a token, -1 where it has none
-    temperature: float  # the verify model's distribution is sharpened to this
-    max_tokens: int  # longer sequences lose the beginning of their prompt
+    row_of_token: Tensor  # [V] int64, the head's row of a token, -1 if it has none
+    temperature: float  # of the verify model's distribution
+    max_tokens: int  # longer sequences are truncated at the start of their prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right, and targets where an answer's token is predicted."""
+    """Rows padded on the right, and a target for each answer token."""
 
     tokens: Tensor  # [B, T]
     rows: Tensor  # [N]
     columns: Tensor  # [N], the position before the predicted token
-    targets: Tensor  # [N, K], head rows, -1 where a token is not in the head
+    targets: Tensor  # [N, K], head rows, -1 if a token is not in the head
     probabilities: Tensor  # [N, K]
 
     def to(self, device: torch.device) -> "Batch":
@@ -45,9 +45,9 @@ class Batch:
 def epoch_batches(
     shards: Sequence[Path], targets: Targets, num_rows: int, seed: str, skip: int = 0
 ) -> Iterator[Batch]:
-    """Go through all rows of ``shards`` once, in an order that ``seed`` decides.
+    """Yield all rows of ``shards`` once, in an order that depends only on ``seed``.
 
-    ``skip`` leaves out the first so many batches.
+    The first ``skip`` batches are left out.
     """
     rng = random.Random(seed)
     order = list(shards)
@@ -62,7 +62,7 @@ def epoch_batches(
 
 
 def collate(group: Sequence[Written], targets: Targets) -> Batch:
-    """Pad rows to a batch."""
+    """Pad rows into a batch."""
     sequences = [
         torch.tensor((row.prompt + row.tokens)[-max(targets.max_tokens, len(row.tokens) + 1) :])
         for row in group

@@ -1,7 +1,7 @@
-"""Cuts a draft out of a verify model: some of its layers, its embedding, a smaller output head.
+"""Builds a draft from a verify model: some of its layers, its embedding, a reduced output head.
 
-It works on the structure that causal language models of Transformers share (a list of
-``num_hidden_layers`` layers below the base model), not on a list of architectures.
+It relies on a structure that causal language models of Transformers share: one list of
+``num_hidden_layers`` layers below the base model. It knows no architecture by name.
 """
 
 import copy
@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from amusd.pair.checkpoint import HEAD_SIZE_KEY
 from amusd.protocol.errors import InvalidInputError
 
-_SAMPLES = 64  # values of each weight that enter the fingerprint
+_SAMPLES = 64  # values per weight that enter the fingerprint
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return a hash of the names, shapes and some values of all weights of ``model``."""
+    """Return a hash of the names and shapes of all weights of ``model``, and of sampled values."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()
@@ -46,17 +46,17 @@ def layer_list(model: PreTrainedModel) -> str:
     if len(found) != 1 or config is not model.config:
         raise InvalidInputError(
             f"cannot cut layers out of {type(model).__name__}: it is not one list of equal layers; "
-            "a causal language model of text only is needed, of the Llama, Qwen, Mistral or GPT-2 "
-            "family for example"
+            "use a text-only causal language model, for example of the Llama, Qwen, Mistral or "
+            "GPT-2 family"
         )
     return found[0]
 
 
 def default_layers(num_layers: int, num_chosen: int) -> tuple[int, ...]:
-    """Return the first ``num_chosen`` layers, which see the embedding as they are used to.
+    """Return the first ``num_chosen`` layers, whose input is the embedding as in the verify model.
 
     Raises:
-        InvalidInputError: there are not so many.
+        InvalidInputError: the model has fewer layers.
     """
     if not 1 <= num_chosen <= num_layers:
         raise InvalidInputError(
@@ -70,11 +70,11 @@ def cut(model: PreTrainedModel, layers: Sequence[int], head_ids: Tensor | None) 
 
     Args:
         model: the verify model.
-        layers: which of its layers, in order, counted from 0.
+        layers: the layers of the draft, in order, counted from 0.
         head_ids: the tokens of a reduced output head, [H]; None keeps the whole head.
 
     Raises:
-        InvalidInputError: there is no such layer, or the architecture cannot be cut.
+        InvalidInputError: a layer does not exist, or the architecture is not supported.
     """
     prefix = layer_list(model)
     num_layers = int(model.config.num_hidden_layers)
@@ -99,7 +99,7 @@ def cut(model: PreTrainedModel, layers: Sequence[int], head_ids: Tensor | None) 
 
 
 def reduce_head(draft: PreTrainedModel, head_ids: Tensor) -> None:
-    """Keep the rows ``head_ids`` [H] of the output head (FR-Spec, arXiv 2502.14856)."""
+    """Keep only the rows ``head_ids`` [H] of the output head (FR-Spec, arXiv 2502.14856)."""
     whole = output_head(draft)
     rows, hidden_size = len(head_ids), whole.weight.shape[1]
     head = nn.Linear(hidden_size, rows, bias=whole.bias is not None, dtype=whole.weight.dtype)
@@ -113,12 +113,12 @@ def reduce_head(draft: PreTrainedModel, head_ids: Tensor) -> None:
 
 
 def output_head(model: PreTrainedModel) -> Any:
-    """Return the linear layer that makes logits, [V, D] weights."""
+    """Return the linear layer that computes logits; its weights are [V, D]."""
     return model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Return the tokens that end the model's text."""
+    """Return the stop tokens of a model."""
     stops = model.generation_config.eos_token_id if model.generation_config else None
     if stops is None:
         stops = tokenizer.eos_token_id
@@ -126,7 +126,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 
 def trainable(draft: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return what training changes: layers and final norm, not embeddings and head."""
+    """Return the trained weights: layers and final norm, without embeddings and head."""
     prefix = f"{layer_list(draft)}."
     tables = [module for module in draft.modules() if isinstance(module, nn.Embedding)]
     frozen = {
@@ -151,24 +151,24 @@ def _config(model: PreTrainedModel, layers: Sequence[int]) -> Any:
 def _chosen_weights(
     model: PreTrainedModel, prefix: str, layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    places: dict[str, list[int]] = {}
-    for place, chosen in enumerate(layers):
-        places.setdefault(str(chosen), []).append(place)
+    targets: dict[str, list[int]] = {}  # from a layer of the verify model to layers of the draft
+    for target, chosen in enumerate(layers):
+        targets.setdefault(str(chosen), []).append(target)
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         if not name.startswith(f"{prefix}."):
             weights[name] = weight.float().cpu()
             continue
         layer, _, rest = name.removeprefix(f"{prefix}.").partition(".")
-        for place in places.get(layer, []):
-            weights[f"{prefix}.{place}.{rest}"] = weight.float().cpu()
+        for target in targets.get(layer, []):
+            weights[f"{prefix}.{target}.{rest}"] = weight.float().cpu()
     return weights
 
 
 def _reset_final_norm(draft: PreTrainedModel) -> None:
-    """Start from a final norm of ones: the verify model's own expects what all layers made."""
+    """Set the final norm to ones: the verify model's norm expects the output of all layers."""
     for module in draft.base_model.children():
-        # Some norms (Gemma's) add 1 to their weight; they keep what they have.
+        # Some norms (Gemma's) add 1 to their weight; they are left unchanged.
         if (
             type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
             and float(

@@ -1,4 +1,4 @@
-"""The whole way from a verify model to a draft: write, cut, train, measure, save."""
+"""The steps from a verify model to a draft: write text, cut, train, measure, save."""
 
 import ctypes
 import platform
@@ -26,32 +26,32 @@ from amusd.protocol.errors import InvalidInputError
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _HELD_OUT_ROWS = 96
-_HELD_OUT_BATCH = -1  # its number; training batches count from 0
-_GREEDY_SHARE = 0.7  # of the answers; acceptance is mostly greedy, but samples bring variety
-_MEASURE_EVERY = 8  # reports between two held-out measures
+_HELD_OUT_BATCH = -1  # batch number; training batches count from 0
+_GREEDY_SHARE = 0.7  # of the answers; the others are sampled, for variety
+_MEASURE_EVERY = 8  # reports between two held-out measurements
 
 
 class Watcher(Protocol):
-    """Who is told how far things are."""
+    """Receives progress."""
 
     def wrote(self, num_tokens: int, total: int) -> None:
-        """So many answer tokens are on disk, of ``total``."""
+        """``num_tokens`` answer tokens of ``total`` are on disk."""
 
     def trained(self, report: Report, total: int) -> None:
-        """Training goes on; ``total`` tokens will have been seen at its end."""
+        """A report of training, which sees ``total`` tokens in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked for; see ``amusd distill --help``. ``draft_vocab`` 0 keeps the whole head."""
+    """The options of ``amusd distill``; ``draft_vocab`` of 0 keeps the full output head."""
 
     verify: str
     location: str  # hub id or folder that ``verify`` stands for
     output: Path
     data: Path
     prompts: tuple[Prompt, ...]
-    layers: tuple[int, ...]  # chosen ones, or empty
-    num_layers: int  # how many if none are chosen
+    layers: tuple[int, ...]  # empty: the first ``num_layers``
+    num_layers: int
     draft_vocab: int
     num_tokens: int
     epochs: int
@@ -70,7 +70,7 @@ class Plan:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: page faults took most of the time of training on CPU."""
+    """Make glibc keep freed memory; otherwise page faults dominate training on CPU."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX
@@ -78,16 +78,16 @@ def keep_freed_memory() -> None:
 
 
 def distill(plan: Plan, watcher: Watcher) -> Result:
-    """Make a draft; what an earlier, interrupted call has done is not done again.
+    """Make a draft; resume from what an interrupted call has saved.
 
     Raises:
-        InvalidInputError: the model cannot be cut, or a folder belongs to another one.
-        UnavailableError: the disk is full.
+        InvalidInputError: the model cannot be cut, or a folder belongs to another model.
+        UnavailableError: a file cannot be written.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     verify, _ = load_causal_lm(plan.location, torch.bfloat16, plan.device)
     layers = plan.layers or cut.default_layers(verify.config.num_hidden_layers, plan.num_layers)
-    cut.cut(verify, layers, None)  # what cannot be cut is refused before hours of writing
+    cut.cut(verify, layers, None)  # refuse an unsupported model before hours of writing
     tokenizer = AutoTokenizer.from_pretrained(plan.location)
     manifest = DataManifest(
         verify=plan.verify,
@@ -100,7 +100,7 @@ def distill(plan: Plan, watcher: Watcher) -> Result:
     data = DataFolder(plan.data, manifest)
     text = _write_text(plan, data, verify, tokenizer, watcher)
     head_ids = text.frequent_tokens(plan.draft_vocab)
-    # Cut from weights as they are stored, not from their 16-bit copies.
+    # The draft starts from the stored weights, without rounding to 16 bits.
     parent, _ = load_causal_lm(plan.location, torch.float32, "cpu")
     del verify
     draft = cut.cut(parent, layers, head_ids)
@@ -127,15 +127,15 @@ def distill(plan: Plan, watcher: Watcher) -> Result:
 
 @dataclass(slots=True)
 class _Text:
-    """The shards to train on, and what is known of them from reading them once."""
+    """The shards to train on, with their sizes and token counts."""
 
-    counts: Tensor  # [V], how often each token occurs in prompts and answers
+    counts: Tensor  # [V], occurrences of each token in prompts and answers
     shards: list[Path] = field(default_factory=list)
     num_rows: int = 0
     num_tokens: int = 0  # of answers
 
     def add(self, path: Path, rows: Sequence[Written]) -> None:
-        """Take note of a shard."""
+        """Add a shard."""
         self.shards.append(path)
         self.num_rows += len(rows)
         self.num_tokens += sum(len(row.tokens) for row in rows)
@@ -143,9 +143,10 @@ class _Text:
         self.counts += torch.bincount(tokens, minlength=len(self.counts))
 
     def frequent_tokens(self, num_tokens: int) -> Tensor | None:
-        """Return the most frequent tokens, most frequent first, of equal ones the lower id.
+        """Return the ``num_tokens`` most frequent tokens, the most frequent first.
 
-        None: as many as there are, or 0.
+        Ties are in order of the token ids. None stands for all tokens: ``num_tokens`` is 0 or at
+        least the size of the vocabulary.
         """
         if not 0 < num_tokens < len(self.counts):
             return None
@@ -155,7 +156,7 @@ class _Text:
 def _write_text(
     plan: Plan, data: DataFolder, verify: PreTrainedModel, tokenizer: Any, watcher: Watcher
 ) -> _Text:
-    """Write shards until there are enough tokens; a shard that is there is kept."""
+    """Write shards until there are enough tokens; existing shards are kept."""
     writer = TextWriter(verify, cut.stop_ids(verify, tokenizer), plan.top_k)
     source = PromptSource(tokenizer, plan.prompts, plan.made_up_share, plan.prompt_tokens)
     if not data.held_out.exists():
@@ -172,7 +173,7 @@ def _write_text(
         text.add(path, rows)
         watcher.wrote(text.num_tokens, plan.num_tokens)
     if not text.shards:
-        raise InvalidInputError("there is no text to train on: ask for more --tokens")
+        raise InvalidInputError("there is no text to train on: raise --tokens")
     return text
 
 

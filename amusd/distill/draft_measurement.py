@@ -1,4 +1,4 @@
-"""Drafts measured against one verify model: acceptance, step times, predicted speed."""
+"""Measures drafts with one verify model: acceptance, step times, predicted speed."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from amusd.analysis.acceptance import (
     Prediction,
     Predictor,
     Share,
-    acceptance_by_place,
+    acceptance_per_position,
     share_of_hits,
 )
 from amusd.analysis.generation_statistics import PositionAcceptance
@@ -37,12 +37,12 @@ from amusd.fleet.model_description import PROMPT_LOOKUP, check_pair, is_syntheti
 from amusd.prompts import Prompt, encode
 from amusd.protocol.errors import InvalidInputError
 
-_REPEAT = 7  # passes of each size that are timed
+_REPEAT = 7  # timed passes of each size
 
 
 @dataclass(frozen=True, slots=True)
 class MeasurePlan:
-    """What to measure on; ``temperature`` 0: greedy only; ``answers``: file to keep them in."""
+    """What to measure; ``temperature`` 0 is greedy only, ``answers`` a file that caches answers."""
 
     verify: str
     prompts: tuple[Prompt, ...]
@@ -56,7 +56,7 @@ class MeasurePlan:
 
 @dataclass(frozen=True, slots=True)
 class DraftReport:
-    """What is known of one draft; times in seconds."""
+    """The figures of one draft; times in seconds."""
 
     draft: str
     num_layers: int
@@ -65,19 +65,19 @@ class DraftReport:
     greedy: Share
     sampled: Share | None
     overlap: float | None
-    places: tuple[PositionAcceptance, ...]
+    acceptance_per_position: tuple[PositionAcceptance, ...]
     speculative: Prediction
     asynchronous: Prediction
 
 
 class Bench:
-    """A verify model with its answers and pass times, to which drafts are held."""
+    """A verify model with its answers and pass times, for the measurement of drafts."""
 
     def __init__(self, plan: MeasurePlan) -> None:
-        """Load the verify model, have it answer, and time it.
+        """Load the verify model, write its answers, and time its passes.
 
         Raises:
-            InvalidInputError: the model cannot be loaded, or the answers are not its own.
+            InvalidInputError: the model cannot be loaded, or cached answers belong to another one.
             UnavailableError: the answers cannot be written.
         """
         self._plan = plan
@@ -93,23 +93,23 @@ class Bench:
         self._seconds = median_pass_seconds(self._verify.engine, sizes, _REPEAT)
 
     def pass_seconds(self, num_proposed: int) -> float:
-        """Return what a verify pass over so many proposals takes."""
+        """Return the time of a verify pass over ``num_proposed`` drafted tokens."""
         return self._seconds[num_proposed + 1]
 
     def measure(self, draft: str) -> DraftReport:
         """Measure a draft.
 
         Raises:
-            InvalidInputError: it cannot be loaded, or has another vocabulary.
+            InvalidInputError: the draft cannot be loaded, or has another vocabulary.
         """
         loaded = _load(draft, "draft", self._plan.device)
         check_pair(loaded.engine.description, self._verify.engine.description)
         model = Model(loaded.model, loaded.head_ids)
         hits = [greedy_hits(model, answer) for answer in self._greedy]
         sampled, overlap = self._sample(model)
-        places = acceptance_by_place(hits, self._plan.lookahead)
+        positions = acceptance_per_position(hits, self._plan.lookahead)
         draft_seconds = median_pass_seconds(loaded.engine, [1], 5 * _REPEAT)[1]
-        predictor = Predictor(places, draft_seconds, self.pass_seconds)
+        predictor = Predictor(positions, draft_seconds, self.pass_seconds)
         return DraftReport(
             draft=draft,
             num_layers=int(loaded.model.config.get_text_config().num_hidden_layers),
@@ -118,7 +118,7 @@ class Bench:
             greedy=share_of_hits(hits),
             sampled=sampled,
             overlap=overlap,
-            places=places,
+            acceptance_per_position=positions,
             speculative=predictor.speculative(),
             asynchronous=predictor.asynchronous(),
         )
@@ -145,7 +145,7 @@ class Bench:
         return answers
 
     def _origin(self, prompts: list[list[int]]) -> str:
-        """Return a hash of what decides the greedy answers."""
+        """Return a hash of everything that determines the greedy answers."""
         model = fingerprint(self._verify.model)
         text = json.dumps([model, prompts, self._plan.max_tokens])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -153,7 +153,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model to ask for distributions, and the engine that a service would run it with."""
+    """A model for its distributions, and the engine that a service would use."""
 
     engine: Engine
     model: PreTrainedModel

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and one error for a disk that does not take them."""
+"""Atomic writes of files and folders, and one error for writes that fail."""
 
 import contextlib
 import shutil
@@ -11,10 +11,10 @@ from amusd.protocol.errors import UnavailableError
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write ``path`` under another name first, so that a crash never leaves half of it.
+    """Write ``path`` atomically: under a temporary name first, then renamed.
 
     Raises:
-        UnavailableError: it cannot be written; what was there before is still there.
+        UnavailableError: the write failed; the previous content is unchanged.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
@@ -26,12 +26,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         _remove(unfinished)
         raise UnavailableError(
             f"cannot write {path} ({error}): free some space or choose another folder, and run "
-            "the same command again; nothing that was written before is lost"
+            "the same command again; all earlier files are kept"
         ) from error
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, as ``write_whole`` does."""
+    """Write ``text`` as UTF-8, atomically as ``write_whole`` does."""
 
     def write(unfinished: Path) -> None:
         unfinished.write_text(text, encoding="utf-8")
@@ -40,7 +40,7 @@ def write_text_whole(path: Path, text: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    # The error that is being reported matters more than what cannot be cleaned up.
+    # A failing clean-up must not hide the error that is being reported.
     with contextlib.suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Writes a trained draft as a model folder with its card: reduced head, or exported whole."""
+"""Writes a trained draft as a model folder with a model card, with reduced or full head."""
 
 import copy
 import shutil
@@ -22,13 +22,13 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the card says of a training."""
+    """The result of a training, for the model card."""
 
     recipe: Recipe
     num_parameters: int
-    num_rows: int  # of training text
-    num_tokens: int  # answer tokens of training text
-    num_seen: int  # the same, repetitions included
+    num_rows: int  # answers in the training text
+    num_tokens: int  # answer tokens in the training text
+    num_seen: int  # trained answer tokens, repetitions included
     num_steps: int
     held_out: float
     licence: str
@@ -40,7 +40,7 @@ def write_folder(
     """Write a folder that ``amusd serve draft --model`` loads.
 
     Raises:
-        UnavailableError: the disk does not take it.
+        UnavailableError: it cannot be written.
     """
     tensors = _on_cpu(draft.state_dict())
     if head_ids is not None:
@@ -51,20 +51,20 @@ def write_folder(
 def export_folder(
     folder: Path, draft: PreTrainedModel, parent: PreTrainedModel, tokenizer: Any, result: Result
 ) -> None:
-    """Write a folder with the parent's whole output head, which Transformers alone loads.
+    """Write a folder with the parent's full output head, which Transformers can load.
 
     Raises:
-        InvalidInputError: the folder has other files already.
-        UnavailableError: the disk does not take it.
+        InvalidInputError: the folder holds other files.
+        UnavailableError: it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / WEIGHTS_NAME).exists():
-        raise InvalidInputError(f"{folder} has other files: export to a new or empty folder")
-    body, theirs = trainable(draft), parent.state_dict()
-    whole = {name: theirs[name].float() for name in draft.state_dict() if name not in body}
+        raise InvalidInputError(f"{folder} holds other files: export to a new or empty folder")
+    body, parent_weights = trainable(draft), parent.state_dict()
+    frozen = {name: parent_weights[name].float() for name in draft.state_dict() if name not in body}
     config = copy.deepcopy(draft.config)
     config.__dict__.pop(HEAD_SIZE_KEY, None)
     config.tie_word_embeddings = bool(getattr(parent.config, "tie_word_embeddings", False))
-    _write(folder, draft, config, _on_cpu(whole | body), tokenizer, result)
+    _write(folder, draft, config, _on_cpu(frozen | body), tokenizer, result)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,8 +79,8 @@ def _write(
     tokenizer: Any,
     result: Result,
 ) -> None:
-    """Write all files beside the old ones first, then move them in, the weights last."""
-    if config.tie_word_embeddings:  # the head is the embedding, which is there
+    """Write all files to a temporary folder, then move them into place, the weights last."""
+    if config.tie_word_embeddings:  # the head is the embedding, which is already included
         head = output_head(draft)
         heads = {f"{name}.weight" for name, module in draft.named_modules() if module is head}
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
@@ -106,7 +106,7 @@ def _write(
 
 
 def card(result: Result) -> str:
-    """Return a model card in the form that model hubs read."""
+    """Return a model card in the format of model hubs."""
     recipe = result.recipe
     head = f"the {recipe.draft_vocab} most frequent tokens" if recipe.draft_vocab else "all tokens"
     return f"""---
@@ -117,26 +117,28 @@ tags: [speculative-decoding, draft-model]
 
 # A draft model of {recipe.verify}
 
-For speculative decoding with its parent; alone it writes poor text. Made with `amusd distill`.
+It drafts for its parent in speculative decoding; used alone it writes poor text. It was made with
+`amusd distill`.
 
 | | |
 |---|---|
 | parent | {recipe.verify} |
-| licence | {result.licence}; this is a modified part of its parent, whose licence holds |
+| licence | {result.licence}, the licence of the parent; this is a modified part of it |
 | layers | {", ".join(map(str, recipe.layers))} of the parent, trained further |
-| output head while training | {head} |
+| output head in training | {head} |
 | parameters | {result.num_parameters:,} |
 
 ## Training
 
-Text that the parent wrote in answer to prompts: {result.num_rows:,} answers,
-{result.num_tokens:,} tokens; {result.num_steps:,} steps of {recipe.batch_rows} answers saw
-{result.num_seen:,} tokens, repetitions included. The loss is the forward KL divergence from the
-parent's likeliest tokens at temperature {recipe.target_temperature:g}; Muon for matrices, AdamW for
-the rest, peak rate {recipe.peak_rate:g}. Embedding and head are the parent's.
+The training text is the parent's own answers to prompts: {result.num_rows:,} answers with
+{result.num_tokens:,} tokens. Training took {result.num_steps:,} steps of {recipe.batch_rows}
+answers, in all {result.num_seen:,} tokens, repetitions included. The loss is the forward KL
+divergence from the parent's most likely tokens at temperature {recipe.target_temperature:g}.
+Matrices were trained with Muon, other weights with AdamW, at a peak learning rate of
+{recipe.peak_rate:g}. Embedding and head are the parent's.
 
 ## Acceptance
 
-{result.held_out:.1%} of the parent's greedy tokens in held-out answers of the same kind are the
-draft's likeliest ones. Measure it on prompts of your own with `amusd acceptance`.
+On held-out answers of the same kind, {result.held_out:.1%} of the parent's greedy tokens are also
+the draft's most likely ones. Measure other prompts with `amusd acceptance`.
 """

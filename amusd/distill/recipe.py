@@ -1,4 +1,4 @@
-"""What a draft is made with: everything that decides the result, in one frozen object."""
+"""The recipe of a draft: everything that determines the result, in one frozen object."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a draft is cut and trained; tokens are those of answers."""
+    """How a draft is cut and trained; token counts are those of answers."""
 
     verify: str
     fingerprint: str  # of the verify model
     layers: tuple[int, ...]
-    draft_vocab: int  # rows of the output head, 0: the whole vocabulary
+    draft_vocab: int  # rows of the output head, 0: the full vocabulary
     num_tokens: int  # written by the verify model
     epochs: int
     batch_rows: int
@@ -22,21 +22,21 @@ class Recipe:
     seed: int
 
     def to_json(self) -> str:
-        """Return it as JSON."""
+        """Return the recipe as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Read it again.
+        """Parse the output of ``to_json``.
 
         Raises:
-            ValueError: it is not a recipe.
-            TypeError: likewise.
+            ValueError: ``text`` is not JSON.
+            TypeError: the fields are not those of a recipe.
         """
         values: dict[str, Any] = json.loads(text)
         return cls(**{**values, "layers": tuple(values["layers"])})
 
     def difference(self, other: "Recipe") -> str:
         """Return the name of a setting that differs, or an empty string."""
-        ours, theirs = asdict(self), asdict(other)
-        return next((name for name, value in ours.items() if theirs[name] != value), "")
+        values, others = asdict(self), asdict(other)
+        return next((name for name, value in values.items() if others[name] != value), "")

@@ -1,4 +1,4 @@
-"""Training data on disk: a folder of shards, and a manifest that says whose words they are.
+"""Training data on disk: a folder of shards, and a manifest that names the verify model.
 
 A shard is one safetensors file of flat arrays: ``prompt_lengths`` and ``answer_lengths`` [rows],
 ``tokens`` [all prompts and answers], ``top_ids`` and ``top_logprobs`` [all answers, K].
@@ -23,7 +23,7 @@ _HELD_OUT = "held-out.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class DataManifest:
-    """What all shards of a folder have in common."""
+    """The settings that all shards of a folder share."""
 
     verify: str
     fingerprint: str
@@ -37,10 +37,10 @@ class DataFolder:
     """The shards of one verify model. Shards are numbered from 0 and never change."""
 
     def __init__(self, folder: Path, manifest: DataManifest) -> None:
-        """Open ``folder``, empty or begun with an equal manifest.
+        """Open ``folder``; create it if it does not exist.
 
         Raises:
-            InvalidInputError: it belongs to another verify model, or was begun otherwise.
+            InvalidInputError: it belongs to another verify model, or has other settings.
         """
         self.folder = folder
         self.manifest = manifest
@@ -53,7 +53,7 @@ class DataFolder:
 
     @property
     def held_out(self) -> Path:
-        """The shard that is never trained on."""
+        """The held-out shard, which training never uses."""
         return self.folder / _HELD_OUT
 
     def shard(self, number: int) -> Path:
@@ -65,7 +65,7 @@ def save_shard(path: Path, rows: Sequence[Written]) -> None:
     """Write a shard.
 
     Raises:
-        UnavailableError: the disk does not take it.
+        UnavailableError: it cannot be written.
     """
     tensors = {
         "prompt_lengths": torch.tensor([len(row.prompt) for row in rows], dtype=torch.int32),
@@ -83,13 +83,13 @@ def load_shard(path: Path) -> list[Written]:
     """Read a shard.
 
     Raises:
-        InvalidInputError: it is not there or damaged.
+        InvalidInputError: it is missing or damaged.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InvalidInputError(
-            f"{path} cannot be read ({error}): delete it, and it is written again"
+            f"{path} cannot be read ({error}): delete it; the next run writes it again"
         ) from error
     answers = tensors["answer_lengths"].tolist()
     prompts = tensors["prompt_lengths"].tolist()
@@ -112,7 +112,7 @@ def _check_equal(path: Path, manifest: DataManifest) -> None:
         ) from None
     if found.fingerprint != manifest.fingerprint:
         raise InvalidInputError(
-            f"{path.parent} holds the words of another verify model ({found.verify}, not "
+            f"{path.parent} holds text of another verify model ({found.verify}, not "
             f"{manifest.verify}): choose another --data or --output folder"
         )
     differing = [
@@ -123,6 +123,6 @@ def _check_equal(path: Path, manifest: DataManifest) -> None:
     if differing:
         name = differing[0]
         raise InvalidInputError(
-            f"{path.parent} was begun with {name} {getattr(found, name)}, not "
-            f"{getattr(manifest, name)}: give the same, or choose another --data folder"
+            f"{path.parent} has {name} {getattr(found, name)}, not "
+            f"{getattr(manifest, name)}: use the same value, or choose another --data folder"
         )

@@ -1,4 +1,4 @@
-"""What the verify model is asked: turns that it makes up itself, and prompts that were given."""
+"""Prompts of the training text: user turns that the verify model writes, and given prompts."""
 
 import random
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 from amusd.distill.writer import TextWriter
 from amusd.prompts import Prompt, encode
 
-_TURN_TOKENS = 48  # of a user turn that the verify model makes up
+_TURN_TOKENS = 48  # maximum length of a user turn that the verify model writes
 _TURN_TEMPERATURE = 0.9
 _MARKER = "\0"
 
-# A made-up user turn begins with one of these, most often with nothing; the model writes the rest.
+# A synthetic user turn starts with one of these, often with the empty string. The model continues.
 _OPENERS = (
     *[""] * 12,
     *("What", "How", "Why", "Who", "Where", "When", "Which", "Is it", "Can you", "Could you"),
@@ -23,18 +23,18 @@ _OPENERS = (
 
 
 class PromptSource:
-    """Batches of prompts; a batch's number alone decides what is in it."""
+    """Batches of prompts; the content of a batch depends only on its number and the seed."""
 
     def __init__(
         self, tokenizer: Any, given: Sequence[Prompt], made_up_share: float, prompt_tokens: int
     ) -> None:
-        """Ask ``given`` prompts and made-up ones.
+        """Mix ``given`` prompts with prompts that the verify model writes.
 
         Args:
             tokenizer: the verify model's.
-            given: prompts of the user; none means that all are made up.
-            made_up_share: share of the batches that are made up, 0 to 1.
-            prompt_tokens: longest prompt; longer ones lose their beginning.
+            given: prompts of the user; if empty, the verify model writes all prompts.
+            made_up_share: share of the batches that the verify model writes, 0 to 1.
+            prompt_tokens: maximum length; longer prompts are truncated at the start.
         """
         self._tokenizer = tokenizer
         self._given = given
@@ -44,20 +44,20 @@ class PromptSource:
     def batch(self, number: int, rows: int, seed: int, writer: TextWriter) -> list[list[int]]:
         """Return the prompts of batch ``number``."""
         rng = random.Random(f"{seed}-{number}")
-        # Shares add up batch after batch, so that any stretch of batches has them about right.
+        # Batches of both kinds are spread evenly over the batch numbers.
         made_up_before = int(number * self._made_up_share)
         if int((number + 1) * self._made_up_share) > made_up_before:
             return self._made_up(rows, rng, writer)
         return self._from_given(number - made_up_before, rows, seed)
 
     def _from_given(self, number: int, rows: int, seed: int) -> list[list[int]]:
-        """Go through all given prompts, in another order each time."""
+        """Take the given prompts in order; each round through them is shuffled anew."""
         first = number * rows
         chosen: list[Prompt] = []
         while len(chosen) < rows:
-            turn, offset = divmod(first + len(chosen), len(self._given))
+            round_number, offset = divmod(first + len(chosen), len(self._given))
             order = list(range(len(self._given)))
-            random.Random(f"{seed}-{turn}").shuffle(order)
+            random.Random(f"{seed}-{round_number}").shuffle(order)
             chosen += [self._given[i] for i in islice(order, offset, offset + rows - len(chosen))]
         return [encode(prompt, self._tokenizer)[-self._limit :] for prompt in chosen]
 
@@ -65,7 +65,9 @@ class PromptSource:
         before, after = self._frame()
         starts = [before + rng.choice(_OPENERS) for _ in range(rows)]
         heads = [self._ids(start) or self._any_start(rng) for start in starts]
-        if not after:  # no chat template: a text begins, and its answer is how it goes on
+        if (
+            not after
+        ):  # no chat template: the prompt is the start of a text, the answer continues it
             limit = _TURN_TOKENS // 2
             begun = writer.write(heads, [_TURN_TEMPERATURE] * rows, limit, rng.getrandbits(62))
             return [row.prompt + row.tokens for row in begun]
@@ -74,7 +76,7 @@ class PromptSource:
         return [row.prompt + _until(row.tokens, end[0]) + end for row in begun]
 
     def _frame(self) -> tuple[str, str]:
-        """Return what the chat template writes before and after a user's turn."""
+        """Return the text of the chat template before and after a user turn."""
         if not getattr(self._tokenizer, "chat_template", None):
             return "", ""
         messages = [{"role": "user", "content": _MARKER}]

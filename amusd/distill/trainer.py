@@ -1,4 +1,4 @@
-"""The training loop of a draft: loss, optimisers, rate, checkpoints. One device, no services."""
+"""The training loop of a draft on one device: loss, optimisers, learning rate, checkpoints."""
 
 import json
 import math
@@ -27,7 +27,7 @@ _REPORT_STEPS = 25
 
 @dataclass(slots=True)
 class Progress:
-    """How far training is; ``tokens`` are answer tokens seen, repetitions included."""
+    """The progress of training; ``tokens`` counts answer tokens, repetitions included."""
 
     tokens: int = 0
     epoch: int = 0
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What training looks like now: means over the last steps, or the held-out measure."""
+    """Mean loss and agreement of the last steps, and the held-out agreement if measured."""
 
     progress: Progress
     loss: float
@@ -46,10 +46,10 @@ class Report:
 
 
 def loss_and_hits(draft: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Forward KL from the verify model (up to a constant), and which argmaxes are its own.
+    """Return the forward KL from the verify model up to a constant, and where the argmaxes agree.
 
-    Knowledge distillation as in Hinton et al., arXiv 1503.02531, over the kept tokens; tokens
-    that the head lacks add nothing. Returns a scalar and [N] bool.
+    This is knowledge distillation (Hinton et al., arXiv 1503.02531) over the stored top tokens.
+    Tokens outside the head add nothing. Shapes: a scalar, and [N] bool.
     """
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
         states = draft.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
@@ -62,7 +62,7 @@ def loss_and_hits(draft: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def agreement(draft: PreTrainedModel, batches: Iterator[Batch]) -> float:
-    """Return the share of the verify model's likeliest tokens that are the draft's, too."""
+    """Return the share of positions where the most likely tokens of both models agree."""
     nn.Module.eval(draft)
     hits = torch.cat([loss_and_hits(draft, batch)[1] for batch in batches])
     nn.Module.train(draft)
@@ -70,10 +70,10 @@ def agreement(draft: PreTrainedModel, batches: Iterator[Batch]) -> float:
 
 
 class Trainer:
-    """Trains one draft; everything that changes is in its checkpoint."""
+    """Trains one draft; its checkpoint holds the whole training state."""
 
     def __init__(self, draft: PreTrainedModel, recipe: Recipe, total_tokens: int) -> None:
-        """Prepare to train ``draft`` on its device, ``total_tokens`` in all."""
+        """Prepare to train ``draft`` on its device over ``total_tokens``."""
         self.draft = draft
         self.progress = Progress()
         self._recipe = recipe
@@ -84,7 +84,7 @@ class Trainer:
         rate = recipe.peak_rate
         matrices = [weight for weight in self._body.values() if weight.ndim == 2]
         others = [weight for weight in self._body.values() if weight.ndim != 2]
-        # Muon for matrices, as its authors advise; its rate is scaled to that of AdamW.
+        # Muon for matrices, as its authors advise; its rate is scaled to AdamW's.
         self._optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
@@ -96,10 +96,10 @@ class Trainer:
         checkpoint: Path,
         report: Callable[[Report], None],
     ) -> None:
-        """Train from where the progress stands to the end of the last epoch.
+        """Train from the current progress to the end of the last epoch.
 
-        ``epochs(epoch, skip)`` gives the batches. The checkpoint is written every two minutes, at
-        the end, and when something stops it.
+        ``epochs(epoch, skip)`` returns the batches of an epoch. The checkpoint is written every two
+        minutes, at the end, and when an error or Ctrl-C stops training.
         """
         nn.Module.train(self.draft)
         written = time.monotonic()
@@ -134,7 +134,7 @@ class Trainer:
         return float(loss.item()), float(hits.float().mean())
 
     def _rate(self) -> float:
-        """A short warm-up, then half a cosine down to a fiftieth."""
+        """Return the learning rate: a linear warm-up, then cosine decay to a fiftieth."""
         done = min(1.0, self.progress.tokens / self._total)
         decay = _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
         return self._recipe.peak_rate * min(1.0, (self.progress.steps + 1) / _WARM_UP_STEPS) * decay
@@ -143,7 +143,7 @@ class Trainer:
         """Write a checkpoint.
 
         Raises:
-            UnavailableError: the disk does not take it.
+            UnavailableError: it cannot be written.
         """
         tensors = {f"weight.{name}": weight.detach() for name, weight in self._body.items()}
         for number, optimiser in enumerate(self._optimisers):
@@ -155,10 +155,10 @@ class Trainer:
         write_whole(path, lambda file: save_file(tensors, file, metadata))
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint, if there is one.
+        """Resume from a checkpoint if it exists.
 
         Raises:
-            InvalidInputError: it was made with another recipe, or is damaged.
+            InvalidInputError: it belongs to another recipe, or is damaged.
         """
         if not path.exists():
             return
@@ -179,8 +179,8 @@ class Trainer:
             )
         if differing := recipe.difference(self._recipe):
             raise InvalidInputError(
-                f"checkpoint {path} was made with {differing} {getattr(recipe, differing)}, not "
-                f"{getattr(self._recipe, differing)}: give the same again, or choose another "
+                f"checkpoint {path} has {differing} {getattr(recipe, differing)}, not "
+                f"{getattr(self._recipe, differing)}: use the same value, or choose another "
                 "--output folder"
             )
         with torch.no_grad():

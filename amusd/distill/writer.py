@@ -1,7 +1,7 @@
-"""A model that writes text after many prompts at once, and tells its distribution at each token.
+"""Batched text generation that also returns the model's distribution at each token.
 
-Used for training data and for measurements, where no service is needed: the rows of a batch go on
-together, padded on the left so that they end together.
+Training data and measurements use it; it needs no service. The rows of a batch are padded on the
+left and decoded together.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ from transformers import PreTrainedModel
 from amusd.distill.cut import output_head
 from amusd.engine.kv.sequence_cache import SequenceCache
 
-_CANDIDATES = 48  # likeliest tokens, whose logits are computed again in float32
-_ENDED_SHARE = 7 / 8  # of the rows, after which the others are cut
+_CANDIDATES = 48  # most likely tokens, whose logits are recomputed in float32
+_ENDED_SHARE = 7 / 8  # of the rows; when so many have ended, the others are cut off
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a model wrote after one prompt."""
+    """The output of a model for one prompt."""
 
     prompt: list[int]
     tokens: list[int]  # [n], the stop token included
-    top_ids: Tensor  # [n, K] int32, likeliest first
+    top_ids: Tensor  # [n, K] int32, most likely first
     top_logprobs: Tensor  # [n, K] float16, of the full softmax at temperature 1
 
 
 class TextWriter:
-    """Writes with one model on its device."""
+    """Generates text with one model on its device."""
 
     def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int], top_k: int = 16) -> None:
-        """Write with ``model`` up to one of ``stop_ids``; keep ``top_k`` likeliest tokens."""
+        """Generate with ``model`` up to a token of ``stop_ids``; return ``top_k`` logprobs."""
         self._model = model
         self._device = model.device
         self._stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=self._device)
@@ -54,11 +54,12 @@ class TextWriter:
     ) -> list[Written]:
         """Continue every prompt by up to ``max_tokens``; temperature 0 is greedy.
 
-        Sampled tokens come from the 48 likeliest. Ends early when seven rows in eight have met a
-        stop token, the others are cut there; with ``to_the_end`` when all have.
+        Sampling chooses among the 48 most likely tokens. Generation ends when seven rows in eight
+        have reached a stop token, and the other rows are cut off there. With ``to_the_end`` it ends
+        when all rows have.
         """
         noise = torch.Generator(self._device).manual_seed(seed)
-        warmth = torch.tensor(temperatures, device=self._device)[:, None]  # [B, 1]
+        scale = torch.tensor(temperatures, device=self._device)[:, None]  # [B, 1]
         width = max(map(len, prompts))
         mask = torch.tensor(
             [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device
@@ -71,7 +72,7 @@ class TextWriter:
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(steps) < max_tokens and int(done.sum()) < enough:
             hidden = self._hidden(ids, mask, cache)
-            tokens, top_ids, top_logprobs = self._choose(hidden, warmth, noise)
+            tokens, top_ids, top_logprobs = self._choose(hidden, scale, noise)
             steps.append((tokens.cpu(), top_ids.cpu(), top_logprobs.cpu()))
             done |= torch.isin(tokens, self._stops)
             ids = tokens[:, None]
@@ -79,7 +80,7 @@ class TextWriter:
         return self._rows(prompts, steps)
 
     def _hidden(self, ids: Tensor, mask: Tensor, cache: SequenceCache) -> Tensor:
-        """Run ids [B, n] behind the cache; mask [B, all columns] -> last hidden state [B, D]."""
+        """Run ids [B, n] after the cache; mask [B, all columns] -> last hidden state [B, D]."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         states = self._model.base_model(
             input_ids=ids,
@@ -92,28 +93,28 @@ class TextWriter:
         return last
 
     def _choose(
-        self, hidden: Tensor, warmth: Tensor, noise: torch.Generator
+        self, hidden: Tensor, scale: Tensor, noise: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden [B, D], temperatures [B, 1] -> tokens [B], top ids and logprobs [B, K]."""
         rough = self._head(hidden).float()  # [B, V]
         ids = rough.topk(self._num_candidates, sorted=False).indices
-        # Logits of 16 bits tie often, so the candidates are scored again in float32.
+        # 16-bit logits tie often, so the candidates are scored again in float32.
         exact = torch.einsum("bd,bcd->bc", hidden.float(), self._head.weight[ids].float())
         if self._head.bias is not None:
             exact = exact + self._head.bias[ids].float()
         exact, order = exact.sort(descending=True)
         ids = ids.gather(1, order)
         logprobs = exact - rough.logsumexp(-1, keepdim=True)
-        # Gumbel-max: the argmax of logits and noise is a sample.
+        # Gumbel-max: the argmax of logits plus noise is a sample.
         gumbel = -torch.empty_like(exact).exponential_(generator=noise).log()
-        choice = (exact + warmth * gumbel).argmax(-1, keepdim=True)
+        choice = (exact + scale * gumbel).argmax(-1, keepdim=True)
         tokens = ids.gather(1, choice)[:, 0]
         return tokens, ids[:, : self._top_k].int(), logprobs[:, : self._top_k].half()
 
     def _rows(
         self, prompts: Sequence[Sequence[int]], steps: list[tuple[Tensor, Tensor, Tensor]]
     ) -> list[Written]:
-        """Cut each row behind its first stop token."""
+        """Cut each row after its first stop token."""
         tokens, top_ids, top_logprobs = (torch.stack(part, 1) for part in zip(*steps, strict=True))
         ended = torch.isin(tokens, self._stops.cpu())  # [B, n]
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1])

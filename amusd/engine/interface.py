@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from amusd.fleet.model_description import CacheUsage, ModelDescription
-from amusd.protocol.errors import InvalidInputError
+from amusd.settings import check_bounds, setting
 
 
 class Numerics(StrEnum):
@@ -31,25 +31,34 @@ class WeightFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine runs its model, besides the device.
+    """How an engine runs its model, apart from the device."""
 
-    ``max_batch`` is the most sequences in a batch. ``cache_mib`` is the memory for keys and
-    values in MiB; 0: half of the device's free memory. ``reuse_prefixes`` computes a common
-    prefix of sequences once.
-    """
-
-    max_batch: int = 32
-    cache_mib: int = 0
-    reuse_prefixes: bool = True
-    numerics: Numerics = Numerics.FAST
-    weights: WeightFormat = WeightFormat.COMPACT
+    max_batch: int = setting(
+        32,
+        "Maximum number of sessions in a batch. A synthetic model's name sets its own.",
+        unit="sessions",
+        at_least=1,
+    )
+    cache_mib: int = setting(
+        0, "Size of the KV cache in MiB; 0: half of the free memory.", unit="MiB", at_least=0
+    )
+    reuse_prefixes: bool = setting(
+        True, "Prefix caching: compute a prefix that prompts share, such as a system prompt, once."
+    )
+    numerics: Numerics = setting(
+        Numerics.FAST,
+        "Numerics: exact makes the logits of a token independent of its batch, bit for bit, so "
+        "that even near ties are stable; fast allows them to differ by rounding.",
+    )
+    weights: WeightFormat = setting(
+        WeightFormat.COMPACT,
+        "Weight format: compact is smaller where that is lossless, plain is the dtype of the "
+        "model, int8 is faster but lossy. On a verify model, int8 changes the output.",
+    )
 
     def __post_init__(self) -> None:
-        """Raise InvalidInputError for a value that is out of range."""
-        if self.max_batch < 1:
-            raise InvalidInputError(f"max_batch is {self.max_batch}: use 1 or more")
-        if self.cache_mib < 0:
-            raise InvalidInputError(f"cache_mib is {self.cache_mib}: use 0 or more")
+        """Refuse values out of range."""
+        check_bounds(self)
 
 
 DEFAULT_OPTIONS = EngineOptions()

@@ -1,4 +1,4 @@
-"""Replicas: which one opens the next session, and which serve the same model.
+"""Replicas: which one opens the next session, and which ones serve the same model.
 
 Pure: no torch, grpc, asyncio or clock.
 """

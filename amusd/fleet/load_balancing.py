@@ -1,11 +1,12 @@
-"""Who of several equal replicas opens the next session, and which replicas are equal.
+"""Load balancing between the replicas of a pool, and the check that they serve the same model.
 
 Rules of this file
-- It counts and compares; who is healthy, and when a replica was asked, it is told.
-- Several orchestrators may open sessions on the same replicas and share nothing. What a replica
-  says counts the sessions of all of them, but is a moment old; what one has opened since, it
-  knows itself, and takes the others to have done likewise.
-- Ties are broken at random, for else all orchestrators would pick the same replica.
+- It counts and compares. The caller says which replicas are healthy and what they report.
+- Several orchestrators may use the same replicas, and they share nothing. A replica's report
+  counts the sessions of all of them, but it is slightly out of date. An orchestrator adds the
+  sessions that it has opened itself since the report, and assumes that every other orchestrator
+  has opened as many.
+- Ties are broken at random. Otherwise all orchestrators would choose the same replica.
 """
 
 import enum
@@ -16,25 +17,25 @@ from dataclasses import dataclass
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import explain_difference
 
-_MOST_ALIKE = 16.0  # orchestrators that are reckoned with
+_MAX_ORCHESTRATORS = 16.0  # upper bound of the estimate
 
 
 class ReplicaState(enum.Enum):
-    """What a replica is good for."""
+    """Whether a replica takes sessions."""
 
-    AWAY = "away"  # out of reach, or not ready
+    AWAY = "away"  # unreachable or not ready
     HEALTHY = "healthy"
-    DRAINING = "draining"  # ends, or has left the pool; its open sessions go on
-    REFUSED = "refused"  # serves something else than its pool
+    DRAINING = "draining"  # shutting down or removed from the pool; open sessions continue
+    REFUSED = "refused"  # serves another model than its pool
 
 
 class ReplicaLoad:
-    """The sessions on one replica: those it told of, and our own since."""
+    """The number of sessions on one replica: the last report, and our own since then."""
 
     __slots__ = ("_own_at_report", "_reported", "num_opened", "num_own")
 
     def __init__(self) -> None:
-        """Start with nothing open."""
+        """Start without open sessions."""
         self.num_own = 0
         self.num_opened = 0
         self._reported = 0
@@ -43,56 +44,69 @@ class ReplicaLoad:
     def __repr__(self) -> str:
         return (
             f"ReplicaLoad(own={self.num_own}, opened={self.num_opened}, "
-            f"reported={self._reported} beside {self._own_at_report})"
+            f"reported={self._reported}, own_at_report={self._own_at_report})"
         )
 
     @property
     def num_sessions(self) -> int:
-        """Sessions that are open or wait there, all orchestrators' as far as is known."""
-        return max(self.num_own, self._reported + self._num_since)
+        """Best estimate of the open and waiting sessions there, those of all orchestrators."""
+        return max(self.num_own, self._reported + self._num_own_since)
 
     def opened(self) -> None:
-        """Count a session of ours."""
+        """Count one more own session."""
         self.num_own += 1
         self.num_opened += 1
 
     def closed(self) -> None:
-        """Count a session of ours out."""
+        """Count one own session less.
+
+        Raises:
+            ValueError: no own session is open.
+        """
         if self.num_own == 0:
-            raise ValueError("a session is counted out that was not counted in")
+            raise ValueError("no session is open on this replica")
         self.num_own -= 1
 
     def reported(self, num_sessions: int, num_own: int) -> None:
-        """Take what the replica says; ``num_own`` were ours when it was asked."""
+        """Record a report of the replica; ``num_own`` sessions were ours when it was asked."""
         self._reported = num_sessions
         self._own_at_report = num_own
 
     def lost(self) -> None:
-        """Forget what the replica said: it has ended, and others' sessions with it."""
+        """Drop the last report: the replica has ended, and with it the sessions of others."""
         self.reported(self.num_own, self.num_own)
 
-    def expected(self, num_alike: float) -> float:
-        """Return the sessions to expect there if ``num_alike`` orchestrators do as we do."""
-        return max(float(self.num_own), self._reported + num_alike * self._num_since)
+    def expected(self, num_orchestrators: float) -> float:
+        """Return the expected number of sessions there.
+
+        ``num_orchestrators`` is the number of orchestrators that open sessions at our rate.
+        """
+        return max(float(self.num_own), self._reported + num_orchestrators * self._num_own_since)
 
     @property
-    def _num_since(self) -> int:
+    def _num_own_since(self) -> int:
+        """Own sessions now, less those at the time of the last report; may be negative."""
         return self.num_own - self._own_at_report
 
     @staticmethod
-    def num_alike(loads: Iterable["ReplicaLoad"]) -> float:
-        """Return how many orchestrators like us the sessions on ``loads`` speak of, 1 or more."""
-        found = list(loads)
-        num_reported = sum(load._reported for load in found)
-        num_own = sum(load._own_at_report for load in found)
-        return min(max(num_reported / max(1, num_own), 1.0), _MOST_ALIKE)
+    def estimate_num_orchestrators(loads: Iterable["ReplicaLoad"]) -> float:
+        """Return how many orchestrators with our number of sessions explain the reports.
+
+        The result is 1 or more, and at most 16.
+        """
+        known = list(loads)
+        num_reported = sum(load._reported for load in known)
+        num_own = sum(load._own_at_report for load in known)
+        return min(max(num_reported / max(1, num_own), 1.0), _MAX_ORCHESTRATORS)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """A replica for people: sessions of all orchestrators, of ours, and ours so far.
+    """A replica as ``GetServerInfo`` shows it.
 
-    ``reason`` says in words why it is not used; empty if it is.
+    ``num_sessions`` counts the sessions of all orchestrators, ``num_own`` those of this one, and
+    ``num_opened`` all that this one has ever opened there. ``reason`` says why the replica is not
+    used; it is empty if the replica is used.
     """
 
     address: str
@@ -112,41 +126,40 @@ class Candidate:
 
 
 def least_loaded(
-    candidates: Collection[Candidate], avoid: Collection[str], chance: random.Random
+    candidates: Collection[Candidate], avoid: Collection[str], rng: random.Random
 ) -> Candidate | None:
-    """Return a candidate with the fewest sessions to expect, or None if there is none.
+    """Return a candidate with the fewest expected sessions, or None if there is no candidate.
 
     Args:
-        candidates: who may be chosen.
-        avoid: addresses that have refused the session already.
-        chance: breaks ties.
+        candidates: all healthy replicas of the pool.
+        avoid: addresses of replicas that have already refused the session.
+        rng: breaks ties.
     """
-    num_alike = ReplicaLoad.num_alike(candidate.load for candidate in candidates)
-    possible = [candidate for candidate in candidates if candidate.address not in avoid]
-    if not possible:
+    num_orchestrators = ReplicaLoad.estimate_num_orchestrators(one.load for one in candidates)
+    allowed = [one for one in candidates if one.address not in avoid]
+    if not allowed:
         return None
-    least = min(candidate.load.expected(num_alike) for candidate in possible)
-    return chance.choice(
-        [candidate for candidate in possible if candidate.load.expected(num_alike) == least]
-    )
+    fewest = min(one.load.expected(num_orchestrators) for one in allowed)
+    return rng.choice([one for one in allowed if one.load.expected(num_orchestrators) == fewest])
 
 
 def explain_mismatch(model: ModelDescription, pool: ModelDescription) -> str | None:
-    """Say in one line why ``model`` may write other tokens than its pool; None if it may not.
+    """Say in one line why ``model`` may give other tokens than its pool, or return None.
 
-    Weights of the same fingerprint may go by several names (a hub id, a folder).
+    The same weights may have several names, such as a hub id and a folder. So names are compared
+    only where a weights fingerprint is missing.
     """
     difference = explain_difference(model.vocabulary, pool.vocabulary)
     if difference is not None or model.vocabulary.fingerprint != pool.vocabulary.fingerprint:
-        return f"its vocabulary is another: {difference or 'it has none of its own'}"
+        return f"its vocabulary differs: {difference or 'it has none of its own'}"
     if model.weights_fingerprint and pool.weights_fingerprint:
         if model.weights_fingerprint != pool.weights_fingerprint:
             return (
-                f"its weights are others: {model.name!r} has {model.weights_fingerprint[:12]}, "
-                f"the pool {pool.weights_fingerprint[:12]} of {pool.name!r}"
+                f"its weights differ: {model.name!r} has {model.weights_fingerprint[:12]}, "
+                f"the pool's {pool.name!r} has {pool.weights_fingerprint[:12]}"
             )
     elif model.name != pool.name:
-        return f"it serves {model.name!r}, the pool {pool.name!r}"
+        return f"it serves {model.name!r}, the pool serves {pool.name!r}"
     for name in ("dtype", "numerics", "weight_format"):
         ours, theirs = getattr(model, name), getattr(pool, name)
         if ours != theirs:

@@ -1,4 +1,4 @@
-"""What a service says about its model and its limits."""
+"""A service's description of its model, its KV cache and its limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,46 +7,47 @@ from amusd.fleet.vocabulary import Vocabulary, explain_difference
 from amusd.protocol.errors import InvalidInputError
 
 PROMPT_LOOKUP = "prompt-lookup"
-"""Name of the drafter that needs no model."""
+"""Name of the drafter that uses n-gram lookup alone and needs no model."""
 
 BYTES_TOKENIZER = "bytes"
 """Name of the tokenizer whose tokens 0 to 255 are the bytes of UTF-8."""
 
-
 SYNTHETIC = "synthetic"
-"""Name of a model without weights; a colon and its settings may follow."""
+"""Name of a model without weights; ``synthetic:SETTINGS`` sets its properties."""
 
 
 def is_synthetic(model: str) -> bool:
-    """Whether a name is that of a model without weights."""
+    """Return whether ``model`` names a model without weights."""
     return model == SYNTHETIC or model.startswith(f"{SYNTHETIC}:")
 
 
-def wants_lookup(draft: str, asked: bool | None) -> bool:
-    """Return whether to look tokens up beside the draft model ``draft``.
+def wants_lookup(draft: str, requested: bool | None) -> bool:
+    """Return whether the draft service uses n-gram lookup beside the draft model ``draft``.
 
-    ``asked`` None: beside every real model. Synthetic ones measure an agreement that is dialled in.
+    ``requested`` None is the default: lookup beside every real model. A synthetic model gets none,
+    because lookup would change the agreement that the model is set to.
 
     Raises:
-        InvalidInputError: it is asked for, but there is no model beside it.
+        InvalidInputError: lookup is requested, but no draft model is named.
     """
     has_model = draft not in ("", PROMPT_LOOKUP)
-    if asked and not has_model:
+    if requested and not has_model:
         raise InvalidInputError(
-            f"a look-up (--lookup) needs a draft model beside it, not {draft or 'none'!r}: name "
-            f"one, or use {PROMPT_LOOKUP} without --lookup to propose by look-up alone"
+            f"--lookup needs a draft model, not {draft or 'none'!r}: name one, or use "
+            f"{PROMPT_LOOKUP} without --lookup for n-gram lookup alone"
         )
     is_real = has_model and not is_synthetic(draft)
-    return is_real if asked is None else asked
+    return is_real if requested is None else requested
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
     """A model as its service runs it. ``context_length`` and ``output_size`` count tokens.
 
-    ``numerics`` and ``weight_format`` are named as in the engine's options; empty: not known.
-    ``weights_fingerprint`` is the same for the same weights, whatever they are called. ``runner``
-    names the model runner, and ``runner_reason`` says why no faster one; empty: there is no model.
+    ``numerics`` and ``weight_format`` have the values of the engine's options of that name, and
+    are empty if unknown. ``weights_fingerprint`` does not depend on the name of the model.
+    ``runner`` names the model runner, and ``runner_reason`` says why no faster one runs it; both
+    are empty without a model.
     """
 
     name: str
@@ -65,24 +66,25 @@ class ModelDescription:
     runner_reason: str = ""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raise InvalidInputError if one of ``tokens`` is an id that the model does not know."""
+        """Raise InvalidInputError if a token id is outside the vocabulary."""
         if self.output_size and tokens and max(tokens) >= self.output_size:
             raise InvalidInputError(
                 f"token id {max(tokens)} is outside the vocabulary of {self.output_size} tokens"
             )
 
     def summary(self) -> str:
-        """Return the model in one line for people."""
+        """Return a description of one line, for logs."""
         size = f"{self.num_parameters / 1e6:.0f} M parameters, " if self.num_parameters else ""
         return f"{self.name} ({size}{self.dtype} on {self.device})"
 
 
 @dataclass(frozen=True, slots=True)
 class CacheUsage:
-    """Memory for keys and values, in tokens: what fits, and what is in use.
+    """Use of the KV cache, in tokens.
 
-    ``num_reserved`` are those of open sessions, ``num_retained`` those kept for reuse. Of the
-    prompts' tokens so far ``num_computed`` went through the model and ``num_cached`` did not.
+    ``max_tokens`` is its capacity. ``num_reserved`` tokens belong to open sessions, and
+    ``num_retained`` are kept of closed sessions for prefix reuse. Of all prompt tokens since the
+    start, ``num_computed`` went through the model and ``num_cached`` came from the cache.
     """
 
     max_tokens: int
@@ -93,12 +95,12 @@ class CacheUsage:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the prompts' tokens that did not have to be computed, 0 to 1."""
+        """Share of the prompt tokens that came from the cache, 0 to 1."""
         return self.num_cached / max(1, self.num_cached + self.num_computed)
 
 
 def check_pair(draft: ModelDescription, verify: ModelDescription) -> None:
-    """Raise InvalidInputError if the two models have different vocabularies."""
+    """Raise InvalidInputError if the vocabularies of the two models differ."""
     difference = explain_difference(draft.vocabulary, verify.vocabulary)
     if difference is not None:
         raise InvalidInputError(
@@ -109,7 +111,7 @@ def check_pair(draft: ModelDescription, verify: ModelDescription) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What a service takes on at most; context and look-ahead in tokens."""
+    """Upper limits of a service; ``max_context`` and ``max_lookahead`` count tokens."""
 
     max_sessions: int
     max_context: int

@@ -1,7 +1,7 @@
-"""Fingerprints of vocabularies, and words for how two of them differ.
+"""Fingerprints of vocabularies, and a description of how two of them differ.
 
-A draft whose token ids mean something else proposes nonsense that still looks like tokens, so
-this is checked before anything is decoded.
+If draft and verify model map token ids to different tokens, every proposal is valid but
+meaningless. So vocabularies are compared before anything is decoded.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ BLOCK_SIZE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a vocabulary is known by: its size, a SHA-256, and a 64-bit hash a block of ids."""
+    """Size, SHA-256 and one 64-bit hash per block of ids; describes a vocabulary without tokens."""
 
     size: int
     fingerprint: str = ""
@@ -21,7 +21,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> "Vocabulary":
-        """Return the fingerprint of ``tokens``, in the order of their ids."""
+        """Return the description of the vocabulary ``tokens``, listed in the order of their ids."""
         whole = hashlib.sha256()
         blocks = []
         for start in range(0, len(tokens), BLOCK_SIZE):
@@ -36,12 +36,12 @@ class Vocabulary:
 
     @property
     def fits_any(self) -> bool:
-        """Whether the model has no vocabulary of its own (prompt lookup)."""
+        """Whether it fits every verify model: n-gram lookup has no vocabulary of its own."""
         return not self.fingerprint
 
 
 def explain_difference(draft: Vocabulary, verify: Vocabulary) -> str | None:
-    """Say in one line how the two vocabularies differ; None if they do not."""
+    """Say in one line how the two vocabularies differ, or return None if they are equal."""
     if draft.fits_any or draft.fingerprint == verify.fingerprint:
         return None
     if draft.size != verify.size:

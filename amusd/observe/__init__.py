@@ -1,1 +1,1 @@
-"""What a service tells of itself: metrics, traces, log lines; never a prompt or an output."""
+"""Observability: metrics, traces and log lines. They never contain a prompt or an output."""

@@ -1,7 +1,7 @@
-"""What is read of an engine and its device when somebody scrapes the metrics.
+"""Collectors that read the state of an engine and its device at each scrape.
 
-The engine thread answers between two passes, as it answers any command; the thread that serves
-the scrape waits for it, and shows what was there before if the pass takes long.
+The engine thread answers between two passes, like any command. The thread that serves the scrape
+waits for the answer. If a pass takes too long, the scrape shows the previous state.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ _READ_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """How many sessions an engine has, and how much memory for keys and values is in use."""
+    """The sessions of an engine, and the use of its KV cache."""
 
     num_open: int = 0
     num_waiting: int = 0
@@ -37,12 +37,12 @@ class EngineCollector(Collector):
     """Reads an engine's state for each scrape."""
 
     def __init__(self, read: "Callable[[], concurrent.futures.Future[EngineState]]") -> None:
-        """Ask for the state with ``read``, from any thread."""
+        """Read the state with ``read``, which any thread may call."""
         self._read = read
         self._last = EngineState()
 
     def collect(self) -> Iterable[Metric]:
-        """Return the state now, or the last one known."""
+        """Return the current state, or the last known one."""
         with contextlib.suppress(UnavailableError, concurrent.futures.TimeoutError):
             self._last = self._read().result(_READ_SECONDS)
         state = self._last
@@ -69,7 +69,7 @@ def watch_engine(
     state_of: Callable[[Work], EngineState],
     device: str,
 ) -> None:
-    """Show the state of an engine thread, and its GPU if it has one, among the metrics."""
+    """Add the state of an engine thread, and of its GPU if it has one, to the metrics."""
     metrics = observer.metrics
     if metrics is None:
         return

@@ -1,4 +1,4 @@
-"""How log lines look: text for people, or JSON for collectors, each with its session if any."""
+"""Formats of log lines: text, or JSON for collectors. A line names its session if it has one."""
 
 import json
 import logging
@@ -7,44 +7,44 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 current_session: ContextVar[str] = ContextVar("current_session", default="")
-"""Name of the session that the running task works for."""
+"""Name of the session of the running task."""
 
 
 class LogFormat(StrEnum):
-    """How a service writes its log."""
+    """Format of a service's log."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, service, message, and the session at the end."""
+    """Lines of time, level, service, message, fields and session."""
 
     def __init__(self, service: str) -> None:
-        """Write lines of ``service``."""
+        """Format lines of ``service``."""
         super().__init__(f"%(asctime)s %(levelname)s {service} %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        """Return the line, without a traceback."""
+        """Return the line without a traceback."""
         fields: dict[str, object] = getattr(record, "fields", {})
         parts = [super().formatMessage(record)]
         parts += [f"{name}={value}" for name, value in fields.items()]
         session = current_session.get()
         if session:
-            parts.append(f"session={session!a}")  # a client's name must not break the line
+            parts.append(f"session={session!a}")  # clients choose the name: escape line breaks
         return " ".join(parts)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def __init__(self, service: str) -> None:
-        """Write lines of ``service``."""
+        """Format lines of ``service``."""
         super().__init__()
         self._service = service
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object: time, level, service, logger, message, and what else there is."""
+        """Return the object: time, level, service, logger, message, session, fields, traceback."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -62,5 +62,5 @@ class JsonFormatter(logging.Formatter):
 
 
 def make_formatter(log_format: LogFormat, service: str) -> logging.Formatter:
-    """Return the formatter of a service's log."""
+    """Return the formatter of a service for ``log_format``."""
     return JsonFormatter(service) if log_format is LogFormat.JSON else TextFormatter(service)

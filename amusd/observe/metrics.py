@@ -1,7 +1,7 @@
-"""The metrics of a service: their names, meanings and units, and the registry that holds them.
+"""The metrics of a service: names, meanings, units, and the registry that holds them.
 
-Each service has a registry of its own. Counters are added to by whoever has the number, the engine
-thread included: prometheus_client guards each value with a lock that is held for one addition.
+Each service has its own registry. Any thread may add to a counter, including the engine thread:
+prometheus_client guards each value with a lock that is held for one addition.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ from amusd.fleet.load_balancing import ReplicaState
 from amusd.protocol.errors import UnavailableError
 
 ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
-"""Returns how many replicas there are by role and state."""
+"""Returns the number of replicas by role and state."""
 
 Role = Literal["draft", "verify", "orchestrator"]
 
@@ -26,7 +26,7 @@ _ALL: tuple[Role, ...] = ("orchestrator", "draft", "verify")
 _ENGINES: tuple[Role, ...] = ("draft", "verify")
 _ORCHESTRATOR: tuple[Role, ...] = ("orchestrator",)
 
-# Seconds of a pass: a small draft on a GPU takes one millisecond, a long prompt on CPU seconds.
+# Seconds of a pass, from a draft step on a GPU (1 ms) to a prefill chunk on CPU (seconds).
 _PASS_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
     0.25, 0.5, 1.0, 2.5, 5.0,
@@ -43,95 +43,101 @@ _SESSION_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: which services have it, and what it means."""
+    """One metric: its meaning, and the services that export it."""
 
     name: str
     meaning: str
     roles: tuple[Role, ...] = _ALL
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram; none: it is a gauge, or a counter if it is named ``_total``."""
+    """Upper bounds of a histogram. Empty for gauges and counters; counters end in ``_total``."""
 
 
 METRICS = (
-    Metric("amusd_requests_running", "Requests that have memory (engines) or a first token."),
-    Metric("amusd_requests_waiting", "Requests in line for memory (engines) or a first token."),
-    Metric("amusd_sessions_open", "Requests that were let in and have not ended."),
+    Metric(
+        "amusd_requests_running",
+        "Requests with KV cache (draft, verify) or with a first token (orchestrator).",
+    ),
+    Metric(
+        "amusd_requests_waiting",
+        "Requests that wait for KV cache (draft, verify) or a first token (orchestrator).",
+    ),
+    Metric("amusd_sessions_open", "Requests that were accepted and have not ended."),
     Metric(
         "amusd_time_to_first_token_seconds",
-        "From a request to the first token that the service writes for it.",
+        "Time from the arrival of a request to its first token.",
         buckets=_FIRST_TOKEN_BUCKETS,
     ),
     Metric(
         "amusd_request_seconds",
-        "From a request to its end, however it ended, refused ones too.",
+        "Time from the arrival of a request to its end, including failed and refused requests.",
         buckets=_REQUEST_BUCKETS,
     ),
     Metric(
         "amusd_generation_tokens_total",
-        "Tokens that the service wrote: to clients, as final ones, or as proposals.",
+        "Tokens that the service produced: output tokens, verified tokens or drafted tokens.",
     ),
-    Metric("amusd_prompt_tokens_total", "Tokens of the prompts of requests that were let in."),
+    Metric("amusd_prompt_tokens_total", "Prompt tokens of accepted requests."),
     Metric(
         "amusd_spec_decode_num_drafted_tokens_total",
-        "Tokens proposed in generations that ended.",
+        "Drafted tokens of ended generations.",
         _ORCHESTRATOR,
     ),
     Metric(
         "amusd_spec_decode_num_accepted_tokens_total",
-        "Proposed tokens that were the verify model's own.",
+        "Drafted tokens that the verify model accepted.",
         _ORCHESTRATOR,
     ),
     Metric(
         "amusd_spec_decode_num_accepted_tokens_per_pos_total",
-        "Accepted tokens by their place in a pass, from 0.",
+        "Accepted tokens by position in a pass, from 0.",
         _ORCHESTRATOR,
         ("position",),
     ),
     Metric(
         "amusd_spec_decode_num_wasted_tokens_total",
-        "Proposed tokens that were never compared, for one before them was wrong or the output "
-        "over.",
+        "Drafted tokens that were never compared, because an earlier token was rejected or the "
+        "output had ended.",
         _ORCHESTRATOR,
     ),
     Metric(
         "amusd_rollbacks_total",
-        "Times that a draft was brought back to the verified position.",
+        "Rollbacks of the draft to the verified position.",
         ("orchestrator", "draft"),
     ),
     Metric(
         "amusd_verify_pass_seconds",
-        "One pass of the verify model, over all sessions in it.",
+        "Time of a verify pass over its whole batch.",
         ("verify",),
         buckets=_PASS_BUCKETS,
     ),
     Metric(
         "amusd_draft_step_seconds",
-        "One drafting step, over all sessions in it.",
+        "Time of a draft step over its whole batch.",
         ("draft",),
         buckets=_PASS_BUCKETS,
     ),
     Metric(
         "amusd_pass_sessions",
-        "Sessions that shared a pass or step.",
+        "Batch size: sessions in a verify pass or draft step.",
         _ENGINES,
         buckets=_SESSION_BUCKETS,
     ),
-    Metric("amusd_kv_tokens_reserved", "Tokens of memory for keys and values in use.", _ENGINES),
-    Metric("amusd_kv_tokens_max", "Tokens that the memory for keys and values holds.", _ENGINES),
+    Metric("amusd_kv_tokens_reserved", "KV cache in use, in tokens.", _ENGINES),
+    Metric("amusd_kv_tokens_max", "Capacity of the KV cache, in tokens.", _ENGINES),
     Metric(
         "amusd_prefix_cache_hit_tokens_total",
-        "Prompt tokens that did not have to be computed.",
+        "Prompt tokens found in the prefix cache.",
         _ENGINES,
     ),
     Metric(
         "amusd_prefix_cache_query_tokens_total",
-        "Prompt tokens that were read, computed or not.",
+        "Prompt tokens looked up in the prefix cache.",
         _ENGINES,
     ),
     Metric(
         "amusd_device_memory_bytes",
-        "Memory in use on the GPU, by whatever process.",
+        "Memory in use on the GPU, by all processes.",
         _ENGINES,
         ("device",),
     ),
@@ -143,7 +149,7 @@ METRICS = (
     ),
     Metric(
         "amusd_device_energy_joules_total",
-        "Energy that the GPU has used since its driver was loaded.",
+        "Energy used by the GPU since its driver was loaded.",
         _ENGINES,
         ("device",),
     ),
@@ -154,27 +160,28 @@ METRICS = (
     ),
     Metric(
         "amusd_pool_replicas",
-        "Draft and verify services that the orchestrator knows, by state.",
+        "Draft and verify replicas known to the orchestrator, by state.",
         _ORCHESTRATOR,
         ("role", "state"),
     ),
 )
 
 METRIC_NAMES = frozenset(metric.name for metric in METRICS)
-"""All metrics of all services, as they are scraped."""
+"""The names of all metrics of all services."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 class Metrics:
-    """What one service counts while it works; engines and devices are read when scraped.
+    """The counters, gauges and histograms of one service.
 
-    Each attribute is there in every service, but only those of its role are exported.
+    Every service has all attributes, but exports only those of its role. Engines and devices are
+    read at each scrape by collectors of their own.
     """
 
     def __init__(self, role: Role) -> None:
-        """Make all metrics of ``role``, at 0, in a registry of their own."""
-        # The time at which a counter was made would be a second series beside each of them.
+        """Create all metrics of ``role``, at 0, in a new registry."""
+        # Otherwise each counter gets a second series with its creation time.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._role = role
         self.registry = CollectorRegistry()
@@ -199,24 +206,24 @@ class Metrics:
         self._pass_sessions = self._histogram("amusd_pass_sessions")
 
     def passed(self, seconds: float, num_sessions: int) -> None:
-        """Take note of a pass; called on the engine thread."""
+        """Record a pass; called on the engine thread."""
         self._pass_seconds.observe(seconds)
         self._pass_sessions.observe(num_sessions)
 
     def generation_ended(self, statistics: Statistics) -> None:
-        """Count what became of the proposals of a generation, all at once.
+        """Count the token outcomes of an ended generation, all at once.
 
-        So drafted tokens are accepted, rejected and wasted ones together whenever it is scraped.
+        So at every scrape, drafted tokens equal accepted, rejected and wasted tokens together.
         """
         self._drafted.inc(statistics.num_drafted)
         self._accepted.inc(statistics.num_accepted)
         self._wasted.inc(statistics.num_wasted)
         self.rollbacks.inc(statistics.num_rollbacks)
-        for position, place in enumerate(statistics.acceptance_per_position):
-            self._accepted_at.labels(position).inc(place.num_accepted)
+        for position, acceptance in enumerate(statistics.acceptance_per_position):
+            self._accepted_at.labels(position).inc(acceptance.num_accepted)
 
     def count_replicas_by(self, count: ReplicaCount) -> None:
-        """Say at each scrape how many replicas there are, as ``count`` does by role and state."""
+        """Export the replicas that ``count`` returns, by role and state, at each scrape."""
         self.registry.register(ReplicaCollector(count))
 
     def _registry_for(self, metric: Metric) -> CollectorRegistry | None:
@@ -241,14 +248,14 @@ class Metrics:
 
 
 class ReplicaCollector(Collector):
-    """Counts the replicas of an orchestrator's pools for each scrape."""
+    """Counts the replicas of an orchestrator's pools at each scrape."""
 
     def __init__(self, count: ReplicaCount) -> None:
-        """Ask ``count``, from any thread."""
+        """Count with ``count``, which any thread may call."""
         self._count = count
 
     def collect(self) -> Iterable[prometheus_client.Metric]:
-        """Return how many there are now."""
+        """Return the current numbers."""
         metric = _BY_NAME["amusd_pool_replicas"]
         gauge = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
         for (role, state), num_replicas in self._count().items():
@@ -263,7 +270,7 @@ class MetricsServer:
         """Listen on ``host:port``.
 
         Raises:
-            UnavailableError: the port is taken, or the host is not one of this machine.
+            UnavailableError: the port is taken, or the host is not an address of this machine.
         """
         try:
             self._server, self._thread = prometheus_client.start_http_server(port, host, registry)
@@ -281,10 +288,10 @@ class MetricsServer:
 
 
 def meaning_of(name: str) -> str:
-    """Return what a metric means."""
+    """Return the meaning of a metric."""
     return _BY_NAME[name].meaning
 
 
 def names_of(role: Role) -> set[str]:
-    """Return the metrics of a service."""
+    """Return the names of the metrics of a service."""
     return {metric.name for metric in METRICS if role in metric.roles}

@@ -1,4 +1,4 @@
-"""Memory, load and energy of an NVIDIA GPU, read through NVML if nvidia-ml-py is installed."""
+"""Memory, utilization and energy of an NVIDIA GPU, read through NVML (nvidia-ml-py)."""
 
 import importlib
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Gpu(Protocol):
-    """What can be read of a GPU; None: this one does not tell."""
+    """Readings of a GPU; None if the GPU does not provide one."""
 
     def memory_bytes(self) -> float | None:
         """Memory in use."""
@@ -30,7 +30,7 @@ class Gpu(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NvmlGpu:
-    """A GPU as NVML knows it."""
+    """A GPU that NVML reads."""
 
     nvml: Any  # the module pynvml
     handle: Any
@@ -51,35 +51,35 @@ class NvmlGpu:
     def _read(self, read: Callable[[], float]) -> float | None:
         try:
             return read()
-        except self.nvml.NVMLError:  # a virtual or older GPU does not tell everything
+        except self.nvml.NVMLError:  # virtual and old GPUs do not provide every reading
             return None
 
 
 def open_device(uuid: str) -> Gpu | None:
-    """Return the GPU of this UUID; None if nvidia-ml-py or the driver is missing."""
+    """Return the GPU with this UUID; None if nvidia-ml-py or the driver is missing."""
     try:
-        pynvml: Any = importlib.import_module("pynvml")  # only where there is a GPU
+        pynvml: Any = importlib.import_module("pynvml")  # optional dependency
     except ImportError:
-        log.info("no metrics of the GPU: install nvidia-ml-py for them")
+        log.info("no GPU metrics: install nvidia-ml-py for them")
         return None
     try:
         pynvml.nvmlInit()
         return NvmlGpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
     except pynvml.NVMLError as error:
-        log.info("no metrics of the GPU: %s", error)
+        log.info("no GPU metrics: %s", error)
         return None
 
 
 class DeviceCollector(Collector):
-    """Reads a GPU for each scrape."""
+    """Reads a GPU at each scrape."""
 
     def __init__(self, name: str, gpu: Gpu) -> None:
-        """Show ``gpu`` as the device ``name``."""
+        """Export ``gpu`` under the device label ``name``."""
         self._name = name
         self._gpu = gpu
 
     def collect(self) -> Iterable[Metric]:
-        """Return what the GPU tells."""
+        """Return the readings that the GPU provides."""
         for name, value in (
             ("amusd_device_memory_bytes", self._gpu.memory_bytes()),
             ("amusd_device_utilization_ratio", self._gpu.utilization_ratio()),

@@ -1,7 +1,7 @@
-"""What happens to the requests of a service, told once, and passed on to whoever is to know.
+"""Publishes the events of a service's requests to metrics, traces and the log.
 
-The observer belongs to the service's event loop; only ``on_pass`` is called on its engine thread.
-Nothing here waits, and nothing knows what is in a prompt or an output.
+The observer belongs to the service's event loop. Only ``on_pass`` is called on the engine thread.
+Nothing here blocks, and nothing here sees the content of a prompt or an output.
 """
 
 import asyncio
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amusd.analysis.generation_statistics import Statistics
-from amusd.observe.log_format import current_session
+from amusd.observe.log_format import LogFormat, current_session
+from amusd.observe.logging_setup import LogLevel
 from amusd.observe.metrics import Metrics, MetricsServer, ReplicaCount, Role
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.observe.tracing import Tracing, attributes_of
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.rpc import faults
+from amusd.settings import check_bounds, setting
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -31,23 +33,36 @@ _SPAN_NAMES = {"orchestrator": "generate", "draft": "draft", "verify": "verify"}
 
 @dataclass(frozen=True, slots=True)
 class ObservationSettings:
-    """What a service tells of itself: metrics on ``host``, traces to an OTLP collector.
+    """Log, metrics and traces of a service."""
 
-    A ``metrics_port`` of 0 and an empty ``traces_endpoint`` mean none.
-    """
+    log_level: LogLevel = setting(LogLevel.INFO, "Lowest level of the messages that are logged.")
+    log_format: LogFormat = setting(
+        LogFormat.TEXT, "Format of the log: text, or json with one object a line."
+    )
+    metrics_port: int = setting(
+        0,
+        "Port that serves Prometheus metrics at /metrics, on the same address; 0: no metrics.",
+        at_least=0,
+        at_most=65535,
+    )
+    traces_endpoint: str = setting(
+        "",
+        "OTLP collector (gRPC) for traces, such as http://host:4317; empty: no traces.",
+        variable="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
 
-    host: str = "127.0.0.1"
-    metrics_port: int = 0
-    traces_endpoint: str = ""
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
 
 
 class Observer:
-    """Watches over the requests of one service."""
+    """Observes the requests of one service."""
 
     def __init__(
         self, role: Role, metrics: Metrics | None = None, tracing: Tracing | None = None
     ) -> None:
-        """Tell ``metrics`` and ``tracing``, as far as there are any, and the log."""
+        """Publish to the log, and to ``metrics`` and ``tracing`` where they are not None."""
         self.role = role
         self.metrics = metrics
         self.tracing = tracing
@@ -55,12 +70,12 @@ class Observer:
 
     @property
     def on_pass(self) -> OnPass:
-        """What to tell of each pass: its seconds, and how many sessions shared it."""
+        """The callback that records a pass: its seconds and its batch size."""
         return self.metrics.passed if self.metrics is not None else ignore_pass
 
     @contextlib.contextmanager
     def request(self, context: faults.Context) -> "Iterator[RequestWatch]":
-        """Watch over a call from its first message to its end, however it ends."""
+        """Observe a call from its first message to its end, also if it fails."""
         span = None
         if self.tracing is not None:
             metadata = context.invocation_metadata() or ()
@@ -69,7 +84,8 @@ class Observer:
         try:
             yield watch
         except asyncio.CancelledError:
-            # This is how an orchestrator ends a session; to it, it means that its client is gone.
+            # On draft and verify services the orchestrator ends each session by cancelling it.
+            # On the orchestrator the client has gone away.
             if self.role == "orchestrator":
                 watch.fail("CANCELLED")
             raise
@@ -81,11 +97,11 @@ class Observer:
             watch.close()
 
     def watch_session(self, watch: "RequestWatch") -> None:
-        """Keep a watch under the name of its session until its call ends."""
+        """Register a watch under the name of its session until its call ends."""
         self._watches[watch.session_id] = watch
 
     def rolled_back(self, session_id: str, rollback: Rollback) -> None:
-        """Take note of a rollback that came in a call beside the session's own."""
+        """Record a rollback, which arrives on another call than the session's own."""
         if self.metrics is not None:
             self.metrics.rollbacks.inc()
         watch = self._watches.get(session_id)
@@ -94,16 +110,16 @@ class Observer:
             watch.rolled_back(rollback)
 
     def count_replicas_by(self, count: ReplicaCount) -> None:
-        """Say at each scrape how many replicas of a role are in a state."""
+        """Export the numbers of replicas that ``count`` returns at each scrape."""
         if self.metrics is not None:
             self.metrics.count_replicas_by(count)
 
 
 class RequestWatch:
-    """Takes note of what happens to one request."""
+    """Records the events of one request."""
 
     def __init__(self, observer: Observer, span: "Span | None" = None) -> None:
-        """Start with a request that has not been let in yet."""
+        """Start with a request that has arrived and has not been accepted yet."""
         self.session_id = ""
         self._observer = observer
         self._metrics = observer.metrics
@@ -116,13 +132,13 @@ class RequestWatch:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What calls for this request carry, so that their spans stand below its own."""
+        """Metadata for outgoing calls of this request; their spans become children of its span."""
         if self._span is None or self._observer.tracing is None:
             return None
         return self._observer.tracing.metadata_of(self._span)
 
     def opened(self, session_id: str, num_prompt: int, strategy: str = "") -> None:
-        """Take note that the request was let in, with so many tokens of prompt."""
+        """Record that the request was accepted, with the length of its prompt."""
         self._is_open = True
         self.session_id = session_id
         current_session.set(session_id)
@@ -136,11 +152,11 @@ class RequestWatch:
             self._metrics.prompt_tokens.inc(num_prompt)
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Add to a number that the span and the log line at the end will tell."""
+        """Add to a counter that the span and the final log line report."""
         self._fields[name] = int(self._fields.get(name, 0)) + amount
 
     def wrote(self, num_tokens: int) -> None:
-        """Take note of tokens on their way out."""
+        """Record tokens that the service sends."""
         self.count("tokens", num_tokens)
         if self._metrics is not None:
             self._metrics.generation_tokens.inc(num_tokens)
@@ -151,50 +167,51 @@ class RequestWatch:
         self._has_tokens = True
 
     def proposed(self, proposal: Proposal) -> None:
-        """Take note of a proposal on its way out."""
+        """Record a proposal that the service sends."""
         if proposal.tokens:
             self.count("proposals")
             self.wrote(len(proposal.tokens))
 
     def verified(self, verdict: Verdict) -> None:
-        """Take note of a verdict on its way out."""
+        """Record a verdict that the service sends."""
         self.count("passes")
         self.count("checked", verdict.num_checked)
         self.count("accepted", verdict.num_accepted)
         self.wrote(verdict.num_accepted + 1)
         if verdict.num_accepted < verdict.num_checked and self._span is not None:
-            place = {"epoch": verdict.epoch, "position": verdict.position + verdict.num_accepted}
-            self._span.add_event("mismatch", attributes_of(place))
+            position = verdict.position + verdict.num_accepted
+            fields = {"epoch": verdict.epoch, "position": position}
+            self._span.add_event("mismatch", attributes_of(fields))
 
     def rolled_back(self, rollback: Rollback) -> None:
-        """Take note that the draft is brought back to the verified position."""
+        """Record that the draft is rolled back to the verified position."""
         if self._span is not None:
-            place = {"epoch": rollback.epoch, "position": rollback.verified_position}
-            self._span.add_event("rollback", attributes_of(place))
+            fields = {"epoch": rollback.epoch, "position": rollback.verified_position}
+            self._span.add_event("rollback", attributes_of(fields))
 
     def fell_back(self, error: AmusdError) -> None:
-        """Take note that the draft is lost and the request goes on without."""
-        # Not the error's words: they may quote a token.
+        """Record that the draft is lost and the request continues without it."""
+        # The status only: the message of the error may quote a token.
         reason = faults.status_of(error).name
         self._fields["fallback"] = reason
         if self._span is not None:
             self._span.add_event("fallback", attributes_of({"reason": reason}))
 
     def decoded(self, statistics: Statistics) -> None:
-        """Take note of what a generation took, whether or not it came to its end."""
+        """Record the statistics of a generation, also if it failed."""
         for name in ("passes", "drafted", "accepted", "rejected", "wasted", "rollbacks"):
             self._fields[name] = getattr(statistics, f"num_{name}")
         if self._metrics is not None:
             self._metrics.generation_ended(statistics)
 
     def fail(self, status: str) -> None:
-        """Take note that the request ends with an error of this gRPC status."""
+        """Record that the request ends with this gRPC status."""
         self._status = status
         if self._metrics is not None:
             self._metrics.failures.labels(status).inc()
 
     def close(self) -> None:
-        """Take note that the request has ended; the last that is told of it."""
+        """Record the end of the request and publish its span and log line; the last call."""
         seconds = time.monotonic() - self._started
         if self._metrics is not None:
             self._metrics.request_seconds.observe(seconds)
@@ -217,20 +234,22 @@ class RequestWatch:
 
 
 @contextlib.contextmanager
-def observing(role: Role, settings: ObservationSettings) -> Iterator[Observer]:
-    """Serve metrics and send traces while the service runs, as far as its settings ask for them.
+def observing(
+    role: Role, settings: ObservationSettings, host: str = "127.0.0.1"
+) -> Iterator[Observer]:
+    """Serve metrics on ``host`` and send traces, where ``settings`` enable them, while it runs.
 
     Raises:
-        UnavailableError: the port for metrics is taken.
-        InvalidInputError: traces are asked for, but OpenTelemetry is not installed.
+        UnavailableError: the metrics port is taken.
+        InvalidInputError: traces are enabled, but OpenTelemetry is not installed.
     """
     with contextlib.ExitStack() as closing:
         metrics = tracing = None
         if settings.metrics_port:
             metrics = Metrics(role)
-            server = MetricsServer(metrics.registry, settings.host, settings.metrics_port)
+            server = MetricsServer(metrics.registry, host, settings.metrics_port)
             closing.callback(server.close)
-            log.info("metrics at http://%s:%d/metrics", settings.host, settings.metrics_port)
+            log.info("metrics at http://%s:%d/metrics", host, settings.metrics_port)
         if settings.traces_endpoint:
             tracing = Tracing(settings.traces_endpoint, role)
             closing.callback(tracing.close)

@@ -1,10 +1,10 @@
-"""What a worker tells of its passes, whoever listens."""
+"""The callback through which a worker reports its passes."""
 
 from collections.abc import Callable
 
 OnPass = Callable[[float, int], None]
-"""Is told of each pass or step: its seconds, and how many sessions shared it."""
+"""Called after each pass or step with its seconds and its batch size."""
 
 
 def ignore_pass(seconds: float, num_sessions: int) -> None:
-    """Do nothing: nobody listens."""
+    """Do nothing; the callback of a worker without metrics."""

@@ -1,7 +1,7 @@
-"""Traces through OpenTelemetry: a span a session, its context carried in gRPC metadata.
+"""Traces through OpenTelemetry: one span per session, with its context in gRPC metadata.
 
-Nothing of OpenTelemetry is imported unless a ``Tracing`` is made. Spans wait in a queue that is
-bounded, and are exported from a thread of its own; those that find it full are dropped.
+OpenTelemetry is imported only when a ``Tracing`` is created. Spans wait in a bounded queue, and a
+separate thread exports them. Spans that find the queue full are dropped.
 """
 
 import logging
@@ -28,10 +28,10 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Tracing:
-    """Makes the spans of one service, and sends them to a collector."""
+    """Creates the spans of one service and sends them to a collector."""
 
     def __init__(self, endpoint: str, role: str) -> None:
-        """Send to the OTLP collector at ``endpoint``, by gRPC; it need not be there.
+        """Send to the OTLP collector at ``endpoint`` by gRPC; it may be unreachable.
 
         Raises:
             InvalidInputError: OpenTelemetry is not installed.
@@ -54,14 +54,14 @@ class Tracing:
                 f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is missing ({error}): "
                 "install amusd[traces], or unset the variable"
             ) from None
-        # The exporter says each failure again and again; _Exporter says it once.
+        # The exporter logs every failure; _Exporter logs an outage once.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        ours = Resource({"service.name": f"amusd-{role}", "service.version": amusd.__version__})
+        service = Resource({"service.name": f"amusd-{role}", "service.version": amusd.__version__})
         self._exporter = _Exporter(
             OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS), endpoint
         )
         self._provider = TracerProvider(
-            resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+            resource=service.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
         self._provider.add_span_processor(
             BatchSpanProcessor(self._exporter, max_queue_size=_MAX_SPANS_WAITING)  # type: ignore[arg-type]
@@ -70,17 +70,17 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def start_span(self, name: str, metadata: Metadata) -> "Span":
-        """Start a span below the one that a call's ``metadata`` names, or a new trace."""
+        """Start a child of the span that a call's ``metadata`` names, or a new trace."""
         from opentelemetry.context import Context  # noqa: PLC0415
         from opentelemetry.trace import SpanKind  # noqa: PLC0415
 
         carrier = {key: value for key, value in metadata if key in _PROPAGATED}
-        # An empty context first: no other span of this process is the parent.
+        # An empty context, so that no other span of this process becomes the parent.
         context = self._propagator.extract(carrier, Context())
         return self._tracer.start_span(name, context, SpanKind.SERVER)
 
     def metadata_of(self, span: "Span") -> tuple[tuple[str, str], ...]:
-        """Return what a call carries so that its span stands below ``span``."""
+        """Return metadata that makes a call's span a child of ``span``."""
         from opentelemetry.trace import set_span_in_context  # noqa: PLC0415
 
         carrier: dict[str, str] = {}
@@ -88,15 +88,15 @@ class Tracing:
         return tuple(carrier.items())
 
     def close(self) -> None:
-        """Send what is left, if the collector takes it soon, and end."""
+        """Send the remaining spans, for at most two seconds, and stop."""
         flushing = threading.Thread(target=self._provider.shutdown, daemon=True)
         flushing.start()
         flushing.join(_FLUSH_SECONDS)
-        self._exporter.shutdown()  # ends an export that still tries
+        self._exporter.shutdown()  # ends an export that still retries
 
 
 class _Exporter:
-    """An exporter that says once that the collector cannot be reached, and once that it can."""
+    """An exporter that logs once that the collector cannot be reached."""
 
     def __init__(self, exporter: "SpanExporter", endpoint: str) -> None:
         self._exporter = exporter
@@ -105,26 +105,26 @@ class _Exporter:
         self._is_closed = False
 
     def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
-        """Send spans; called on the thread of the span processor."""
+        """Send spans; called on the span processor's thread."""
         result = self._exporter.export(spans)
         is_lost = result.name != "SUCCESS"
         if is_lost and not self._is_lost:
             log.warning(
-                "no collector takes traces at %s (OTEL_EXPORTER_OTLP_ENDPOINT): spans are dropped "
-                "until one does",
+                "no trace collector at %s (OTEL_EXPORTER_OTLP_ENDPOINT): spans are dropped until "
+                "there is one",
                 self._endpoint,
             )
         self._is_lost = self._is_lost or is_lost
         return result
 
     def shutdown(self) -> None:
-        """Stop trying."""
+        """Stop exporting."""
         if not self._is_closed:
             self._is_closed = True
             self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: an exporter keeps no spans."""
+        """Do nothing: the exporter buffers no spans."""
         return True
 
 

@@ -1,4 +1,4 @@
-"""The embedded pair of models, made ready in the user's cache; no torch and no services here."""
+"""The embedded pair of models, prepared in the user's cache; no torch and no services here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ SMOLLM2 = "smollm2"
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPair:
-    """Folders of a verify model and of a draft model that share one tokeniser."""
+    """Folders of a verify model and a draft model that share one tokenizer."""
 
     verify: Path
     draft: Path
@@ -25,9 +25,12 @@ class EmbeddedPair:
 def ensure_smollm2(progress: bool = True) -> EmbeddedPair:
     """Return the folders of SmolLM2-135M-Instruct and of its draft model.
 
-    The first call converts the weights, which takes seconds; later calls only look at file sizes.
-    `progress` draws a bar on standard error if that is a terminal. Raises PairError when the
-    weights are not installed or not the known ones, or the cache cannot be written.
+    The first call converts the weights, which takes seconds; later calls check file sizes only.
+    ``progress`` draws a bar on standard error if that is a terminal.
+
+    Raises:
+        PairError: the weights are not installed, they have another checksum, or the cache cannot
+            be written.
     """
     folder = cache_root() / SMOLLM2
     verify = ensure_verify(folder / "verify", progress)
@@ -35,9 +38,10 @@ def ensure_smollm2(progress: bool = True) -> EmbeddedPair:
 
 
 def resolve_model(name: str, role: Literal["draft", "verify"]) -> str:
-    """The folder of the embedded model for `role` if `name` is "smollm2", else `name` itself.
+    """Return the folder of the embedded model if ``name`` is ``smollm2``, else ``name``.
 
-    Raises PairError as `ensure_smollm2` does.
+    Raises:
+        PairError: as ``ensure_smollm2``.
     """
     if name != SMOLLM2:
         return name

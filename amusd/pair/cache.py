@@ -1,8 +1,8 @@
-"""Folders in the user's cache that are either whole or absent, each with a manifest of its files.
+"""Folders in the user's cache, written atomically, each with a manifest of its files.
 
-A folder is written under a temporary name and renamed into place while a file lock is held, so a
-crash leaves nothing half done and two processes cannot build the same folder twice. What the files
-mean is not known here.
+A folder is written under a temporary name and renamed into place under a file lock. So a crash
+leaves no partial folder, and two processes never build the same folder twice. This module does not
+know what the files mean.
 """
 
 import hashlib
@@ -21,23 +21,25 @@ from amusd.pair.pair_error import CacheError
 
 CACHE_VARIABLE = "AMUSD_CACHE_DIR"
 MANIFEST_NAME = "manifest.json"
-# Raise this whenever the files that are written change, so that older caches are rebuilt.
+# Increase this whenever the written files change, so that existing caches are rebuilt.
 MANIFEST_VERSION = 1
 
 
 def cache_root() -> Path:
-    """The folder that holds everything AMUSD caches: $AMUSD_CACHE_DIR, else the user's cache."""
+    """Return the folder of all caches: $AMUSD_CACHE_DIR, else the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("amusd"))
 
 
 def ensure_folder(folder: Path, source: str, write: Callable[[Path], None]) -> Path:
-    """Return `folder`, built by `write` unless it is there already.
+    """Return ``folder``; build it with ``write`` unless it is current.
 
-    `source` names what the folder is made from (a checksum); a folder made from another source, by
-    an older version of this code or with files of a wrong size is replaced. `write` gets an empty
-    folder to fill.
+    ``source`` identifies the input of the folder, for instance by a checksum. A folder with another
+    source, another manifest version or a wrong file size is replaced. ``write`` fills an empty
+    folder.
 
-    Raises CacheError when the cache cannot be written, and whatever PairError `write` raises.
+    Raises:
+        CacheError: the cache cannot be written.
+        PairError: from ``write``.
     """
     if is_current(folder, source):
         return folder
@@ -50,13 +52,13 @@ def ensure_folder(folder: Path, source: str, write: Callable[[Path], None]) -> P
     except OSError as error:
         raise CacheError(
             f"cannot write the model cache {folder} ({error.strerror or error}): free some space, "
-            f"or set {CACHE_VARIABLE} to a folder that can be written"
+            f"or set {CACHE_VARIABLE} to a writable folder"
         ) from error
     return folder
 
 
 def is_current(folder: Path, source: str) -> bool:
-    """Whether version, source and file sizes are as recorded; reads no file but the manifest."""
+    """Whether version, source and file sizes match the manifest; reads no other file."""
     manifest = _read_manifest(folder)
     if (manifest.get("version"), manifest.get("source")) != (MANIFEST_VERSION, source):
         return False
@@ -65,9 +67,9 @@ def is_current(folder: Path, source: str) -> bool:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """The names of files whose SHA-256 differs from the manifest's; reads every byte.
+    """Return the names of files whose SHA-256 differs from the manifest; reads every byte.
 
-    A folder without a readable manifest reports the manifest itself.
+    If the manifest is not readable, the result is the manifest itself.
     """
     files = _read_manifest(folder).get("files")
     if files is None:
@@ -80,7 +82,7 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,7 +90,7 @@ def sha256_of(path: Path) -> str:
 def _build(folder: Path, source: str, write: Callable[[Path], None]) -> None:
     for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    # Beside the target, because a rename is atomic only within one file system.
+    # In the same parent folder, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(
         dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
     ) as scratch:

@@ -1,8 +1,8 @@
-"""Writes model folders in the Hugging Face layout: configuration, weights, tokeniser.
+"""Writes model folders in the Hugging Face layout: configuration, weights, tokenizer.
 
-Knows that layout and nothing of where weights come from. A folder may have a reduced output head:
-row i of `lm_head.weight` scores the token `head_token_ids[i]`, as in FR-Spec (arXiv 2502.14856).
-`from_pretrained` loads an ordinary folder, `amusd.engine.loading.reduced_head` loads both kinds.
+This module does not know where weights come from. A folder may have a reduced output head: row i of
+``lm_head.weight`` scores the token ``head_token_ids[i]``, as in FR-Spec (arXiv 2502.14856).
+``from_pretrained`` loads a full head, ``amusd.engine.loading.reduced_head`` loads both kinds.
 """
 
 import json
@@ -25,20 +25,21 @@ TokenIds = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 
 def write_weights(folder: Path, tensors: Tensors) -> None:
-    """Write model.safetensors; tensors under their Hugging Face names, contiguous.
+    """Write model.safetensors from contiguous tensors with Hugging Face names.
 
-    Raises OSError when it cannot be written.
+    Raises:
+        OSError: it cannot be written.
     """
     path = folder / "model.safetensors"
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # its way to say that the disk is full
+    except SafetensorError as error:  # raised if the disk is full
         raise OSError(str(error)) from error
-    path.chmod(0o644)  # safetensors makes it private, but a cache may be shared
+    path.chmod(0o644)  # safetensors makes it private, but users may share a cache
 
 
 def write_config(folder: Path, shape: LlamaShape, vocabulary: Vocabulary) -> None:
-    """Write config.json and generation_config.json of a Llama whose head is its embedding."""
+    """Write config.json and generation_config.json of a Llama with tied embeddings."""
     special = {
         "bos_token_id": vocabulary.bos_id,
         # <|endoftext|> ends a plain document as <|im_end|> ends a turn.
@@ -72,10 +73,10 @@ def write_config(folder: Path, shape: LlamaShape, vocabulary: Vocabulary) -> Non
 def write_reduced_head_folder(
     folder: Path, parent: Path, body: Tensors, head_token_ids: TokenIds
 ) -> None:
-    """Write a model that shares the `parent` folder's embedding and tokeniser.
+    """Write a model that shares the embedding and the tokenizer of the folder ``parent``.
 
-    `body` holds the tensors of layers 0, 1, ... and the final norm under their Hugging Face names.
-    The new head is the parent embedding's rows `head_token_ids`, [H].
+    ``body`` holds the tensors of layers 0, 1, ... and of the final norm, with Hugging Face names.
+    The head consists of the rows ``head_token_ids`` [H] of the parent's embedding.
     """
     with safe_open(parent / "model.safetensors", framework="numpy") as weights:
         embedding = weights.get_tensor("model.embed_tokens.weight")  # [V, D]
@@ -95,18 +96,18 @@ def write_reduced_head_folder(
 
 
 def num_layers(body: Tensors) -> int:
-    """How many layers the tensor names mention."""
+    """Return the number of layers among the tensor names."""
     return len({name.split(".")[2] for name in body if name.startswith("model.layers.")})
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write tokenizer.json and tokenizer_config.json, the chat template included."""
+    """Write tokenizer.json, and tokenizer_config.json with the chat template."""
     tokens = vocabulary.tokens
     table = build_tokenizer(vocabulary).to_str(pretty=True)
     (folder / "tokenizer.json").write_text(table, encoding="utf-8")
     config = {
-        # The model-specific classes of transformers build a splitter of their own, which would
-        # lose the rule about digits; this one takes tokenizer.json as it is.
+        # The model-specific classes of Transformers replace the pre-tokenizer, which would lose the
+        # splitting of digits. This class uses tokenizer.json unchanged.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[vocabulary.bos_id],
         "eos_token": tokens[vocabulary.eos_id],
@@ -121,7 +122,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """SmolLM2's tokeniser: each digit alone, then GPT-2's splitting, then byte-level BPE."""
+    """Return SmolLM2's tokenizer: single digits, then GPT-2's splitting, then byte-level BPE."""
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(vocabulary.merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

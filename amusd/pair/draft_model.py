@@ -1,7 +1,7 @@
-"""Makes the draft model's folder from the trained layers in this package's assets.
+"""Builds the draft model's folder from the trained layers in this package's assets.
 
-The asset holds what training changed: the layers and the final norm in float16, and the ids of the
-tokens that the head can propose. Embedding, head and tokeniser are the verify model's.
+The asset holds the trained weights, which are the layers and the final norm in float16, and the ids
+of the tokens in the reduced head. Embedding, head rows and tokenizer are the verify model's.
 """
 
 from pathlib import Path
@@ -16,9 +16,10 @@ ASSET_PATH = Path(__file__).with_name("assets") / "smollm2-draft.safetensors"
 
 
 def ensure_draft(folder: Path, verify: Path, asset: Path = ASSET_PATH) -> Path:
-    """Return `folder`, made from `asset` and the `verify` folder if it is not there yet.
+    """Return ``folder``; build it from ``asset`` and the folder ``verify`` if it is not current.
 
-    Raises PairError.
+    Raises:
+        PairError: it cannot be built.
     """
 
     def write(empty: Path) -> None:
@@ -30,7 +31,7 @@ def ensure_draft(folder: Path, verify: Path, asset: Path = ASSET_PATH) -> Path:
 
 
 def save_asset(path: Path, body: Tensors, head_token_ids: TokenIds) -> None:
-    """Write an asset that `ensure_draft` can read: layers as float16, token ids as int32."""
+    """Write an asset for ``ensure_draft``: layers as float16, token ids as int32."""
     tensors = {name: tensor.astype(np.float16) for name, tensor in body.items()}
     tensors[HEAD_IDS_NAME] = head_token_ids.astype(np.int32)
     path.parent.mkdir(parents=True, exist_ok=True)

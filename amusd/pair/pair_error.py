@@ -1,22 +1,22 @@
-"""The errors of the embedded pair; each message is one line that ends with what to do.
+"""The errors of the embedded pair; each message is one line and ends with a remedy.
 
 PairError
-├── SourceMissingError   the package that carries the weights is not installed
-├── SourceDamagedError   the weights are there, but are not the ones this code was written for
+├── SourceMissingError   the package with the weights is not installed
+├── SourceDamagedError   the weights have another checksum or format
 └── CacheError           the cache folder cannot be written
 """
 
 
 class PairError(RuntimeError):
-    """The embedded pair cannot be made ready."""
+    """The embedded pair cannot be prepared."""
 
 
 class SourceMissingError(PairError):
-    """The package that carries the weights is not installed."""
+    """The package with the weights is not installed."""
 
 
 class SourceDamagedError(PairError):
-    """The weights found differ from the ones this code knows."""
+    """The weights have another checksum or format."""
 
 
 class CacheError(PairError):

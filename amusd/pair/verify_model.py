@@ -1,4 +1,4 @@
-"""Makes the verify model's folder: SmolLM2-135M-Instruct, dequantised once to float32."""
+"""Builds the verify model's folder: SmolLM2-135M-Instruct, dequantised to float32."""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,12 @@ from amusd.pair.source import GGUF_SHA256, SmolLM2Gguf, check_gguf, find_gguf
 
 
 def ensure_verify(folder: Path, progress: bool) -> Path:
-    """Return `folder`, converting the installed GGUF into it if it is not there yet.
+    """Return ``folder``; convert the installed GGUF into it if it is not current.
 
-    Raises PairError. `progress` draws a bar on standard error if that is a terminal.
+    ``progress`` draws a bar on standard error if that is a terminal.
+
+    Raises:
+        PairError: the weights are missing or damaged, or the folder cannot be written.
     """
 
     def write(empty: Path) -> None:
@@ -26,7 +29,7 @@ def ensure_verify(folder: Path, progress: bool) -> Path:
 
 
 def convert(gguf_path: Path, folder: Path, progress: bool) -> None:
-    """Write the Hugging Face folder of the model in `gguf_path` into the empty `folder`."""
+    """Convert the model in ``gguf_path`` into the empty ``folder``, in the Hugging Face layout."""
     gguf = SmolLM2Gguf(gguf_path)
     vocabulary = gguf.vocabulary()
     write_config(folder, gguf.shape(), vocabulary)

@@ -1,4 +1,4 @@
-"""What pays: when a pass starts, how far to speculate, which draft source to ask.
+"""What is worth its time: when a pass starts, how far to speculate, which draft source to use.
 
 Pure: no torch, grpc, asyncio or clock.
 """

@@ -1,17 +1,17 @@
-"""What decoding should cost: expected tokens and time by acceptance and step times.
+"""The cost model of decoding: expected tokens and seconds, from acceptance and step times.
 
-``acceptance`` is the chance that a proposed token is right if its predecessors were, 0 to 1.
-All times are seconds per token on an otherwise ideal system (no network, no scheduling).
+``acceptance`` is the probability, 0 to 1, that a proposed token is right if all proposed tokens
+before it are right. All times are seconds per token. They leave out network and scheduling.
 """
 
 from collections.abc import Callable
 
 PassSeconds = Callable[[int], float]
-"""Time of a verify pass over n proposed tokens, n from 0."""
+"""Seconds of a verify pass over n proposed tokens, n from 0."""
 
 
 def expected_tokens(acceptance: float, lookahead: int) -> float:
-    """Return the tokens a pass over ``lookahead`` proposals yields on average.
+    """Return the mean number of tokens that a pass over ``lookahead`` proposals yields.
 
     ``(1 - a^(k+1)) / (1 - a)``: Leviathan et al., arXiv 2211.17192, equation 1.
     """
@@ -28,7 +28,7 @@ def autoregressive_seconds(pass_seconds: PassSeconds) -> float:
 def speculative_seconds(
     acceptance: float, lookahead: int, draft_seconds: float, pass_seconds: PassSeconds
 ) -> float:
-    """Return the time per token of drafting ``lookahead`` tokens and verifying them in turn."""
+    """Return the time per token of drafting ``lookahead`` tokens, then verifying them."""
     cycle = lookahead * draft_seconds + pass_seconds(lookahead)
     return cycle / expected_tokens(acceptance, lookahead)
 
@@ -36,10 +36,10 @@ def speculative_seconds(
 def zero_latency_bound_seconds(
     acceptance: float, draft_seconds: float, pass_seconds: PassSeconds, max_lookahead: int = 64
 ) -> float:
-    """Return the least time per token that one draft beside one verify model can reach.
+    """Return a lower bound of the time per token with one draft and one verify model.
 
-    Proposals are always ready, on the right branch; a pass checks at most what the draft can
-    write while a pass runs.
+    The bound assumes that right proposals are ready whenever a pass starts. A pass checks at most
+    as many tokens as the draft model writes during one pass.
     """
     best = pass_seconds(0)
     for num_proposed in range(1, max_lookahead + 1):

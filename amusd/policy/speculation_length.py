@@ -1,7 +1,7 @@
-"""How many proposals a pass should check: more tokens a pass against a longer pass.
+"""The speculation length: how many proposals a pass should check.
 
-On a device where a pass over n tokens costs more than one over a single token, checking all
-that a quick draft has written is waste: late proposals are rarely right, and all pay for them.
+More proposals a pass yield more tokens, but on some devices they make the pass longer. Late
+proposals are rarely right, and all sessions in the pass wait for them.
 """
 
 import bisect
@@ -9,152 +9,230 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
-from amusd.policy.performance_model import expected_tokens
 from amusd.protocol.events import Verdict
 
 _PRIOR_ACCEPTANCE = 0.6
 _PRIOR_WEIGHT = 8.0
-_MEMORY = 0.97  # weight of what was known before each compared token
-_LEAST_CHANCE = 0.05  # of being used, for a token to be drafted at all
-_TIME_WEIGHT = 0.2  # weight of the newest pass time
+_DECAY = 0.97  # weight of earlier tokens after each compared token
+_MIN_USE_PROBABILITY = 0.05  # a token that is used less often is not drafted
+_TIME_WEIGHT = 0.2  # weight of the newest time in a running average
 
 
 @dataclass(slots=True)
 class StepTimes:
-    """Time of a draft step, and of a verify pass by the number of its tokens.
+    """Seconds of a draft step, and of a verify pass by its number of tokens.
 
-    ``rollback_seconds`` pass from a rollback to the first proposal after it, messages included.
-
-    Learned from all sessions, for they are properties of the two devices.
+    ``rollback_seconds`` is the time from a rollback to the first token drafted after it, messages
+    included. All sessions share these times, because they are properties of the two devices.
     """
 
     draft_seconds: float = 0.0
     rollback_seconds: float = 0.0
     _seconds: dict[int, float] = field(default_factory=dict)
     _sizes: list[int] = field(default_factory=list)
-    _least_seconds: list[float] = field(default_factory=list)
+    _monotonic_seconds: list[float] = field(default_factory=list)
 
     def observe_draft(self, step_seconds: float) -> None:
         """Learn from a draft step."""
-        self.draft_seconds = _moved(self.draft_seconds or step_seconds, step_seconds)
+        self.draft_seconds = _average(self.draft_seconds or step_seconds, step_seconds)
 
     def observe_rollback(self, seconds: float) -> None:
-        """Learn from the first proposal after a rollback."""
-        self.rollback_seconds = _moved(self.rollback_seconds or seconds, seconds)
+        """Learn from the first token drafted after a rollback."""
+        self.rollback_seconds = _average(self.rollback_seconds or seconds, seconds)
 
     def observe_pass(self, num_tokens: int, pass_seconds: float) -> None:
         """Learn from a pass over ``num_tokens``, those of all sessions in it."""
-        size = _rounded(num_tokens)
-        self._seconds[size] = _moved(self._seconds.get(size, pass_seconds), pass_seconds)
+        size = _bucket(num_tokens)
+        self._seconds[size] = _average(self._seconds.get(size, pass_seconds), pass_seconds)
         self._sizes = sorted(self._seconds)
-        # A pass over more tokens takes no less: what disturbed one is not held against its size.
+        # A larger pass takes no less time. So a smaller pass that took longer was disturbed, and
+        # the time of the larger one is used for it.
         seconds = [self._seconds[size] for size in self._sizes]
-        self._least_seconds = list(itertools.accumulate(reversed(seconds), min))[::-1]
+        self._monotonic_seconds = list(itertools.accumulate(reversed(seconds), min))[::-1]
 
     def pass_seconds(self, num_tokens: float) -> float | None:
-        """Return the time of a pass, interpolated between known ones; None if none is known.
+        """Return the time of a pass, interpolated between known sizes; None if none is known.
 
-        A size beyond the largest known counts as costing no more than that one, and one below
-        the smallest no less, so that both are tried as long as they may pay.
+        A size above the largest known one is assumed to take as long as that one, and a size below
+        the smallest as long as the smallest. So untried sizes are tried while they may pay.
         """
         if not self._sizes:
             return None
         above = bisect.bisect_left(self._sizes, num_tokens)
         if above == len(self._sizes) or above == 0:
-            return self._least_seconds[min(above, len(self._sizes) - 1)]
+            return self._monotonic_seconds[min(above, len(self._sizes) - 1)]
         low, high = self._sizes[above - 1], self._sizes[above]
         share = (num_tokens - low) / (high - low)
-        least = self._least_seconds
-        return least[above - 1] + share * (least[above] - least[above - 1])
+        seconds = self._monotonic_seconds
+        return seconds[above - 1] + share * (seconds[above] - seconds[above - 1])
+
+    def seconds_of_lengths(self, max_length: int, num_sharing: float) -> list[float]:
+        """Return the times of passes over 0 to ``max_length`` proposals of each sharing session.
+
+        Empty if no time is known.
+        """
+        if not self._sizes:
+            return []
+        sizes, seconds = self._sizes, self._monotonic_seconds
+        found: list[float] = []
+        above = 0
+        for length in range(max_length + 1):
+            num_tokens = (length + 1) * num_sharing
+            while above < len(sizes) and sizes[above] < num_tokens:
+                above += 1
+            if above == len(sizes):
+                found += [seconds[-1]] * (max_length + 1 - length)
+                break
+            if above == 0:
+                found.append(seconds[0])
+                continue
+            low, high = sizes[above - 1], sizes[above]
+            share = (num_tokens - low) / (high - low)
+            found.append(seconds[above - 1] + share * (seconds[above] - seconds[above - 1]))
+        return found
 
 
-def _moved(known: float, newest: float) -> float:
-    """Return a running average with one more value in it."""
+def _average(known: float, newest: float) -> float:
+    """Return a running average after one more value."""
     return known + _TIME_WEIGHT * (newest - known)
 
 
-def _rounded(num_tokens: int) -> int:
-    """Return one of at most eight sizes between a power of two and the next."""
+def _bucket(num_tokens: int) -> int:
+    """Round to one of at most eight sizes between a power of two and the next."""
     step = 1 << max(0, num_tokens.bit_length() - 4)
     return (num_tokens + step // 2) // step * step
 
 
 @dataclass(slots=True)
 class SpeculationLength:
-    """Learns the acceptance of one session, and picks the best number of proposals to check.
+    """Learns the acceptance of one session, and chooses how many proposals a pass checks.
 
-    Sessions that share passes pay for each other's tokens. Each chooses as if the others in its
-    passes chose the same, so that together they get most tokens a second: the more there are, the
-    less each proposes once a pass over more tokens takes longer.
+    Sessions that share passes wait for each other's tokens. Each session assumes that the others
+    in its passes choose the same length, and maximizes the tokens per second of all of them. So
+    the more sessions share passes, the fewer tokens each proposes, if larger passes take longer.
+
+    What follows from acceptance and pass times is computed once after each verdict of the session,
+    not for each message. Times that other sessions learn count from the next verdict on.
     """
 
     max_checked: int
     times: StepTimes
-    _accepted: float = _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT
-    _compared: float = _PRIOR_WEIGHT
+    _num_accepted: float = _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT
+    _num_compared: float = _PRIOR_WEIGHT
     _own_tokens: float = 1.0
     _other_tokens: float = 0.0
+    _outlook: "_Outlook | None" = None
 
     @property
     def acceptance(self) -> float:
-        """How often a proposal whose predecessors were right is right, as far as is known."""
-        return self._accepted / self._compared
+        """Estimated probability that a proposal is right if those before it are right."""
+        return self._num_accepted / self._num_compared
 
     @property
     def num_sharing(self) -> float:
-        """How many sessions like this one share its passes, 1 or more."""
+        """Estimated number of sessions in a pass, this one included; 1 or more."""
         return 1.0 + self._other_tokens / self._own_tokens
 
     def observe(self, verdict: Verdict) -> None:
-        """Learn from a pass; not from a session's first, for that has read the prompt."""
+        """Learn from a pass, except a session's first, which includes the prefill."""
         num_own = verdict.num_checked + 1
-        # A session's share of a pass is that of its tokens; 0 if the service does not tell.
-        is_told = 0.0 < verdict.device_seconds < verdict.pass_seconds
-        shares = verdict.pass_seconds / verdict.device_seconds if is_told else 1.0
-        self.times.observe_pass(round(num_own * shares), verdict.pass_seconds)
-        self._own_tokens = _moved(self._own_tokens, num_own)
-        self._other_tokens = _moved(self._other_tokens, num_own * (shares - 1.0))
+        # A session's share of the device time is its share of the pass's tokens. 0: not stated.
+        has_share = 0.0 < verdict.device_seconds < verdict.pass_seconds
+        num_sharing = verdict.pass_seconds / verdict.device_seconds if has_share else 1.0
+        self.times.observe_pass(round(num_own * num_sharing), verdict.pass_seconds)
+        self._own_tokens = _average(self._own_tokens, num_own)
+        self._other_tokens = _average(self._other_tokens, num_own * (num_sharing - 1.0))
         num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
-        for place in range(num_compared):
-            self._accepted = self._accepted * _MEMORY + (place < verdict.num_accepted)
-            self._compared = self._compared * _MEMORY + 1.0
+        for index in range(num_compared):
+            is_right = index < verdict.num_accepted
+            self._num_accepted = self._num_accepted * _DECAY + is_right
+            self._num_compared = self._num_compared * _DECAY + 1.0
+        self._outlook = None
 
     def best(self) -> int:
         """Return how many proposals to check, 1 to ``max_checked``."""
-        return max(range(1, self.max_checked + 1), key=lambda size: self._rate(size, 0.0))
+        return self._current().best_length or self.max_checked
 
     def useful_lookahead(self) -> int:
-        """Return how far to draft: tokens beyond are used in less than one case in twenty.
+        """Return how many tokens to draft beyond the verified position, 1 to ``max_checked``.
 
-        A token is of use only if all before it are right. What is drafted in vain costs energy,
-        and slows the verify model down where the two devices share memory or power.
+        A token is used only if all before it are right. Tokens with a probability below one in
+        twenty are not drafted: they cost energy, and slow the verify model down where the two
+        devices share memory or power.
         """
         acceptance = min(max(self.acceptance, 0.01), 0.99)
-        useful = math.ceil(math.log(_LEAST_CHANCE) / math.log(acceptance))
+        useful = math.ceil(math.log(_MIN_USE_PROBABILITY) / math.log(acceptance))
         return min(max(useful, 1), self.max_checked)
 
     def best_start(self, num_ready: int, next_seconds: float) -> int:
         """Return with how many proposals an idle verify model should start, 0 or more.
 
-        With those that are ready, or with more that have to be waited for: the next one comes
-        in ``next_seconds``, each further one a draft step later. 0 is a plain pass, at once.
-        The best is what yields most tokens for the time from now to the end of the pass, as
-        the look-ahead of drafting and verifying in turn is chosen (Leviathan et al.,
-        arXiv 2211.17192, section 3.5).
+        ``num_ready`` means: start now. More means: wait for them. The next proposal comes in
+        ``next_seconds``, each further one a draft step later. 0 is a pass without proposals, now.
+
+        The choice maximizes tokens per second over a whole cycle, from the wait to the next
+        rejection: if the pass accepts all its proposals and the draft knows its next token, too,
+        further passes follow without a wait, each over what was drafted during the one before.
+        Counting one pass alone, as the look-ahead of drafting and verifying in turn is chosen
+        (Leviathan et al., arXiv 2211.17192, section 3.5), waits for too many proposals.
         """
-        if self.times.pass_seconds(1) is None:
-            return max(1, num_ready)  # nothing is known yet
-        # The draft is let write no more than this, so more would never come.
-        sizes = range(num_ready, max(num_ready, self.useful_lookahead()) + 1)
+        outlook = self._current()
+        if not outlook.seconds:
+            return max(1, num_ready)  # no pass has been timed yet
+        # The draft model may not write more than the look-ahead, so no more can be awaited.
+        lookahead = self.useful_lookahead()
+        if num_ready >= lookahead:
+            return num_ready
+        acceptance, step_seconds = self.acceptance, self.times.draft_seconds
+        chance = acceptance ** (num_ready + 1)  # that the pass is followed by others
+        best_length, best_rate, wait = num_ready, 0.0, 0.0
+        for length in range(num_ready, lookahead + 1):
+            tokens = outlook.tokens[length] + chance * outlook.run_tokens
+            rate = tokens / (wait + outlook.seconds[length] + chance * outlook.run_seconds)
+            if rate > best_rate:
+                best_length, best_rate = length, rate
+            chance *= acceptance
+            wait = next_seconds + (length - num_ready) * step_seconds
+        return best_length
 
-        def rate(size: int) -> float:
-            num_awaited = size - num_ready
-            wait = next_seconds + (num_awaited - 1) * self.times.draft_seconds
-            return self._rate(size, wait if num_awaited else 0.0)
+    def _current(self) -> "_Outlook":
+        if self._outlook is None or not self._outlook.seconds:
+            seconds = self.times.seconds_of_lengths(self.max_checked, self.num_sharing)
+            self._outlook = _Outlook.at(self.acceptance, seconds, self.times.draft_seconds)
+        return self._outlook
 
-        return max(sizes, key=rate)
 
-    def _rate(self, size: int, wait_seconds: float) -> float:
-        """Return tokens per second of waiting and a pass over ``size`` proposals."""
-        pass_seconds = self.times.pass_seconds((size + 1) * self.num_sharing) or 1.0
-        return expected_tokens(self.acceptance, size) / (wait_seconds + pass_seconds)
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a pass over each number of proposals yields on average, and the time it takes.
+
+    ``tokens`` and ``seconds`` are indexed by the number of proposals, from 0; both are empty as
+    long as no pass time is known, and ``best_length`` is 0 then. A run of passes without a wait
+    yields ``run_tokens`` in ``run_seconds`` until a proposal is rejected.
+    """
+
+    tokens: list[float]
+    seconds: list[float]
+    best_length: int
+    run_tokens: float = 0.0
+    run_seconds: float = 0.0
+
+    @classmethod
+    def at(cls, acceptance: float, seconds: list[float], draft_seconds: float) -> "_Outlook":
+        """Return the outlook at an acceptance, for passes that take ``seconds``."""
+        tokens: list[float] = []
+        expected, best_length, best_rate = 0.0, 0, 0.0
+        for length, pass_seconds in enumerate(seconds):
+            expected = 1.0 + acceptance * expected  # as in performance_model.expected_tokens
+            tokens.append(expected)
+            rate = expected / pass_seconds
+            if length and rate > best_rate:
+                best_length, best_rate = length, rate
+        if not best_length:
+            return cls(tokens, seconds, best_length)
+        # Passes in a run check what the draft writes meanwhile.
+        num_drafted = int(seconds[1] / draft_seconds) if draft_seconds else best_length
+        length = min(max(1, num_drafted), best_length)
+        num_passes = 1.0 / max(1e-6, 1.0 - acceptance ** (length + 1))
+        run_tokens, run_seconds = num_passes * tokens[length], num_passes * seconds[length]
+        return cls(tokens, seconds, best_length, run_tokens, run_seconds)

@@ -1,4 +1,4 @@
-"""The pace of a session: when the verify model starts a pass, and over how many proposals.
+"""The speculation policy of a session: when a pass starts, and how many proposals it checks.
 
 It decides about time only, never about tokens. Times are seconds of one monotonic clock.
 """
@@ -13,57 +13,71 @@ from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
 _MAX_EXPIRED_WAITS = 3
+_COLLECTED_SHARE = 1 / 3  # of a pass, for which drafted tokens are collected while it runs
 
 
 class SpeculationPolicy(Protocol):
-    """What a session asks and tells as it goes."""
+    """What a session asks its policy, and the events that it reports to it."""
 
     @property
     def max_checked(self) -> int:
-        """Most proposals that the next pass should check; 0 leaves it to the service."""
+        """Most proposals that the next pass should check; 0: the verify service's own limit."""
 
     @property
     def lookahead(self) -> int:
-        """How far the draft should run ahead; 0 leaves it as the session was opened."""
+        """Look-ahead of the draft from now on, in tokens; 0: as the session was opened."""
+
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Tokens that the draft collects into one proposal; 0: as the session was opened."""
+
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return the tokens of the first proposal after a rollback; 0: as many as of any other."""
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
-        """Return with how many proposals an idle verify model should start.
+        """Return with how many proposals an idle verify model should start a pass.
 
-        ``num_ready`` or less: at once with what there is, and 0 is a plain pass. More: wait.
+        ``num_ready`` or fewer: start now with all that are ready; 0: without proposals. More than
+        ``num_ready``: wait for more.
         """
 
     def draft_wait_seconds(self) -> float:
-        """Return how long to wait for a proposal before the verify model goes on by itself."""
+        """Return how long to wait for a proposal before a pass without proposals starts."""
 
     def draft_wait_expired(self) -> None:
-        """Take note that no proposal has come in time."""
+        """Handle a draft wait that ended without a proposal."""
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
-        """Take note of a proposal."""
+        """Handle a proposal."""
 
     def rolled_back(self, epoch: int, now_seconds: float) -> None:
-        """Take note of a rollback of the draft to ``epoch``."""
+        """Handle a rollback that starts ``epoch``."""
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
-        """Take note of a pass; the first one has read the prompt."""
+        """Handle the verdict of a pass; the first one of a session includes the prefill."""
 
 
 class Lockstep:
-    """Draft, then verify: a pass starts when the draft has said all it has to say."""
+    """Draft, then verify: the draft sends one proposal, and a pass checks it."""
 
     max_checked = 0
     lookahead = 0
+    tokens_per_proposal = 0
 
     def __init__(self, draft_timeout_seconds: float) -> None:
         """Wait for a proposal for at most ``draft_timeout_seconds``."""
         self._draft_timeout_seconds = draft_timeout_seconds
 
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return 0: all proposals have the same size."""
+        return 0
+
     def start_size(self, num_ready: int, now_seconds: float) -> int:
-        """Start with whatever is there, and wait while nothing is."""
+        """Start with what is ready, and wait if nothing is."""
         return max(1, num_ready)
 
     def draft_wait_seconds(self) -> float:
-        """Return the time that the draft's turn may take."""
+        """Return the draft timeout."""
         return self._draft_timeout_seconds
 
     def draft_wait_expired(self) -> None:
@@ -80,10 +94,10 @@ class Lockstep:
 
 
 class Asynchronous:
-    """Draft and verify at once: no pass waits for longer, or checks more, than pays.
+    """Draft and verify at the same time: wait, and check proposals, only as far as it pays.
 
-    The draft never pauses, so when its next proposal will come is known from its step time:
-    after a rollback it finishes the step that runs, for nothing, and then takes one more.
+    The draft never pauses, so its step time tells when the next proposal comes. After a rollback
+    the draft first finishes the running step, whose result is wasted, and then takes one more.
     """
 
     def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
@@ -92,34 +106,51 @@ class Asynchronous:
         self._length = SpeculationLength(lookahead, times)
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
-        self._next_proposal_seconds = math.inf  # the draft reads the prompt, for who knows how long
-        self._has_read_prompt = False
+        self._next_proposal_seconds = math.inf  # unknown until the draft has prefilled the prompt
+        self._is_prefilled = False
         self._num_expired_waits = 0
         self._epoch = 0
-        self._rolled_back_seconds: float | None = None  # until the draft has answered
+        self._rolled_back_seconds: float | None = None  # None: no rollback awaits its proposal
 
     @property
     def max_checked(self) -> int:
-        """Return the number of proposals whose pass yields most tokens a second."""
+        """Return the number of proposals that yields the most tokens per second."""
         return self._length.best()
 
     @property
     def lookahead(self) -> int:
-        """Return how many drafted tokens still have a chance to be used."""
+        """Return how many drafted tokens are likely enough to be used."""
         return self._length.useful_lookahead()
 
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Return as many tokens as the draft writes in a third of a pass.
+
+        Each message costs time on both hosts, and those that arrive while a pass runs are of no
+        use before its end.
+        """
+        step_seconds = self._times.draft_seconds
+        if self._last_pass_seconds is None or not step_seconds:
+            return 1
+        num_tokens = int(self._last_pass_seconds * _COLLECTED_SHARE / step_seconds)
+        return min(max(1, num_tokens), self._length.max_checked)
+
+    def first_proposal(self, now_seconds: float) -> int:
+        """Return as many tokens as the next pass waits for, so that they come in one message."""
+        return self.start_size(0, now_seconds)
+
     def start_size(self, num_ready: int, now_seconds: float) -> int:
-        """Weigh the tokens that waiting brings against the time it takes."""
+        """Weigh the tokens that waiting yields against the time it takes."""
         if self._num_expired_waits >= _MAX_EXPIRED_WAITS:
-            return num_ready  # the draft hangs: what it still writes is taken as it comes
+            return num_ready  # the draft seems stuck: do not wait for it
         next_seconds = max(0.0, self._next_proposal_seconds - now_seconds)
         return self._length.best_start(num_ready, next_seconds)
 
     def draft_wait_seconds(self) -> float:
         """Return the time of a pass.
 
-        Waiting as long as a pass takes costs at most twice what the best choice would have cost
-        (the ski-rental argument), should the draft be slower than it was.
+        If the draft becomes slower than it was, this costs at most twice as much as the best
+        choice in hindsight (ski-rental argument).
         """
         if self._last_pass_seconds is None:
             return self._draft_timeout_seconds
@@ -127,26 +158,29 @@ class Asynchronous:
         return min(draft_wait, self._draft_timeout_seconds)
 
     def draft_wait_expired(self) -> None:
-        """Stop waiting after a few times, until the draft shows that it lives."""
+        """Count it; after a few in a row, no pass waits until the next proposal arrives."""
         self._num_expired_waits += 1
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
-        """Learn the draft's step time; its next proposal is one step away."""
-        # A look-up takes no step of the model, and the model's first proposal has read the prompt.
+        """Learn the draft's step time, and expect the next proposal one step later."""
+        # N-gram lookup takes no model step, and the model's first proposal includes the prefill.
         if proposal.num_steps and proposal.source is DraftSource.MODEL:
-            if self._has_read_prompt:
+            if self._is_prefilled:
                 self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
-            self._has_read_prompt = True
+            self._is_prefilled = True
         self._num_expired_waits = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
         if self._rolled_back_seconds is not None and proposal.epoch >= self._epoch:
-            self._times.observe_rollback(now_seconds - self._rolled_back_seconds)
+            # Up to the first token: the others of the proposal took a step each.
+            collecting = max(0, len(proposal.tokens) - 1) * self._times.draft_seconds
+            waited = now_seconds - self._rolled_back_seconds
+            self._times.observe_rollback(max(0.0, waited - collecting))
             self._rolled_back_seconds = None
 
     def rolled_back(self, epoch: int, now_seconds: float) -> None:
-        """Expect a proposal as long after it as after earlier ones.
+        """Expect the next proposal after as long as it took after earlier rollbacks.
 
-        Before any it takes the step that runs and one more.
+        Before the first one is measured, that is the rest of the running step and one more step.
         """
         step_ends = max(now_seconds, self._next_proposal_seconds)
         by_steps = step_ends + self._times.draft_seconds - now_seconds
@@ -155,7 +189,7 @@ class Asynchronous:
         self._rolled_back_seconds = now_seconds
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
-        """Learn acceptance and pass times."""
+        """Learn the acceptance and the pass times."""
         self._last_pass_seconds = verdict.pass_seconds
         if not is_first:
             self._length.observe(verdict)
@@ -164,7 +198,7 @@ class Asynchronous:
 def make_policy(
     strategy: Strategy, lookahead: int, times: StepTimes, draft_timeout_seconds: float
 ) -> SpeculationPolicy:
-    """Return the pace of a strategy."""
+    """Return the speculation policy of a strategy."""
     if strategy is Strategy.AMUSD:
         return Asynchronous(lookahead, times, draft_timeout_seconds)
     return Lockstep(draft_timeout_seconds)

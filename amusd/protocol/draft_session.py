@@ -1,12 +1,12 @@
-"""One session as the draft service sees it: what may be drafted, and what has to be sent.
+"""One session on the draft service: what it may draft, and what it has to send.
 
 Rules of this file
 - ``rollback`` alone begins a new epoch; stale advances are ignored.
 - An illegal event raises and changes nothing.
 - Where the verify model disagrees, drafting stops at once and waits for the rollback.
-- A drafted token counts for or against its source once: when its position becomes final. What
-  follows a wrong one was never compared, and counts for nothing.
-- Tokens that wait to be proposed together come from one source.
+- A drafted token counts for or against its source once, when its position becomes final. Tokens
+  behind a wrong one are not compared, and do not count.
+- All tokens of a proposal come from one source.
 
 Intervals, for V verified tokens and n drafted beyond them:
 
@@ -58,8 +58,11 @@ class DraftSession:
 
     __slots__ = (
         "_announced",
+        "_collect",
+        "_collect_first",
         "_epoch",
         "_exhausted",
+        "_has_proposed",
         "_limits",
         "_lookahead",
         "_sent",
@@ -82,6 +85,8 @@ class DraftSession:
         self._tokens = list(tokens)
         self._limits = limits
         self._lookahead = limits.lookahead
+        self._collect = self._collect_first = limits.tokens_per_proposal
+        self._has_proposed = False  # in this epoch
         self._epoch = epoch
         self._verified = len(tokens)
         self._sent = len(tokens)
@@ -129,7 +134,7 @@ class DraftSession:
         return self.tracker.paying
 
     def extend(self, drafted: tuple[int, ...], source: DraftSource = DraftSource.MODEL) -> None:
-        """Append tokens that the drafter wrote; none: it has nothing to propose here.
+        """Append tokens that the drafter wrote; no tokens: it has nothing to propose here.
 
         Raises:
             PreconditionError: tokens of another source wait to be sent.
@@ -146,11 +151,11 @@ class DraftSession:
         self._exhausted = not drafted
 
     def resume(self) -> None:
-        """Draft again after word that there was nothing to propose."""
+        """Draft again after a proposal without tokens."""
         self._exhausted = False
 
     def take_run(self) -> DraftedRun | None:
-        """Return what has to be proposed now, if anything, and count it as sent.
+        """Return what has to be proposed now, and count it as sent; None: nothing.
 
         A run without tokens says once that there will be none until the next advance.
         """
@@ -160,19 +165,29 @@ class DraftSession:
             if self.room or self._stalled or self._announced or not is_at_end:
                 return None
             self._announced = True
-        elif num_ready < self._limits.tokens_per_proposal and self.room:
+        elif self.room and num_ready < (
+            self._collect if self._has_proposed else self._collect_first
+        ):
             return None
+        else:
+            self._has_proposed = True
         tokens = tuple(self._tokens[self._sent :])
         run = DraftedRun(self._epoch, self._sent, tokens, self._source)
         self._sent = self.length
         return run
 
     def advance(
-        self, epoch: int, position: int, tokens: tuple[int, ...], lookahead: int = 0
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        lookahead: int = 0,
+        tokens_per_proposal: int = 0,
     ) -> None:
-        """Take note that ``tokens`` from ``position`` on are final.
+        """Take final ``tokens`` from ``position`` on.
 
-        ``lookahead`` is the look-ahead from now on, within the session's limit; 0 leaves it.
+        ``lookahead`` is the look-ahead from now on, within the session's limit, and
+        ``tokens_per_proposal`` the tokens that are collected into one proposal; 0 leaves either.
 
         Raises:
             PreconditionError: it comes from a later epoch, or leaves a gap.
@@ -181,13 +196,14 @@ class DraftSession:
             return
         if epoch > self._epoch:
             raise PreconditionError(
-                f"an advance of epoch {epoch} cannot come in epoch {self._epoch}: roll back first"
+                f"an advance of epoch {epoch} is ahead of epoch {self._epoch}: roll back first"
             )
         if position > self._verified:
             raise PreconditionError(
                 f"an advance at position {position} leaves a gap after {self._verified}"
             )
         self._set_lookahead(lookahead)
+        self._collect = tokens_per_proposal or self._collect
         self._exhausted = False
         self._announced = False
         for token in tokens[self._verified - position :]:
@@ -204,11 +220,18 @@ class DraftSession:
             self._verified += 1
 
     def rollback(
-        self, epoch: int, verified_position: int, corrected_token: int, lookahead: int = 0
+        self,
+        epoch: int,
+        verified_position: int,
+        corrected_token: int,
+        lookahead: int = 0,
+        tokens_per_proposal: int = 0,
+        first_proposal: int = 0,
     ) -> int:
         """Drop the draft from the corrected token on; return how many tokens were dropped.
 
-        ``lookahead`` as in ``advance``.
+        ``lookahead`` and ``tokens_per_proposal`` as in ``advance``. The first proposal of the new
+        epoch holds ``first_proposal`` tokens; 0: as many as any other.
 
         Raises:
             PreconditionError: the epoch is not a later one, or the position is ahead of what
@@ -234,6 +257,9 @@ class DraftSession:
         self._sources.clear()
         del self._tokens[verified_position - 1 :]
         self._tokens.append(corrected_token)
+        self._collect = tokens_per_proposal or self._collect
+        self._collect_first = first_proposal or self._collect
+        self._has_proposed = False
         self._epoch = epoch
         self._verified = verified_position
         self._sent = verified_position
@@ -257,7 +283,7 @@ class DraftSession:
             self._lookahead = min(lookahead, self._limits.lookahead)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the parts of the state contradict one another."""
+        """Raise AssertionError if the state is inconsistent."""
         if not self._verified <= self.length:
             raise AssertionError(f"verified more than there is: {self!r}")
         if len(self._sources) != self.length - self._verified:

@@ -1,22 +1,22 @@
-"""The errors a caller can cause or meet. Each message is one line that says what to do.
+"""The errors of this project. Each message is one line that says what to do.
 
     AmusdError
     ├── InvalidInputError     the request itself is wrong
-    ├── PreconditionError     the request does not fit the state it meets
+    ├── PreconditionError     the request does not fit the present state
     ├── UnknownSessionError   no session of that name is open
     ├── DuplicateSessionError a session of that name is open already
     ├── LimitExceededError    the request is fine but over a limit
-    │   └── CacheFullError    no memory is left beside the open sessions
+    │   └── CacheFullError    no KV cache is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
     └── UnavailableError      a service is loading, draining, gone or out of reach
-        └── StatusLostError   a call has ended, and why it has was lost
+        └── StatusLostError   a call has ended, and its status was lost
 
-How they become gRPC statuses stands in ``amusd.rpc.faults``, and nowhere else.
+``amusd.rpc.faults`` is the only place that maps them to gRPC statuses.
 """
 
 
 class AmusdError(Exception):
-    """Root of every error that AMUSD raises on purpose."""
+    """Root of all errors that AMUSD raises on purpose."""
 
 
 class InvalidInputError(AmusdError):
@@ -24,7 +24,7 @@ class InvalidInputError(AmusdError):
 
 
 class PreconditionError(AmusdError):
-    """The request does not fit the state it meets, and has not changed it."""
+    """The request does not fit the present state, and has not changed it."""
 
 
 class UnknownSessionError(AmusdError):
@@ -40,7 +40,7 @@ class LimitExceededError(AmusdError):
 
 
 class CacheFullError(LimitExceededError):
-    """No memory for keys and values is left beside the open sessions; there will be again."""
+    """No KV cache is left beside the open sessions. It comes free when sessions end."""
 
 
 class NotServedError(AmusdError):
@@ -52,4 +52,4 @@ class UnavailableError(AmusdError):
 
 
 class StatusLostError(UnavailableError):
-    """A call has ended, and the status that says why was lost; the same call may tell it."""
+    """A call has ended, and its status was lost. The same call, made again, may return it."""

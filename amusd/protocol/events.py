@@ -1,4 +1,4 @@
-"""The messages of one session: what comes in, and what follows from it.
+"""The messages of one session: events that come in, and decisions that follow from them.
 
 Positions are absolute (index in prompt and output, from 0). Epochs count rollbacks.
 """
@@ -10,7 +10,7 @@ from amusd.protocol.draft_source import DraftSource
 
 @dataclass(frozen=True, slots=True)
 class DeviceTime:
-    """When a device worked on a session: ``seconds`` long, by the clock of its own host."""
+    """When a device worked on a session, by the clock of its own host."""
 
     started_unix_nanos: int
     seconds: float
@@ -21,9 +21,8 @@ class Proposal:
     """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
 
     No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
-    ``draft_seconds`` is how long its ``num_steps`` steps took, ``device_seconds`` the session's
-    share of that time, which it had with others; 0: the service does not say. ``steps`` says when
-    each of the steps ran.
+    ``draft_seconds`` is the time of its ``num_steps`` model steps, ``device_seconds`` the session's
+    share of that time. ``steps`` says when each step ran, if the session records a timeline.
     """
 
     epoch: int
@@ -41,10 +40,10 @@ class Verdict:
     """Outcome of one pass of the verify model over ``num_checked`` tokens from ``position`` on.
 
     The first ``num_accepted`` are the verify model's own, and ``next_token`` stands at
-    ``position + num_accepted``. ``pass_seconds`` is how long the pass took, ``device_seconds`` the
-    session's share of that time, which it had with others; 0: the service does not say.
-    ``num_cached`` tokens of the prompt did not have to be computed; only a first verdict says so.
-    ``passes`` says when the pass ran, and before it those that read pieces of the prompt.
+    ``position + num_accepted``. ``pass_seconds`` is the time of the pass, ``device_seconds`` the
+    session's share of that time. ``num_cached`` tokens of the prompt were not computed but copied;
+    only a first verdict has them. ``passes`` says when the pass ran, and before it those that
+    computed chunks of the prompt, if the session records a timeline.
     """
 
     epoch: int
@@ -60,9 +59,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send ``tokens`` to the verify service; no tokens ask for a plain pass.
+    """Send ``tokens`` to the verify service; no tokens ask for a pass without proposals.
 
-    A pass checks at most ``max_checked`` tokens from now on; 0 leaves it to the service.
+    A pass checks at most ``max_checked`` tokens from now on; 0 means the service's own limit.
     """
 
     epoch: int
@@ -73,33 +72,38 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Tell the draft service that ``tokens`` from ``position`` on are final.
+    """Send final ``tokens`` from ``position`` on to the draft service.
 
-    It may draft ``lookahead`` tokens beyond them from now on; 0 leaves that as it is.
+    It may draft ``lookahead`` tokens beyond them from now on, and collects ``tokens_per_proposal``
+    into one proposal; 0 leaves either as it is.
     """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
     lookahead: int = 0
+    tokens_per_proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the draft back: ``corrected_token`` stands at ``verified_position - 1``.
+    """Roll the draft back: ``corrected_token`` is the token at ``verified_position - 1``.
 
-    ``lookahead`` as in ``Advance``.
+    ``lookahead`` and ``tokens_per_proposal`` as in ``Advance``. The first proposal of the new
+    epoch holds ``first_proposal`` tokens; 0: as many as any other.
     """
 
     epoch: int
     verified_position: int
     corrected_token: int
     lookahead: int = 0
+    tokens_per_proposal: int = 0
+    first_proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an event, to be carried out in the order of the fields."""
+    """What follows from an event. The caller carries it out in the order of the fields."""
 
     rollback: Rollback | None = None
     advance: Advance | None = None

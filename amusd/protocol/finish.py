@@ -1,4 +1,4 @@
-"""When an output is over: end-of-text tokens and the most tokens asked for."""
+"""When an output ends: at a stop token, or after the requested number of tokens."""
 
 import enum
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class FinishRule:
     def cut(
         self, tokens: tuple[int, ...], num_before: int
     ) -> tuple[tuple[int, ...], FinishReason | None]:
-        """Return the part of ``tokens`` that belongs to the output, and why it ends there.
+        """Return the tokens that belong to the output, and the reason if it ends there.
 
         Args:
             tokens: tokens that became final, in order.

@@ -4,10 +4,10 @@ Rules of this file
 - State changes only in ``Ledger.proposal`` and ``Ledger.verdict``, and only after every check
   has passed: an illegal event raises and changes nothing.
 - Safety rests on ``(epoch, position)``. Stale and duplicate messages are no-ops.
-- Final tokens come from verdicts alone. A verdict names accepted tokens by number only, so it
-  may settle nothing but a tail of its own epoch. One that accepted nothing speaks of no
-  proposal, only of the verify model's token after the final ones, and holds in every epoch.
-- It knows nothing of time, transport, end of text, or of how the other side works.
+- Final tokens come from verdicts alone. A verdict gives the number of accepted tokens, not their
+  ids, so it applies only to a tail of its own epoch. A verdict that accepts nothing refers to no
+  proposal: its token follows the final tokens, and is valid in every epoch.
+- It knows nothing of time, transport, end of text, or the inner working of the services.
 
 Intervals, for V final tokens and n speculated ones:
 
@@ -33,7 +33,7 @@ from amusd.protocol.events import (
 
 @dataclass(slots=True)
 class SourceOutcomes:
-    """Proposed tokens of one source, and how those that were compared fared."""
+    """Proposed tokens of one source, and the outcomes of those that were compared."""
 
     drafted: int = 0
     accepted: int = 0
@@ -83,7 +83,7 @@ class Ledger:
     __slots__ = ("_draft_head", "_epoch", "_final", "_num_prompt", "_tail", "counts")
 
     def __init__(self, prompt: list[int], epoch: int = 0) -> None:
-        """Start after ``prompt``, which has one token or more, all of them final."""
+        """Start after ``prompt``, at least one token; all of them are final."""
         if not prompt:
             raise PreconditionError("a session needs a prompt of at least one token")
         self._final = list(prompt)
@@ -131,9 +131,9 @@ class Ledger:
 
     @property
     def tail(self) -> Forward | None:
-        """What was forwarded and is not verified; None if nothing is.
+        """The tokens that were forwarded and are not verified; None if there are none.
 
-        Another verify service, opened with the final tokens and the epoch, goes on from it.
+        Another verify service that is opened with the final tokens and the epoch continues with it.
         """
         if not self._tail:
             return None
@@ -163,7 +163,7 @@ class Ledger:
             return NOTHING
         position = proposal.position + num_known
         outcome.drafted += len(fresh)
-        # Those below the verified position came late: the verify model went on without them.
+        # Tokens below the verified position are late: the verify model went on without them.
         num_late = min(len(fresh), max(0, self.verified_position - position))
         for index in range(num_late):
             if fresh[index] != self._final[position + index]:
@@ -212,16 +212,18 @@ class Ledger:
         return Decision(advance=advance, committed=committed)
 
     def close(self) -> None:
-        """Count what is left of the tail as wasted; the session is over."""
+        """Count the rest of the tail as wasted; the session is over."""
         self.counts.wasted += len(self._tail)
         self._tail.clear()
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the parts of the state contradict one another."""
+        """Raise AssertionError if the state is inconsistent."""
         counts = self.counts
         settled = counts.accepted + counts.rejected + counts.wasted
         if counts.drafted != settled + len(self._tail):
-            raise AssertionError(f"tokens got lost: {counts} with a tail of {len(self._tail)}")
+            raise AssertionError(
+                f"token counts do not add up: {counts} with a tail of {len(self._tail)}"
+            )
         if self._tail and self._draft_head != self.verified_position + len(self._tail):
             raise AssertionError(f"the tail does not end at the draft's head: {self!r}")
         if self._draft_head < self._num_prompt or self.verified_position < self._num_prompt:
@@ -230,9 +232,9 @@ class Ledger:
     def _check_proposal(self, proposal: Proposal) -> None:
         if proposal.epoch > self._epoch:
             raise PreconditionError(
-                f"a proposal of epoch {proposal.epoch} cannot come in epoch {self._epoch}"
+                f"a proposal of epoch {proposal.epoch} is ahead of epoch {self._epoch}"
             )
-        # A draft that was told of final tokens goes on after them, hence the maximum.
+        # A draft that received final tokens drafts behind them, hence the maximum.
         head = max(self._draft_head, self.verified_position)
         if proposal.position > head:
             raise PreconditionError(
@@ -253,7 +255,7 @@ class Ledger:
     def _check_verdict(self, verdict: Verdict) -> None:
         if verdict.epoch > self._epoch:
             raise PreconditionError(
-                f"a verdict of epoch {verdict.epoch} cannot come in epoch {self._epoch}"
+                f"a verdict of epoch {verdict.epoch} is ahead of epoch {self._epoch}"
             )
         if verdict.position > self.verified_position:
             raise PreconditionError(

@@ -1,43 +1,37 @@
-"""Conducts one session: ledger, pace and end of output together turn events into decisions.
+"""The controller of one session: from each event to what has to be sent.
 
 Rules of this file
-- It decides; whoever calls it carries the decisions out, in the order of their fields.
+- It decides. The caller carries the decisions out, in the order of their fields.
 - It has no clock: every event comes with the time, in seconds of one monotonic clock.
-- Tokens come from the ledger alone; the pace only says when a pass starts, and over how much.
+- Tokens come from the ledger alone. The speculation policy only says when a pass starts, and how
+  many proposals it checks.
 """
-
-import dataclasses
-from typing import TypeVar
 
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
 
-Message = TypeVar("Message", Advance, Rollback)
-
 
 class SessionController:
     """Decides what follows from each event of a session, until its output is over."""
 
     def __init__(
-        self, ledger: Ledger, pace: SpeculationPolicy, finish: FinishRule, has_draft: bool
+        self, ledger: Ledger, policy: SpeculationPolicy, finish: FinishRule, has_draft: bool
     ) -> None:
-        """Start with the pass that reads the prompt, which nobody has to ask for."""
+        """Start with the pass over the prompt, which comes without a request."""
         self.ledger = ledger
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
-        self._policy = pace
+        self._policy = policy
         self._finish = finish
         self._has_draft = has_draft
-        # Whether a verdict is to come without our asking for it.
         self._pass_due = True
-        # Proposals that wait for more of them while the verify model is idle.
-        self._held: Forward | None = None
+        self._held: Forward | None = None  # waits for more proposals; the verify model is idle
 
     @property
     def pass_due(self) -> bool:
-        """Whether a verdict is to come; if not, the verify model waits for us."""
+        """Whether a verdict is to come. If not, the verify model waits for this session."""
         return self._pass_due
 
     def draft_wait_seconds(self) -> float:
@@ -56,84 +50,106 @@ class SessionController:
         self._policy.passed(verdict, is_first=self.ledger.counts.passes == 1)
         # What is left of the tail is with the verify service already.
         self._pass_due = self.ledger.num_speculated > 0
-        decision = self._cut(self._to_draft(decision, now_seconds))
-        if self._pass_due or self.finish_reason is not None:
-            return decision
-        if not self._has_draft:
-            # One pass is asked for ahead, so that the verify model need not wait for us.
-            return self._forwarding(decision, self.ledger.unspeculated_pass(num_ahead=1))
-        if self._policy.start_size(0, now_seconds) == 0:
-            return self._forwarding(decision, self.ledger.unspeculated_pass())
-        return decision
+        committed = self._cut(decision.committed)
+        # When the next pass starts depends on when the draft is back.
+        rollback = self._rollback(decision.rollback, now_seconds)
+        advance = self._advance(decision.advance)
+        forward = None
+        if not self._pass_due and self.finish_reason is None:
+            forward = self._after_verdict(now_seconds)
+        return Decision(rollback, advance, forward, committed)
 
     def on_proposal(self, proposal: Proposal, now_seconds: float) -> Decision:
-        """Take drafted tokens, or word that there are none.
+        """Take drafted tokens, or the message that there are none.
 
         Raises:
             PreconditionError: the draft service breaks the protocol; no token has changed.
         """
         self._policy.proposed(proposal, now_seconds)
-        decision = self._to_draft(self.ledger.proposal(proposal), now_seconds)
-        nothing_to_propose = (
-            not proposal.tokens
-            and proposal.epoch == self.ledger.epoch
-            and proposal.position >= self.ledger.verified_position
+        decision = self.ledger.proposal(proposal)
+        if decision is NOTHING:
+            return self._forward_alone() if self._must_go_on(proposal) else decision
+        forward = decision.forward
+        if forward is not None:
+            forward = None if self._holds(forward, now_seconds) else self._forward(forward)
+        return Decision(
+            self._rollback(decision.rollback, now_seconds),
+            self._advance(decision.advance),
+            forward,
         )
-        if nothing_to_propose and not self._pass_due:
-            return self._go_on()
-        if decision.forward is None or self._holds(decision.forward, now_seconds):
-            return dataclasses.replace(decision, forward=None)
-        return self._forwarding(decision, decision.forward)
 
     def on_draft_wait_over(self) -> Decision:
-        """Let the verify model go on, for no proposal has come in time."""
+        """Let the verify model go on, because no proposal has come in time."""
         self._policy.draft_wait_expired()
-        return self._go_on()
+        return self._forward_alone()
 
     def on_draft_lost(self) -> Decision:
-        """Go on without a draft: an empty tail is plain decoding."""
+        """Go on without a draft: an empty tail is autoregressive decoding."""
         self._has_draft = False
-        return NOTHING if self._pass_due else self._go_on()
+        return NOTHING if self._pass_due else self._forward_alone()
 
     def on_verify_moved(self) -> Decision:
         """Go on with another verify service, opened with the final tokens and the epoch.
 
-        It starts with a pass that nobody has to ask for, and gets the whole tail again.
+        It starts with a pass that comes without a request, and gets the whole tail again.
         """
         self._pass_due = True
         self._held = None  # part of the tail
         tail = self.ledger.tail
-        return NOTHING if tail is None else self._forwarding(NOTHING, tail)
+        return NOTHING if tail is None else Decision(forward=self._forward(tail))
 
-    def _go_on(self) -> Decision:
-        """Let the verify model go on with what there is, if only by itself."""
-        return self._forwarding(NOTHING, self.ledger.unspeculated_pass())
-
-    def _to_draft(self, decision: Decision, now_seconds: float) -> Decision:
-        """Let the draft run ahead as far as it is of use; a lost draft is told nothing."""
+    def _after_verdict(self, now_seconds: float) -> Forward | None:
+        """Return the pass to ask for after a verdict; None: wait for proposals."""
         if not self._has_draft:
-            return dataclasses.replace(decision, rollback=None, advance=None)
-        if decision.rollback is not None:
-            self._policy.rolled_back(decision.rollback.epoch, now_seconds)
-        return dataclasses.replace(
-            decision,
-            rollback=self._bounded(decision.rollback),
-            advance=self._bounded(decision.advance),
+            # One pass is requested ahead, so that the verify model need not wait for the request.
+            return self._forward(self.ledger.unspeculated_pass(num_ahead=1))
+        if self._policy.start_size(0, now_seconds) == 0:
+            return self._forward(self.ledger.unspeculated_pass())
+        return None
+
+    def _must_go_on(self, proposal: Proposal) -> bool:
+        """Whether the verify model waits for a draft that has nothing to propose."""
+        return (
+            not proposal.tokens
+            and not self._pass_due
+            and proposal.epoch == self.ledger.epoch
+            and proposal.position >= self.ledger.verified_position
         )
 
-    def _bounded(self, message: Message | None) -> Message | None:
-        if message is None:
+    def _rollback(self, rollback: Rollback | None, now_seconds: float) -> Rollback | None:
+        """Bound the draft's look-ahead; a lost draft is not rolled back."""
+        if rollback is None or not self._has_draft:
             return None
-        return dataclasses.replace(message, lookahead=self._policy.lookahead)
+        self._policy.rolled_back(rollback.epoch, now_seconds)
+        return Rollback(
+            rollback.epoch,
+            rollback.verified_position,
+            rollback.corrected_token,
+            self._policy.lookahead,
+            self._policy.tokens_per_proposal,
+            self._policy.first_proposal(now_seconds),
+        )
 
-    def _cut(self, decision: Decision) -> Decision:
-        """Keep the tokens that belong to the output."""
-        tokens, self.finish_reason = self._finish.cut(decision.committed, self.num_output)
+    def _advance(self, advance: Advance | None) -> Advance | None:
+        """Bound the draft's look-ahead; a lost draft is not advanced."""
+        if advance is None or not self._has_draft:
+            return None
+        return Advance(
+            advance.epoch,
+            advance.position,
+            advance.tokens,
+            self._policy.lookahead,
+            self._policy.tokens_per_proposal,
+        )
+
+    def _cut(self, committed: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tokens that belong to the output."""
+        tokens, self.finish_reason = self._finish.cut(committed, self.num_output)
         self.num_output += len(tokens)
-        return dataclasses.replace(decision, committed=tokens)
+        return tokens
 
     def _holds(self, forward: Forward, now_seconds: float) -> bool:
-        """Collect proposals while the verify model is idle and more of them pay."""
+        """Hold proposals back if the verify model is idle and more of them pay."""
         if self._pass_due:
             return False
         held = self._joined(forward)
@@ -146,14 +162,19 @@ class SessionController:
         return True
 
     def _joined(self, forward: Forward) -> Forward:
-        """Return what was held back, with ``forward`` behind it."""
-        if self._held is None:
+        """Return the held proposals with ``forward`` behind them."""
+        held = self._held
+        if held is None:
             return forward
-        return dataclasses.replace(self._held, tokens=self._held.tokens + forward.tokens)
+        return Forward(held.epoch, held.position, held.tokens + forward.tokens)
 
-    def _forwarding(self, decision: Decision, forward: Forward) -> Decision:
-        """Send ``forward`` and what was held back; a plain pass is none if there is some."""
-        forward = dataclasses.replace(self._joined(forward), max_checked=self._policy.max_checked)
+    def _forward_alone(self) -> Decision:
+        """Let the verify model go on with the held proposals, or without any."""
+        return Decision(forward=self._forward(self.ledger.unspeculated_pass()))
+
+    def _forward(self, forward: Forward) -> Forward:
+        """Return ``forward`` behind the held proposals, for the next pass."""
+        joined = self._joined(forward)
         self._held = None
         self._pass_due = True
-        return dataclasses.replace(decision, forward=forward)
+        return Forward(joined.epoch, joined.position, joined.tokens, self._policy.max_checked)

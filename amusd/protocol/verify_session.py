@@ -1,9 +1,9 @@
-"""One session as the verify service sees it: what to check next, and what a pass means.
+"""One session on the verify service: what to check next, and what a pass settles.
 
 Rules of this file
 - A pass begins with ``begin_pass`` and ends with ``end_pass``; final tokens change only there.
 - Stale proposals are ignored; an illegal one raises and changes nothing.
-- It keeps its own copy of the final tokens, so that late proposals can be compared with them.
+- It keeps its own copy of the final tokens, to compare late proposals with them.
 
 Intervals, for V final tokens, c in the running pass and n that wait:
 
@@ -33,7 +33,7 @@ class VerifySession:
     def __init__(
         self, tokens: list[int], max_position: int, max_pending: int, epoch: int = 0
     ) -> None:
-        """Start after ``tokens``, all final, with a plain pass due.
+        """Start after ``tokens``, all final, with a pass over them due.
 
         Raises:
             InvalidInputError: no token, or no room for one more below ``max_position``.
@@ -67,13 +67,13 @@ class VerifySession:
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to check, or a plain pass was asked for."""
+        """Whether there is something to check, or a pass without proposals was requested."""
         if self._in_pass or self.verified_position >= self._max_position:
             return False
         return self.verified_position <= self._unspeculated_until or bool(self._pending)
 
     def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
-        """Take proposals; no tokens ask for plain passes up to the one at ``position``.
+        """Take proposals; no tokens ask for passes without proposals up to ``position``.
 
         Raises:
             PreconditionError: a gap, or a new epoch while tokens of the old one are checked.
@@ -142,8 +142,8 @@ class VerifySession:
                 checked one, ``[num_checked + 1]``.
             pass_seconds: how long the pass took.
             device_seconds: this session's share of it.
-            num_cached: tokens of the prompt that did not have to be computed.
-            passes: when it ran, and before it those that read pieces of the prompt.
+            num_cached: tokens of the prompt that were copied, not computed.
+            passes: when it ran, and before it those that computed chunks of the prompt.
         """
         num_checked = len(self._checking)
         num_accepted = 0
@@ -176,7 +176,7 @@ class VerifySession:
         return self._final
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the parts of the state contradict one another."""
+        """Raise AssertionError if the state is inconsistent."""
         if self.verified_position > self._max_position:
             raise AssertionError(f"wrote beyond position {self._max_position}: {self!r}")
         if self._checking and not self._in_pass:
@@ -185,6 +185,6 @@ class VerifySession:
             raise AssertionError(f"too many tokens wait: {self!r}")
 
     def _reject(self) -> None:
-        """Drop what was proposed in this epoch; only a later one can propose again."""
+        """Drop the proposals of this epoch; only a later epoch can propose again."""
         self._pending.clear()
         self._epoch += 1

@@ -1,4 +1,4 @@
-"""Channels to other services, and the options that both ends of a connection share."""
+"""Channels to other services, and the gRPC options of both ends of a connection."""
 
 from typing import Any
 
@@ -14,25 +14,25 @@ _MESSAGE_OPTIONS: list[tuple[str, Any]] = [
 
 SERVER_OPTIONS: list[tuple[str, Any]] = [
     *_MESSAGE_OPTIONS,
-    # Without this a second server silently shares the port of the first.
+    # By default, a second server would silently share the port of the first.
     ("grpc.so_reuseport", 0),
-    # Let the pings of CHANNEL_OPTIONS through.
+    # Accept the keepalive pings of CHANNEL_OPTIONS.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     *_MESSAGE_OPTIONS,
-    # A peer that vanishes without a word is noticed after half a minute.
+    # A peer that vanishes without closing the connection is detected after 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Servers on one host must not share a connection of the process-wide pool.
+    # Channels must not share connections through the process-wide pool.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """Return a channel to ``host:port``; it connects when it is first used."""
+    """Return a channel to ``host:port``; it connects at its first call."""
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

@@ -1,4 +1,4 @@
-"""The one place that knows both the protobuf messages and the core's types."""
+"""Conversions between protobuf messages and the types of the pure packages."""
 
 from amusd.analysis.generation_statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
@@ -36,15 +36,15 @@ _REPLICA_STATES = {
 
 
 def strategy_to_proto(strategy: Strategy) -> orchestrator_pb2.Strategy.ValueType:
-    """Return the number of a strategy."""
+    """Return the enum value of a strategy."""
     return _STRATEGY_NUMBERS[strategy]
 
 
 def strategy_from_proto(number: int, default: Strategy) -> Strategy:
-    """Return the strategy of a number; 0 is the default.
+    """Return the strategy of an enum value; STRATEGY_UNSPECIFIED gives ``default``.
 
     Raises:
-        InvalidInputError: no strategy has this number.
+        InvalidInputError: the value is unknown.
     """
     if number == orchestrator_pb2.STRATEGY_UNSPECIFIED:
         return default
@@ -56,27 +56,27 @@ def strategy_from_proto(number: int, default: Strategy) -> Strategy:
 
 
 def finish_reason_to_proto(reason: FinishReason) -> orchestrator_pb2.FinishReason.ValueType:
-    """Return the number of a finish reason."""
+    """Return the enum value of a finish reason."""
     return _FINISH_NUMBERS[reason]
 
 
 def finish_reason_from_proto(number: orchestrator_pb2.FinishReason.ValueType) -> FinishReason:
-    """Return the finish reason of a number."""
+    """Return the finish reason of an enum value."""
     return _FINISH_REASONS[number]
 
 
 def source_to_proto(source: DraftSource) -> model_pb2.DraftSource.ValueType:
-    """Return the number of a draft source."""
+    """Return the enum value of a draft source."""
     return _SOURCE_NUMBERS[source]
 
 
 def source_from_proto(number: model_pb2.DraftSource.ValueType) -> DraftSource:
-    """Return the draft source of a number; the model if it is not known here."""
+    """Return the draft source of an enum value; an unknown value counts as the model."""
     return _SOURCES.get(number, DraftSource.MODEL)
 
 
 def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
-    """Return a model's description as a message."""
+    """Return the message of a model description."""
     return model_pb2.ModelInfo(
         name=model.name,
         device=model.device,
@@ -100,7 +100,7 @@ def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
 
 
 def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
-    """Return a model's description from its message."""
+    """Return the model description of a message."""
     return ModelDescription(
         name=info.name,
         device=info.device,
@@ -124,7 +124,7 @@ def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
 
 
 def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
-    """Return limits as a message."""
+    """Return the message of service limits."""
     return model_pb2.ServiceLimits(
         max_sessions=limits.max_sessions,
         max_context=limits.max_context,
@@ -134,7 +134,7 @@ def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
 
 
 def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
-    """Return limits from their message."""
+    """Return the service limits of a message."""
     return ServiceLimits(
         max_sessions=limits.max_sessions,
         max_context=limits.max_context,
@@ -144,7 +144,7 @@ def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
 
 
 def usage_to_proto(usage: CacheUsage) -> model_pb2.CacheUsage:
-    """Return the use of memory as a message."""
+    """Return the message of the use of a KV cache."""
     return model_pb2.CacheUsage(
         max_tokens=usage.max_tokens,
         num_reserved_tokens=usage.num_reserved,
@@ -155,7 +155,7 @@ def usage_to_proto(usage: CacheUsage) -> model_pb2.CacheUsage:
 
 
 def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
-    """Return the use of memory from its message."""
+    """Return the use of a KV cache from its message."""
     return CacheUsage(
         max_tokens=usage.max_tokens,
         num_reserved=usage.num_reserved_tokens,
@@ -166,17 +166,17 @@ def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
 
 
 def time_to_proto(time: events.DeviceTime) -> model_pb2.DeviceTime:
-    """Return a time of work as a message."""
+    """Return the message of a device time."""
     return model_pb2.DeviceTime(started_unix_nanos=time.started_unix_nanos, seconds=time.seconds)
 
 
 def time_from_proto(time: model_pb2.DeviceTime) -> events.DeviceTime:
-    """Return a time of work from its message."""
+    """Return the device time of a message."""
     return events.DeviceTime(time.started_unix_nanos, time.seconds)
 
 
 def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
-    """Return a proposal as the draft service sends it."""
+    """Return the draft service's response that carries a proposal."""
     return draft_pb2.ProposeResponse(
         proposal=draft_pb2.Proposal(
             epoch=proposal.epoch,
@@ -192,7 +192,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
 
 
 def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
-    """Return a proposal from its message."""
+    """Return the proposal of a message."""
     return events.Proposal(
         epoch=proposal.epoch,
         position=proposal.position,
@@ -206,7 +206,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
 
 
 def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
-    """Return a verdict as the verify service sends it."""
+    """Return the verify service's response that carries a verdict."""
     return verify_pb2.VerifyResponse(
         verdict=verify_pb2.Verdict(
             epoch=verdict.epoch,
@@ -223,7 +223,7 @@ def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
 
 
 def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
-    """Return a verdict from its message."""
+    """Return the verdict of a message."""
     return events.Verdict(
         epoch=verdict.epoch,
         position=verdict.position,
@@ -238,7 +238,7 @@ def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
 
 
 def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
-    """Return tokens to check as the verify service takes them."""
+    """Return the verify service's request that carries proposed tokens."""
     return verify_pb2.VerifyRequest(
         proposals=verify_pb2.VerifyProposals(
             epoch=forward.epoch,
@@ -250,30 +250,63 @@ def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
 
 
 def advance_to_proto(advance: events.Advance) -> draft_pb2.ProposeRequest:
-    """Return final tokens as the draft service takes them."""
+    """Return the draft service's request that carries final tokens."""
     return draft_pb2.ProposeRequest(
         advance=draft_pb2.ProposeAdvance(
             epoch=advance.epoch,
             position=advance.position,
             token_ids=advance.tokens,
             lookahead=advance.lookahead,
+            tokens_per_proposal=advance.tokens_per_proposal,
         )
     )
 
 
 def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.RollbackRequest:
-    """Return a rollback as the draft service takes it."""
+    """Return the draft service's request for a rollback of a session."""
     return draft_pb2.RollbackRequest(
         session_id=session_id,
         epoch=rollback.epoch,
         verified_position=rollback.verified_position,
         corrected_token_id=rollback.corrected_token,
         lookahead=rollback.lookahead,
+        tokens_per_proposal=rollback.tokens_per_proposal,
+        first_proposal=rollback.first_proposal,
+    )
+
+
+def forward_from_proto(message: verify_pb2.VerifyProposals) -> events.Forward:
+    """Return tokens to check from their message."""
+    return events.Forward(
+        message.epoch, message.position, tuple(message.token_ids), message.max_checked
+    )
+
+
+def advance_from_proto(message: draft_pb2.ProposeAdvance) -> events.Advance:
+    """Return final tokens from their message."""
+    return events.Advance(
+        message.epoch,
+        message.position,
+        tuple(message.token_ids),
+        message.lookahead,
+        message.tokens_per_proposal,
+    )
+
+
+def rollback_from_proto(message: draft_pb2.RollbackRequest) -> events.Rollback:
+    """Return a rollback from its message, without its session."""
+    return events.Rollback(
+        message.epoch,
+        message.verified_position,
+        message.corrected_token_id,
+        message.lookahead,
+        message.tokens_per_proposal,
+        message.first_proposal,
     )
 
 
 def replica_to_proto(replica: ReplicaStatus) -> orchestrator_pb2.Replica:
-    """Return what is known of a replica as a message."""
+    """Return the message of a replica's status."""
     return orchestrator_pb2.Replica(
         address=replica.address,
         state=_REPLICA_STATES[replica.state],
@@ -285,7 +318,7 @@ def replica_to_proto(replica: ReplicaStatus) -> orchestrator_pb2.Replica:
 
 
 def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestrator_pb2.Statistics:
-    """Return the statistics of a generation as a message."""
+    """Return the message of a generation's statistics."""
     return orchestrator_pb2.Statistics(
         num_prompt_tokens=statistics.num_prompt_tokens,
         num_output_tokens=statistics.num_output_tokens,
@@ -301,9 +334,9 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
         acceptance_rate=statistics.acceptance_rate,
         acceptance_per_position=[
             orchestrator_pb2.PositionAcceptance(
-                num_checked=place.num_checked, num_accepted=place.num_accepted
+                num_checked=each.num_checked, num_accepted=each.num_accepted
             )
-            for place in statistics.acceptance_per_position
+            for each in statistics.acceptance_per_position
         ],
         draft_busy_seconds=statistics.draft_busy_seconds,
         verify_busy_seconds=statistics.verify_busy_seconds,
@@ -323,7 +356,7 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
 
 
 def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics:
-    """Return the statistics of a generation from their message."""
+    """Return the statistics of a message."""
     return Statistics(
         num_prompt_tokens=statistics.num_prompt_tokens,
         num_output_tokens=statistics.num_output_tokens,
@@ -336,8 +369,8 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
         num_wasted=statistics.num_wasted,
         num_rollbacks=statistics.num_rollbacks,
         acceptance_per_position=tuple(
-            PositionAcceptance(place.num_checked, place.num_accepted)
-            for place in statistics.acceptance_per_position
+            PositionAcceptance(each.num_checked, each.num_accepted)
+            for each in statistics.acceptance_per_position
         ),
         draft_busy_seconds=statistics.draft_busy_seconds,
         verify_busy_seconds=statistics.verify_busy_seconds,

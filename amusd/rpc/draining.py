@@ -1,9 +1,8 @@
-"""How a service ends in good order: new sessions are refused, open ones may finish, with words.
+"""Graceful shutdown: new sessions are refused, and open sessions may finish.
 
-A *session* is a streaming call of the service's own: Generate, Propose, Verify. Only those are
-refused while a service drains. Everything else is answered until the very end: the unary calls of
-sessions that are open (Rollback), and health. That is why the server itself is stopped last: once
-it stops it accepts no calls at all, not even those of open sessions.
+A *session* is a call of Generate, Propose or Verify. While a service drains, only new sessions are
+refused. The rollbacks of open sessions, and health checks, are answered until the end. So the
+server itself is stopped last, because a stopped gRPC server accepts no calls at all.
 """
 
 import asyncio
@@ -21,37 +20,42 @@ _ABORT_SECONDS = 2.0
 
 
 class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its stub is generic
-    """Knows the open streams of one server, and lets no session in once it drains.
+    """Tracks the open streams of one server, and refuses new sessions while it drains.
 
-    Lives on the server's event loop. Each stream's entry is made and removed by its own call.
+    Lives on the server's event loop. Each call adds and removes its own stream.
     """
 
-    def __init__(self, service: str) -> None:
-        """Watch over the streams of a server whose own service has the full name ``service``."""
-        self._own = f"/{service}/"
+    def __init__(self, service: str, session_rpc: str) -> None:
+        """Track the streams of a server.
+
+        Calls of ``session_rpc``, a stream of the service with the full name ``service``, are
+        sessions.
+        """
+        self._session_rpc = f"/{service}/{session_rpc}"
         self._sessions: set[asyncio.Task[Any]] = set()
-        self._others: set[asyncio.Task[Any]] = set()  # such as watches of health: never waited for
-        self._no_session = asyncio.Event()
-        self._no_session.set()
+        # Such as health watches: shutdown does not wait for them.
+        self._others: set[asyncio.Task[Any]] = set()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
         self._refusal = ""
-        self._last_words = ""
+        self._end_reason = ""
 
     @property
     def num_sessions(self) -> int:
-        """Number of sessions that are open."""
+        """Number of open sessions."""
         return len(self._sessions)
 
-    def refuse(self, why: str) -> None:
-        """Refuse sessions from now on with UNAVAILABLE and ``why``."""
-        self._refusal = why
+    def refuse(self, reason: str) -> None:
+        """Refuse new sessions from now on, with UNAVAILABLE and ``reason``."""
+        self._refusal = reason
 
     async def wait_until_empty(self) -> None:
-        """Return when no session is open."""
-        await self._no_session.wait()
+        """Wait until no session is open."""
+        await self._is_empty.wait()
 
-    async def end_all(self, why: str) -> None:
-        """End every stream that is open with UNAVAILABLE and ``why``."""
-        self._last_words = why
+    async def end_all(self, reason: str) -> None:
+        """End every open stream with UNAVAILABLE and ``reason``."""
+        self._end_reason = reason
         streams = self._sessions | self._others
         for stream in streams:
             stream.cancel()
@@ -63,26 +67,26 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handlers of streams; grpc calls this once a call."""
+        """Wrap the handlers of streams; grpc calls this for each call."""
         handler = await continuation(handler_call_details)
         if handler is None or not handler.response_streaming:
             return handler
         serve = handler.stream_stream or handler.unary_stream
         if not inspect.iscoroutinefunction(serve):
-            return handler  # reflection: ends with the call that it is for
-        own = str(handler_call_details.method).startswith(self._own)
-        make = (
+            return handler  # reflection, whose streams end by themselves
+        is_session = str(handler_call_details.method) == self._session_rpc
+        make_handler = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(
-            functools.partial(self._watched, serve, self._sessions if own else self._others),
+        return make_handler(
+            functools.partial(self._tracked, serve, self._sessions if is_session else self._others),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    async def _watched(
+    async def _tracked(
         self,
         serve: Call,
         streams: set[asyncio.Task[Any]],
@@ -94,20 +98,20 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         task = asyncio.current_task()
         assert task is not None
         streams.add(task)
-        self._note()
+        self._update_is_empty()
         try:
             await serve(request, context)
         except asyncio.CancelledError:
-            if not self._last_words:
+            if not self._end_reason:
                 raise  # the client cancelled
             task.uncancel()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, self._last_words)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self._end_reason)
         finally:
             streams.discard(task)
-            self._note()
+            self._update_is_empty()
 
-    def _note(self) -> None:
+    def _update_is_empty(self) -> None:
         if self._sessions:
-            self._no_session.clear()
+            self._is_empty.clear()
         else:
-            self._no_session.set()
+            self._is_empty.set()

@@ -1,4 +1,4 @@
-"""The one mapping between the errors of ``amusd.protocol.errors`` and gRPC statuses."""
+"""The only mapping between the errors of ``amusd.protocol.errors`` and gRPC statuses."""
 
 import functools
 import logging
@@ -23,23 +23,23 @@ _STATUS_OF = {
     errors.StatusLostError: grpc.StatusCode.UNAVAILABLE,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
-# What grpc.aio puts over a call's own status if a write meets the end of the call.
+# grpc.aio replaces the status of a call with this if a write fails because the call has ended.
 _STATUS_LOST = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 _ERROR_OF = {status: error for error, status in _STATUS_OF.items()}
 
 
 Servicer = TypeVar("Servicer")
 Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Servicer, Request, Context], Awaitable[Answer]]
+Handler = Callable[[Servicer, Request, Context], Awaitable[Response]]
 
 
-def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, Request, Answer]:
-    """Let a handler's errors end its call with their status; a traceback never gets out."""
+def reported(handler: Handler[Servicer, Request, Response]) -> Handler[Servicer, Request, Response]:
+    """Decorate a handler so that an error ends the call with its status, without a traceback."""
 
     @functools.wraps(handler)
-    async def report(self: Servicer, request: Request, context: Context) -> Answer:
+    async def report(self: Servicer, request: Request, context: Context) -> Response:
         try:
             return await handler(self, request, context)
         except errors.AmusdError as error:
@@ -55,17 +55,25 @@ def reported(handler: Handler[Servicer, Request, Answer]) -> Handler[Servicer, R
 
 
 def status_of(error: Exception) -> grpc.StatusCode:
-    """Return the status that a call ends with if ``error`` ends it."""
+    """Return the status of a call that ``error`` ends."""
     if isinstance(error, errors.AmusdError):
         return _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL)
     return grpc.StatusCode.INTERNAL
 
 
+def error_of_code(code: int, message: str) -> errors.AmusdError:
+    """Return the error that an answer holds as a status code; UnavailableError for any other."""
+    for status, kind in _ERROR_OF.items():
+        if status.value[0] == code:
+            return kind(message)
+    return errors.UnavailableError(message)
+
+
 def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:
-    """Return the error that a call to ``service`` ended with, in this project's own terms."""
-    # Every error that a call ends with is a grpc.Call, too, in either of grpc's interfaces.
+    """Return the error of this project for a failed call to ``service``."""
+    # Every such error is also a grpc.Call, with grpc and with grpc.aio.
     code: grpc.StatusCode = call_error.code()
     if (code, call_error.details()) == _STATUS_LOST:
-        return errors.StatusLostError(f"{service}: has ended the call; its log says why")
+        return errors.StatusLostError(f"{service}: ended the call; its log says why")
     kind = _ERROR_OF.get(code, errors.UnavailableError)
     return kind(f"{service}: {call_error.details() or code.name}")

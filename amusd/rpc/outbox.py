@@ -1,49 +1,94 @@
-"""The way from an engine thread to a gRPC stream: a bounded queue that ends with an error.
+"""The way from an engine thread to gRPC streams: bounded queues that end with an error.
 
-Made by the servicer of a stream, filled from the engine thread, emptied by the one task that
-writes the stream. It is bounded: a peer that does not read loses its session, not our memory.
+The servicer of a stream makes its outbox, the engine thread fills it, and the one task that writes
+the stream empties it. An outbox is bounded: a peer that does not read loses its session. The
+engine thread's postbox collects what all outboxes get, so that each batch wakes the event loop
+once.
 """
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from amusd.protocol.errors import AmusdError, LimitExceededError
 
 Item = TypeVar("Item")
 
 
+class Postbox:
+    """Messages of the engine thread on their way to the event loop."""
+
+    def __init__(self) -> None:
+        """Start empty; ``attach`` it to the event loop before use."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._posts: list[tuple[Outbox[Any], Any]] = []
+
+    def attach(self) -> None:
+        """Deliver to the running event loop from now on."""
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, outbox: "Outbox[Item]", item: Item | AmusdError) -> None:
+        """Collect a message; on the engine thread only."""
+        self._posts.append((outbox, item))
+
+    def flush(self) -> None:
+        """Hand all messages over, with one wake-up of the event loop; on the engine thread only."""
+        if not self._posts or self._loop is None:
+            return
+        posts, self._posts = self._posts, []
+        # After the loop has ended nobody is left to receive.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_deliver, posts)
+
+
+def _deliver(posts: "list[tuple[Outbox[Any], Any]]") -> None:
+    for outbox, item in posts:
+        outbox.put(item)
+
+
 class Outbox(Generic[Item]):
-    """Messages of one session that wait to be written."""
+    """Messages of one stream that wait to be written. It belongs to the event loop."""
 
     def __init__(self, max_items: int) -> None:
-        """Make an empty outbox on the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Item | AmusdError] = asyncio.Queue(max_items + 1)
+        """Hold at most ``max_items``; one more ends the stream with an error."""
+        self._items: deque[Item | AmusdError] = deque()
         self._max_items = max_items
+        self._is_closed = False
+        self._filled: asyncio.Future[None] | None = None
 
     def put(self, item: Item | AmusdError) -> None:
-        """Hand over from any thread; an error ends the stream after what stands before it."""
-        # After the loop has ended nobody is left to tell.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._put, item)
+        """Add a message; an error ends the stream after the messages before it."""
+        if self._is_closed:
+            return
+        if len(self._items) == self._max_items:
+            self._is_closed = True
+            item = LimitExceededError(f"{self._max_items} messages wait to be read: read faster")
+        self._items.append(item)
+        self._wake()
+
+    def close(self) -> None:
+        """Take no more messages; ``drain`` returns when all are written."""
+        self._is_closed = True
+        self._wake()
 
     async def drain(self, write: Callable[[Item], Awaitable[None]]) -> None:
-        """Write items as they come, until an error comes, which is raised."""
+        """Write messages as they come until the outbox is closed, or raise the error that comes."""
         while True:
-            item = await self._items.get()
-            if isinstance(item, AmusdError):
-                raise item
-            await write(item)
+            while self._items:
+                item = self._items.popleft()
+                if isinstance(item, AmusdError):
+                    raise item
+                await write(item)
+            if self._is_closed:
+                return
+            self._filled = asyncio.get_running_loop().create_future()
+            await self._filled
 
-    def _put(self, item: Item | AmusdError) -> None:
-        if self._items.qsize() < self._max_items:
-            self._items.put_nowait(item)
-        elif not self._items.full():
-            self._items.put_nowait(
-                LimitExceededError(f"{self._max_items} messages wait to be read: read faster")
-            )
+    def _wake(self) -> None:
+        if self._filled is not None and not self._filled.done():
+            self._filled.set_result(None)
 
 
 async def until_first_ends(*parts: Awaitable[None]) -> None:

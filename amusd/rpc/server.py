@@ -23,6 +23,8 @@ from grpc_reflection.v1alpha import reflection
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
+from amusd.rpc.tuning import freeze_garbage, tune_grpc
+from amusd.settings import check_bounds, setting
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +38,27 @@ _STOP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where a service listens, and how long its sessions may take to end, in seconds.
+    """Where a service listens, and how it ends.
 
-    A connection of ``max_connection_age_seconds`` is given up in good order: calls on it go on, new
-    ones make the client connect anew, perhaps to another replica. 0: connections last.
+    A connection that reaches its maximum age is closed gracefully: open calls on it continue, and
+    a new call makes the client connect again.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 0
-    grace_seconds: float = 5.0
-    max_connection_age_seconds: float = 0.0
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(0, "Port to listen on; 0: any free port.", at_least=0, at_most=65535)
+    grace_seconds: float = setting(
+        5.0, "Time for open sessions to finish after a signal.", at_least=0
+    )
+    max_connection_age_seconds: float = setting(
+        0.0,
+        "Age at which a client has to connect again, perhaps to another replica; 0: no limit.",
+        at_least=0,
+    )
+    end_with_stdin: bool = setting(False, "End the service when its standard input closes.")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
 
     @property
     def server_options(self) -> list[tuple[str, Any]]:
@@ -59,9 +72,13 @@ class Listen:
 class ServiceShell:
     """A gRPC server with one service of ours on it."""
 
-    def __init__(self, listen: Listen, service: str) -> None:
-        """Make the server; ``service`` is the full name that health answers for."""
-        self._drain = Drain(service)
+    def __init__(self, listen: Listen, service: str, session_rpc: str) -> None:
+        """Make the server.
+
+        Health answers for ``service``, a full name; calls of its ``session_rpc`` are sessions.
+        """
+        tune_grpc()
+        self._drain = Drain(service, session_rpc)
         self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
         self._listen = listen
         self._service = service
@@ -97,6 +114,7 @@ class ServiceShell:
 
     async def set_ready(self) -> None:
         """Tell health checks that the service serves, unless it is ending already."""
+        freeze_garbage()
         if not self._end.is_set():
             await self._set_serving(True)
 
@@ -160,7 +178,7 @@ class ServiceShell:
             self._end_at_once.set()
 
     def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End when whoever started the service closes its standard input, or dies."""
+        """End when the parent process closes standard input, or dies."""
         # Not through sys.stdin: its lock, held here, would break the interpreter's shutdown.
         with contextlib.suppress(OSError):
             while os.read(0, 4096):

@@ -1,14 +1,14 @@
-"""Timelines as messages: the part of the codec that only a request for a timeline needs."""
+"""The codec of timelines, which only requests that set ``timeline`` need."""
 
 from amusd.analysis.timeline import Message, Timeline, TimelineEvent
 from amusd.protocol.errors import UnavailableError
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.rpc import codec
-from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2
+from amusd.v1 import orchestrator_pb2
 
 
 def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | None:
-    """Return a timeline as a message; None if none was asked for."""
+    """Return the message of a timeline, or None for None."""
     if timeline is None:
         return None
     return orchestrator_pb2.Timeline(
@@ -19,10 +19,10 @@ def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | 
 
 
 def timeline_from_proto(timeline: orchestrator_pb2.Timeline) -> Timeline:
-    """Return a timeline from its message.
+    """Return the timeline of a message.
 
     Raises:
-        UnavailableError: it holds an event that is not known here.
+        UnavailableError: the message holds an unknown kind of event.
     """
     return Timeline(
         timeline.started_unix_nanos,
@@ -58,30 +58,13 @@ def _message(event: orchestrator_pb2.TimelineEvent) -> Message:
         case "verdict":
             return codec.verdict_from_proto(event.verdict)
         case "forward":
-            return _forward(event.forward)
+            return codec.forward_from_proto(event.forward)
         case "advance":
-            return _advance(event.advance)
+            return codec.advance_from_proto(event.advance)
         case "rollback":
-            return _rollback(event.rollback)
+            return codec.rollback_from_proto(event.rollback)
         case _:
             raise UnavailableError(
                 "the orchestrator's timeline holds an event that this client does not know: "
-                "use the client of its version"
+                "use the client of the orchestrator's version"
             )
-
-
-def _forward(message: verify_pb2.VerifyProposals) -> Forward:
-    return Forward(message.epoch, message.position, tuple(message.token_ids), message.max_checked)
-
-
-def _advance(message: draft_pb2.ProposeAdvance) -> Advance:
-    return Advance(message.epoch, message.position, tuple(message.token_ids), message.lookahead)
-
-
-def _rollback(message: draft_pb2.RollbackRequest) -> Rollback:
-    return Rollback(
-        message.epoch,
-        message.verified_position,
-        message.corrected_token_id,
-        message.lookahead,
-    )

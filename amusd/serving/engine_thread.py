@@ -1,8 +1,9 @@
 """The engine thread: the one thread on which a model runs and its sessions change.
 
-Who owns what: the thread owns the worker and everything below it. Other threads hand it
-commands through ``submit``; the worker hands results out through callbacks of their own.
-The inbox is bounded by its users, who keep count of the commands they have under way.
+Who owns what: the thread owns the worker and everything below it. Other threads hand it commands
+through ``submit`` (with an answer) and ``post`` (without one). Messages go back through the
+``Postbox``: one handover to the event loop for each batch, and for each run of commands.
+The inbox is bounded by its users, who count the commands they have under way.
 """
 
 import logging
@@ -13,15 +14,19 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from amusd.protocol.errors import UnavailableError
+from amusd.rpc.outbox import Postbox
 
 log = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """Work of an engine thread, done in passes."""
+    """Work of an engine thread, done in batches."""
+
+    flush: Callable[[], None]
+    """Hands over the messages sent so far."""
 
     def step(self) -> bool:
-        """Run one pass if any session is due; return whether there was one."""
+        """Run the next batch; return whether there was one."""
 
 
 _ENDING = "the service is ending: use another replica"
@@ -31,18 +36,19 @@ Result = TypeVar("Result")
 
 
 class EngineThread(Generic[Work]):
-    """Runs a worker's passes, and between them the commands of other threads, in order."""
+    """Runs a worker's batches, and between them the commands of other threads, in order."""
 
     def __init__(self, name: str, make_worker: Callable[[], Work]) -> None:
-        """Prepare the thread; the worker is made on it, so that a model loads there too."""
+        """Prepare the thread. It makes the worker itself, so that a model loads there too."""
         self._make_worker = make_worker
         # Commands are called with the worker, or with None if it will not serve any more.
         self._inbox: queue.SimpleQueue[Callable[[Work | None], None]] = queue.SimpleQueue()
         self._stopping = False
+        self.postbox = Postbox()
         self.ready: Future[Work] = Future()
         self.failed: Future[None] = Future()
         for future in (self.ready, self.failed):
-            future.set_running_or_notify_cancel()  # whoever stops waiting does not cancel it
+            future.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self) -> None:
@@ -50,15 +56,12 @@ class EngineThread(Generic[Work]):
         self._thread.start()
 
     def submit(self, command: Callable[[Work], Result]) -> "Future[Result]":
-        """Run ``command(worker)`` on the thread between two passes.
+        """Run ``command(worker)`` on the thread between two batches, and return its answer.
 
         Raises:
             UnavailableError: the worker is not there yet, or not any more.
         """
-        if not self.ready.done():
-            raise UnavailableError("the service is loading its model: try again soon")
-        if self._stopping:
-            raise UnavailableError(_ENDING)
+        self._check()
         future: Future[Result] = Future()
 
         def run(worker: Work | None) -> None:
@@ -69,17 +72,43 @@ class EngineThread(Generic[Work]):
                     raise UnavailableError(_ENDING)
                 future.set_result(command(worker))
             except BaseException as error:
-                future.set_exception(error)  # whoever waits for the future gets it
+                future.set_exception(error)  # for the caller that waits
 
         self._inbox.put(run)
         return future
 
+    def post(self, command: Callable[[Work], None]) -> None:
+        """Run ``command(worker)`` on the thread between two batches; nobody waits for it.
+
+        A command reports errors to its session itself; an exception of it is only logged.
+
+        Raises:
+            UnavailableError: the worker is not there yet, or not any more.
+        """
+        self._check()
+
+        def run(worker: Work | None) -> None:
+            if worker is None:
+                return
+            try:
+                command(worker)
+            except Exception:
+                log.exception("a command of the engine thread failed")
+
+        self._inbox.put(run)
+
     def stop(self, timeout_seconds: float) -> bool:
-        """End after the pass that runs; return whether the thread is gone by the timeout."""
+        """End after the batch that runs; return whether the thread is gone by the timeout."""
         self._stopping = True
         self._inbox.put(lambda _: None)
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
+
+    def _check(self) -> None:
+        if not self.ready.done():
+            raise UnavailableError("the service is loading its model: try again soon")
+        if self._stopping:
+            raise UnavailableError(_ENDING)
 
     def _main(self) -> None:
         try:
@@ -88,6 +117,7 @@ class EngineThread(Generic[Work]):
             self._stopping = True
             self.ready.set_exception(error)
             return
+        worker.flush = self.postbox.flush
         self.ready.set_result(worker)
         try:
             self._loop(worker)
@@ -104,13 +134,14 @@ class EngineThread(Generic[Work]):
             self._inbox.get_nowait()(None)
 
     def _loop(self, worker: Work) -> None:
-        busy = False
+        """Take all commands that have arrived before each batch: the batch can use them."""
+        is_busy = False
         while not self._stopping:
             try:
-                command = self._inbox.get(block=not busy)
+                command = self._inbox.get(block=not is_busy)
             except queue.Empty:
-                busy = worker.step()
+                is_busy = worker.step()
+                self.postbox.flush()
                 continue
             command(worker)
-            # Take all that has arrived before the next pass: it can use it.
-            busy = True
+            is_busy = True

@@ -1,13 +1,12 @@
-"""Where server and engine meet: a service from start to end, and a session from open to close."""
+"""A draft or verify service from start to end: its server and its engine thread."""
 
 import asyncio
-import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
-from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.protocol.errors import AmusdError
 from amusd.rpc.server import ServiceShell
 from amusd.serving.engine_thread import EngineThread, Work
 
@@ -36,6 +35,7 @@ async def run_engine_service(
     """
     # The event loop must get its turn soon while the engine thread computes.
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    thread.postbox.attach()
     with shell.signals_handled(end_with_stdin):
         await shell.start()
         thread.start()
@@ -69,39 +69,3 @@ async def _serve(
 
 def _futures(*futures: "asyncio.Future[Any]") -> list["asyncio.Future[Any]"]:
     return list(futures)
-
-
-@contextlib.asynccontextmanager
-async def opened_session(
-    thread: EngineThread[Work],
-    open_it: Callable[[Work], None],
-    close_it: Callable[[Work], None],
-    give_up: Callable[[Work], None],
-    max_wait_seconds: float,
-) -> AsyncIterator[None]:
-    """Open a session on the engine thread, and close it at the end if it was opened at all.
-
-    After ``max_wait_seconds`` it is told to give up, in case it still waits for memory. The close
-    is not waited for, so that a cancelled call ends at once; it runs after all that was submitted
-    before it.
-    """
-    opened = thread.submit(open_it)
-
-    def close(worker: Work) -> None:
-        if not opened.cancelled() and opened.exception() is None:
-            close_it(worker)
-
-    def submit(command: Callable[[Work], None]) -> None:
-        # If the thread is ending, the cache goes with it.
-        with contextlib.suppress(UnavailableError):
-            thread.submit(command)
-
-    timer: asyncio.TimerHandle | None = None
-    try:
-        await asyncio.wrap_future(opened)
-        timer = asyncio.get_running_loop().call_later(max_wait_seconds, submit, give_up)
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
-        submit(close)

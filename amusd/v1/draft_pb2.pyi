@@ -59,7 +59,7 @@ Global___ProposeRequest: _TypeAlias = ProposeRequest  # noqa: Y015
 
 @_typing.final
 class ProposeOpen(_message.Message):
-    """Opens a drafting session in epoch 0."""
+    """Opens a drafting session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -70,6 +70,7 @@ class ProposeOpen(_message.Message):
     MAX_POSITION_FIELD_NUMBER: _builtins.int
     VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    RECORD_TIMES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     lookahead: _builtins.int
@@ -80,8 +81,7 @@ class ProposeOpen(_message.Message):
     """
     max_position: _builtins.int
     """Tokens of prompt and output at which the session is over, in tokens; nothing is drafted
-    at or beyond this position. Above the number of token_ids. What goes beyond the model's
-    own context is not drafted either.
+    at or beyond this position, nor beyond the model's own context. Above the number of token_ids.
     """
     vocabulary_fingerprint: _builtins.str
     """Fingerprint of the verify model's vocabulary; the session is refused if the draft
@@ -89,6 +89,8 @@ class ProposeOpen(_message.Message):
     """
     epoch: _builtins.int
     """Epoch that the session starts in, 0 or more; above 0 on a rebuilt session."""
+    record_times: _builtins.bool
+    """Whether proposals say when their steps ran. Unset: they do not."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
@@ -103,10 +105,11 @@ class ProposeOpen(_message.Message):
         max_position: _builtins.int = ...,
         vocabulary_fingerprint: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        record_times: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "max_position", b"max_position", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,7 +117,7 @@ Global___ProposeOpen: _TypeAlias = ProposeOpen  # noqa: Y015
 
 @_typing.final
 class ProposeAdvance(_message.Message):
-    """Tells which tokens became final in this epoch without a rollback. Tokens that the draft
+    """Says which tokens became final in this epoch without a rollback. Tokens that the draft
     wrote itself are compared: if one differs, drafting stops until the rollback comes.
     """
 
@@ -124,12 +127,15 @@ class ProposeAdvance(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_PROPOSAL_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the ledger when it sent this. An older one than the session's is ignored."""
     position: _builtins.int
     """Position of the first of token_ids; not beyond the session's verified position."""
     lookahead: _builtins.int
     """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
+    tokens_per_proposal: _builtins.int
+    """Tokens that are collected into one proposal from now on; 0 leaves their number as it is."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The final tokens, 1 or more. The verified position becomes position + their number."""
@@ -141,10 +147,11 @@ class ProposeAdvance(_message.Message):
         position: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         lookahead: _builtins.int = ...,
+        tokens_per_proposal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "position", b"position", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,28 +217,29 @@ class Proposal(_message.Message):
     position: _builtins.int
     """Position of the first token; with no token, the position for which there is none."""
     draft_seconds: _builtins.float
-    """Time of the steps that this session took part in since its last proposal, steps whose result
-    was dropped included, in seconds: the whole time, however many sessions shared them.
+    """Time of the model's steps that this session took part in since its last proposal, steps whose
+    result was dropped included, in seconds: the whole time, however many sessions shared them.
+    0: no step was needed (n-gram lookup).
     """
     num_steps: _builtins.int
-    """Number of steps in draft_seconds, of the model or look-ups."""
+    """Number of the model's steps in draft_seconds."""
     source: _model_pb2.DraftSource.ValueType
     """What wrote the tokens; with no token, what was asked last."""
     device_seconds: _builtins.float
     """This session's share of draft_seconds, in seconds: a shared step counts by the tokens that
-    each session brought to it. 0: an older service, which does not share steps.
+    each session brought to it.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The drafted tokens. Empty: the drafter has nothing to propose here and waits for the
-        next advance, or for memory (prompt lookup without a match, or the end of the draft model's
-        context, or a session that waits in line).
+        next advance, or for memory (n-gram lookup without a match, or the end of the draft model's
+        context, or a session that waits for its KV cache).
         """
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.DeviceTime]:
-        """When the steps in draft_seconds ran, in order, num_steps of them. Empty though there were
-        steps: an older service.
+        """When the steps in draft_seconds ran, in order, num_steps of them. Empty unless the session was
+        opened with record_times.
         """
 
     def __init__(
@@ -256,7 +264,7 @@ Global___Proposal: _TypeAlias = Proposal  # noqa: Y015
 
 @_typing.final
 class RollbackRequest(_message.Message):
-    """Asks for a rollback."""
+    """Rolls one session back."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -265,6 +273,8 @@ class RollbackRequest(_message.Message):
     VERIFIED_POSITION_FIELD_NUMBER: _builtins.int
     CORRECTED_TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_PROPOSAL_FIELD_NUMBER: _builtins.int
+    FIRST_PROPOSAL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of an open session."""
     epoch: _builtins.int
@@ -277,6 +287,10 @@ class RollbackRequest(_message.Message):
     """The verify model's token for position verified_position - 1."""
     lookahead: _builtins.int
     """Look-ahead from now on, at most the one of the open; 0 leaves it as it is."""
+    tokens_per_proposal: _builtins.int
+    """Tokens that are collected into one proposal from now on; 0 leaves their number as it is."""
+    first_proposal: _builtins.int
+    """Tokens of the first proposal of the new epoch; 0: as many as of any other."""
     def __init__(
         self,
         *,
@@ -285,10 +299,12 @@ class RollbackRequest(_message.Message):
         verified_position: _builtins.int = ...,
         corrected_token_id: _builtins.int = ...,
         lookahead: _builtins.int = ...,
+        tokens_per_proposal: _builtins.int = ...,
+        first_proposal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "lookahead", b"lookahead", "session_id", b"session_id", "verified_position", b"verified_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "first_proposal", b"first_proposal", "lookahead", b"lookahead", "session_id", b"session_id", "tokens_per_proposal", b"tokens_per_proposal", "verified_position", b"verified_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,25 +312,68 @@ Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
 
 @_typing.final
 class RollbackResponse(_message.Message):
-    """The rollback is done; proposals of the new epoch follow on the Propose stream."""
+    """Answers one rollback. Proposals of the new epoch follow on the session's Propose stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     NUM_DROPPED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session of the request."""
+    epoch: _builtins.int
+    """The epoch of the request."""
     num_dropped: _builtins.int
     """Drafted tokens that were dropped, the wrong one included."""
+    @_builtins.property
+    def error(self) -> Global___RollbackError:
+        """Why the rollback was refused. Unset: it is done."""
+
     def __init__(
         self,
         *,
+        session_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
         num_dropped: _builtins.int = ...,
+        error: Global___RollbackError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "num_dropped", b"num_dropped", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
+
+@_typing.final
+class RollbackError(_message.Message):
+    """Why a rollback was refused; the session is as it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """A gRPC status code: NOT_FOUND (5, unknown session), FAILED_PRECONDITION (9, an epoch that is
+    not later than the session's, a position ahead of what was drafted or behind what is
+    verified), INVALID_ARGUMENT (3, position 0, or a token id outside the vocabulary).
+    """
+    message: _builtins.str
+    """The reason, one line."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackError: _TypeAlias = RollbackError  # noqa: Y015
 
 @_typing.final
 class GetDraftInfoRequest(_message.Message):
@@ -359,11 +418,11 @@ class GetDraftInfoResponse(_message.Message):
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_model_pb2.DraftSource.ValueType]:
-        """Where its proposals may come from: the model, a look-up, or both. Empty: an older service."""
+        """Where its proposals may come from: the model, an n-gram lookup, or both."""
 
     @_builtins.property
     def cache(self) -> _model_pb2.CacheUsage:
-        """Memory for keys and values."""
+        """The KV cache."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class DraftServiceStub:
                 request_serializer=amusd_dot_v1_dot_draft__pb2.ProposeRequest.SerializeToString,
                 response_deserializer=amusd_dot_v1_dot_draft__pb2.ProposeResponse.FromString,
                 _registered_method=True)
-        self.Rollback = channel.unary_unary(
+        self.Rollback = channel.stream_stream(
                 '/amusd.v1.DraftService/Rollback',
                 request_serializer=amusd_dot_v1_dot_draft__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=amusd_dot_v1_dot_draft__pb2.RollbackResponse.FromString,
@@ -63,37 +63,40 @@ class DraftServiceServicer:
     def Propose(self, request_iterator, context):
         """Opens a session and drafts without being asked, up to the look-ahead beyond the
         verified position. The first request is an open; advances follow; a close, or the
-        end of the stream, ends the session and frees its cache.
+        end of the stream, ends the session and frees its KV cache.
 
-        An open for which there is no memory now waits in line until other sessions end. Until then
-        the session answers its open, every advance and every rollback with a proposal without
-        tokens; then it drafts from where it is. A line that is full, and a wait that takes too
-        long, end the stream with RESOURCE_EXHAUSTED.
+        A session that finds no KV cache waits until other sessions end. Until then it answers its
+        open, every advance and every rollback with a proposal without tokens; then it drafts from
+        where it is. A full waiting queue, and a wait that takes too long, end the stream with
+        RESOURCE_EXHAUSTED.
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
         in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time, prompt or look-ahead over the
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
         limit), UNAVAILABLE (model loading, service draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Rollback(self, request, context):
-        """Drops everything a session drafted from the corrected token on, in constant time,
-        and goes on from the corrected token in the new epoch.
+    def Rollback(self, request_iterator, context):
+        """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
+        constant time, and goes on from the corrected token in the new epoch.
 
-        Errors: NOT_FOUND (unknown session), FAILED_PRECONDITION (an epoch that is not later
-        than the session's, a position ahead of what was drafted or behind what is verified),
-        INVALID_ARGUMENT (token id outside the vocabulary), UNAVAILABLE.
+        One stream carries the rollbacks of any number of sessions. Each request is answered by one
+        response with its session id and epoch, in the order of the requests. A rollback that is
+        refused is answered with an error, and the stream goes on. The stream is answered while the
+        service drains, too.
+
+        Errors: UNAVAILABLE (model loading, service ending).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDraftInfo(self, request, context):
-        """Says which model drafts, and within what limits.
+        """Returns which model drafts, and within what limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +110,7 @@ def add_DraftServiceServicer_to_server(servicer, server):
                     request_deserializer=amusd_dot_v1_dot_draft__pb2.ProposeRequest.FromString,
                     response_serializer=amusd_dot_v1_dot_draft__pb2.ProposeResponse.SerializeToString,
             ),
-            'Rollback': grpc.unary_unary_rpc_method_handler(
+            'Rollback': grpc.stream_stream_rpc_method_handler(
                     servicer.Rollback,
                     request_deserializer=amusd_dot_v1_dot_draft__pb2.RollbackRequest.FromString,
                     response_serializer=amusd_dot_v1_dot_draft__pb2.RollbackResponse.SerializeToString,
@@ -159,7 +162,7 @@ class DraftService:
             _registered_method=True)
 
     @staticmethod
-    def Rollback(request,
+    def Rollback(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -169,8 +172,8 @@ class DraftService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/amusd.v1.DraftService/Rollback',
             amusd_dot_v1_dot_draft__pb2.RollbackRequest.SerializeToString,

@@ -39,29 +39,32 @@ class DraftServiceStub:
     Propose: _grpc.StreamStreamMultiCallable[_draft_pb2.ProposeRequest, _draft_pb2.ProposeResponse]
     """Opens a session and drafts without being asked, up to the look-ahead beyond the
     verified position. The first request is an open; advances follow; a close, or the
-    end of the stream, ends the session and frees its cache.
+    end of the stream, ends the session and frees its KV cache.
 
-    An open for which there is no memory now waits in line until other sessions end. Until then
-    the session answers its open, every advance and every rollback with a proposal without
-    tokens; then it drafts from where it is. A line that is full, and a wait that takes too
-    long, end the stream with RESOURCE_EXHAUSTED.
+    A session that finds no KV cache waits until other sessions end. Until then it answers its
+    open, every advance and every rollback with a proposal without tokens; then it drafts from
+    where it is. A full waiting queue, and a wait that takes too long, end the stream with
+    RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
     in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time, prompt or look-ahead over the
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
     limit), UNAVAILABLE (model loading, service draining).
     """
-    Rollback: _grpc.UnaryUnaryMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]
-    """Drops everything a session drafted from the corrected token on, in constant time,
-    and goes on from the corrected token in the new epoch.
+    Rollback: _grpc.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]
+    """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
+    constant time, and goes on from the corrected token in the new epoch.
 
-    Errors: NOT_FOUND (unknown session), FAILED_PRECONDITION (an epoch that is not later
-    than the session's, a position ahead of what was drafted or behind what is verified),
-    INVALID_ARGUMENT (token id outside the vocabulary), UNAVAILABLE.
+    One stream carries the rollbacks of any number of sessions. Each request is answered by one
+    response with its session id and epoch, in the order of the requests. A rollback that is
+    refused is answered with an error, and the stream goes on. The stream is answered while the
+    service drains, too.
+
+    Errors: UNAVAILABLE (model loading, service ending).
     """
     GetDraftInfo: _grpc.UnaryUnaryMultiCallable[_draft_pb2.GetDraftInfoRequest, _draft_pb2.GetDraftInfoResponse]
-    """Says which model drafts, and within what limits."""
+    """Returns which model drafts, and within what limits."""
 
 @_typing.type_check_only
 class DraftServiceAsyncStub(DraftServiceStub):
@@ -74,29 +77,32 @@ class DraftServiceAsyncStub(DraftServiceStub):
     Propose: _aio.StreamStreamMultiCallable[_draft_pb2.ProposeRequest, _draft_pb2.ProposeResponse]  # type: ignore[assignment]
     """Opens a session and drafts without being asked, up to the look-ahead beyond the
     verified position. The first request is an open; advances follow; a close, or the
-    end of the stream, ends the session and frees its cache.
+    end of the stream, ends the session and frees its KV cache.
 
-    An open for which there is no memory now waits in line until other sessions end. Until then
-    the session answers its open, every advance and every rollback with a proposal without
-    tokens; then it drafts from where it is. A line that is full, and a wait that takes too
-    long, end the stream with RESOURCE_EXHAUSTED.
+    A session that finds no KV cache waits until other sessions end. Until then it answers its
+    open, every advance and every rollback with a proposal without tokens; then it drafts from
+    where it is. A full waiting queue, and a wait that takes too long, end the stream with
+    RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
     in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time, prompt or look-ahead over the
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
     limit), UNAVAILABLE (model loading, service draining).
     """
-    Rollback: _aio.UnaryUnaryMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]  # type: ignore[assignment]
-    """Drops everything a session drafted from the corrected token on, in constant time,
-    and goes on from the corrected token in the new epoch.
+    Rollback: _aio.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
+    constant time, and goes on from the corrected token in the new epoch.
 
-    Errors: NOT_FOUND (unknown session), FAILED_PRECONDITION (an epoch that is not later
-    than the session's, a position ahead of what was drafted or behind what is verified),
-    INVALID_ARGUMENT (token id outside the vocabulary), UNAVAILABLE.
+    One stream carries the rollbacks of any number of sessions. Each request is answered by one
+    response with its session id and epoch, in the order of the requests. A rollback that is
+    refused is answered with an error, and the stream goes on. The stream is answered while the
+    service drains, too.
+
+    Errors: UNAVAILABLE (model loading, service ending).
     """
     GetDraftInfo: _aio.UnaryUnaryMultiCallable[_draft_pb2.GetDraftInfoRequest, _draft_pb2.GetDraftInfoResponse]  # type: ignore[assignment]
-    """Says which model drafts, and within what limits."""
+    """Returns which model drafts, and within what limits."""
 
 class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
     """Writes proposals with a small model. A session lives as long as its Propose stream.
@@ -112,32 +118,35 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_draft_pb2.ProposeResponse], _abc.AsyncIterator[_draft_pb2.ProposeResponse]]:
         """Opens a session and drafts without being asked, up to the look-ahead beyond the
         verified position. The first request is an open; advances follow; a close, or the
-        end of the stream, ends the session and frees its cache.
+        end of the stream, ends the session and frees its KV cache.
 
-        An open for which there is no memory now waits in line until other sessions end. Until then
-        the session answers its open, every advance and every rollback with a proposal without
-        tokens; then it drafts from where it is. A line that is full, and a wait that takes too
-        long, end the stream with RESOURCE_EXHAUSTED.
+        A session that finds no KV cache waits until other sessions end. Until then it answers its
+        open, every advance and every rollback with a proposal without tokens; then it drafts from
+        where it is. A full waiting queue, and a wait that takes too long, end the stream with
+        RESOURCE_EXHAUSTED.
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
         in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time, prompt or look-ahead over the
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
         limit), UNAVAILABLE (model loading, service draining).
         """
 
     @_abc_1.abstractmethod
     def Rollback(
         self,
-        request: _draft_pb2.RollbackRequest,
+        request_iterator: _MaybeAsyncIterator[_draft_pb2.RollbackRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_draft_pb2.RollbackResponse, _abc.Awaitable[_draft_pb2.RollbackResponse]]:
-        """Drops everything a session drafted from the corrected token on, in constant time,
-        and goes on from the corrected token in the new epoch.
+    ) -> _typing.Union[_abc.Iterator[_draft_pb2.RollbackResponse], _abc.AsyncIterator[_draft_pb2.RollbackResponse]]:
+        """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
+        constant time, and goes on from the corrected token in the new epoch.
 
-        Errors: NOT_FOUND (unknown session), FAILED_PRECONDITION (an epoch that is not later
-        than the session's, a position ahead of what was drafted or behind what is verified),
-        INVALID_ARGUMENT (token id outside the vocabulary), UNAVAILABLE.
+        One stream carries the rollbacks of any number of sessions. Each request is answered by one
+        response with its session id and epoch, in the order of the requests. A rollback that is
+        refused is answered with an error, and the stream goes on. The stream is answered while the
+        service drains, too.
+
+        Errors: UNAVAILABLE (model loading, service ending).
         """
 
     @_abc_1.abstractmethod
@@ -146,6 +155,6 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _draft_pb2.GetDraftInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_draft_pb2.GetDraftInfoResponse, _abc.Awaitable[_draft_pb2.GetDraftInfoResponse]]:
-        """Says which model drafts, and within what limits."""
+        """Returns which model drafts, and within what limits."""
 
 def add_DraftServiceServicer_to_server(servicer: DraftServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,25 +29,25 @@ class _Strategy:
 class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strategy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STRATEGY_UNSPECIFIED: _Strategy.ValueType  # 0
-    """The server's default."""
+    """The server's default, see GetServerInfoResponse.default_strategy."""
     STRATEGY_AUTOREGRESSIVE: _Strategy.ValueType  # 1
     """The verify model alone, one token a pass."""
     STRATEGY_SPECULATIVE: _Strategy.ValueType  # 2
-    """Draft look-ahead tokens, then verify them, in turn."""
+    """Draft as many tokens as the look-ahead, then verify them, in turn."""
     STRATEGY_AMUSD: _Strategy.ValueType  # 3
-    """Draft and verify at the same time, rollback on a mismatch (AMUSD, arXiv 2410.17375)."""
+    """Draft and verify at the same time, with a rollback on a mismatch (AMUSD, arXiv 2410.17375)."""
 
 class Strategy(_Strategy, metaclass=_StrategyEnumTypeWrapper):
     """How a request is decoded. All strategies give the same tokens."""
 
 STRATEGY_UNSPECIFIED: Strategy.ValueType  # 0
-"""The server's default."""
+"""The server's default, see GetServerInfoResponse.default_strategy."""
 STRATEGY_AUTOREGRESSIVE: Strategy.ValueType  # 1
 """The verify model alone, one token a pass."""
 STRATEGY_SPECULATIVE: Strategy.ValueType  # 2
-"""Draft look-ahead tokens, then verify them, in turn."""
+"""Draft as many tokens as the look-ahead, then verify them, in turn."""
 STRATEGY_AMUSD: Strategy.ValueType  # 3
-"""Draft and verify at the same time, rollback on a mismatch (AMUSD, arXiv 2410.17375)."""
+"""Draft and verify at the same time, with a rollback on a mismatch (AMUSD, arXiv 2410.17375)."""
 Global___Strategy: _TypeAlias = Strategy  # noqa: Y015
 
 class _FinishReason:
@@ -59,9 +59,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The verify model wrote an end-of-text token, or one of stop_token_ids."""
+    """The last token is an end-of-text token of the verify model, or one of stop_token_ids."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_tokens were written."""
+    """The output has max_tokens tokens."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an output ended."""
@@ -69,9 +69,9 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The verify model wrote an end-of-text token, or one of stop_token_ids."""
+"""The last token is an end-of-text token of the verify model, or one of stop_token_ids."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_tokens were written."""
+"""The output has max_tokens tokens."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _ReplicaState:
@@ -83,27 +83,31 @@ class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaS
     REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
     """Never sent."""
     REPLICA_STATE_AWAY: _ReplicaState.ValueType  # 1
-    """Out of reach, or not ready."""
+    """Unreachable or not ready."""
     REPLICA_STATE_HEALTHY: _ReplicaState.ValueType  # 2
-    """Takes sessions."""
+    """Takes new sessions."""
     REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 3
-    """Ends, or is no longer listed: takes no new session, those that are open go on."""
+    """Not ready or no longer listed, but with open sessions of this orchestrator. They continue; new
+    sessions are opened elsewhere.
+    """
     REPLICA_STATE_REFUSED: _ReplicaState.ValueType  # 4
-    """Serves something else than its pool, and is not used."""
+    """Serves a model that does not fit its pool; takes no sessions."""
 
 class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper):
-    """What a replica is good for."""
+    """Whether a replica takes sessions."""
 
 REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
 """Never sent."""
 REPLICA_STATE_AWAY: ReplicaState.ValueType  # 1
-"""Out of reach, or not ready."""
+"""Unreachable or not ready."""
 REPLICA_STATE_HEALTHY: ReplicaState.ValueType  # 2
-"""Takes sessions."""
+"""Takes new sessions."""
 REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 3
-"""Ends, or is no longer listed: takes no new session, those that are open go on."""
+"""Not ready or no longer listed, but with open sessions of this orchestrator. They continue; new
+sessions are opened elsewhere.
+"""
 REPLICA_STATE_REFUSED: ReplicaState.ValueType  # 4
-"""Serves something else than its pool, and is not used."""
+"""Serves a model that does not fit its pool; takes no sessions."""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
 @_typing.final
@@ -115,9 +119,9 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Who speaks, as the model's chat template knows it: "system", "user" or "assistant"."""
+    """Role in the model's chat template: "system", "user" or "assistant" for most models."""
     content: _builtins.str
-    """What is said; not empty."""
+    """Text of the message; not empty."""
     def __init__(
         self,
         *,
@@ -134,14 +138,14 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
-    """A conversation, rendered with the verify model's own chat template."""
+    """A conversation. The orchestrator renders it with the verify model's own chat template."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages in order, 1 or more; the assistant's turn comes next."""
+        """The messages in order, 1 or more. The output is the assistant's next message."""
 
     def __init__(
         self,
@@ -158,14 +162,14 @@ Global___Chat: _TypeAlias = Chat  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
-    """A prompt that is tokenized already."""
+    """A tokenized prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids below the verify model's output size, 1 or more."""
+        """1 or more token ids, each below the verify model's output_size."""
 
     def __init__(
         self,
@@ -197,23 +201,26 @@ class GenerateRequest(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text to continue; not empty. Special tokens in it are read as such."""
+    """Plain text to continue; not empty. The names of special tokens in it become special tokens."""
     strategy: Global___Strategy.ValueType
-    """How to decode; unset is the server's default."""
+    """How to decode. Unset: the server's default."""
     max_tokens: _builtins.int
-    """Most tokens to write, 1 or more; with the prompt's at most the context. Unset: the
-    server's default, or as many as fit.
+    """Maximum number of output tokens, 1 or more. Prompt and max_tokens together must fit the
+    context. Unset: the server's default, or fewer if the context has less room.
     """
     temperature: _builtins.float
-    """0 or unset: greedy, the most likely token each time. Above 0 is not served yet."""
+    """Sampling temperature. 0 or unset: greedy decoding. Values above 0 are refused."""
     lookahead: _builtins.int
-    """Proposed tokens beyond the verified position: the look-ahead k of SPECULATIVE, the limit
-    on run-ahead of AMUSD. 1 to the server's limit; unset: the server's default.
+    """Proposed tokens beyond the verified position: for SPECULATIVE the number of tokens drafted a
+    round, for AMUSD the upper limit of the run-ahead. 1 to the server's max_lookahead. Unset: the
+    server's default for the strategy.
     """
     ignore_eos: _builtins.bool
-    """Go on after the model's own end-of-text tokens (for measurements). Default false."""
+    """Continue after the model's end-of-text tokens, for measurements. Default false."""
     timeline: _builtins.bool
-    """Record when every message came and went, and send it with the completion. Default false."""
+    """Record all messages of the generation with their times, and send the record with the
+    completion. Default false.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation to answer."""
@@ -224,7 +231,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end the output, beside the model's own; the last one is part of it."""
+        """Token ids that end the output, in addition to the model's end-of-text tokens. The output
+        includes the token that ends it. Empty: only the model's own.
+        """
 
     def __init__(
         self,
@@ -265,7 +274,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """One message of the answer: a chunk, or at last the completion."""
+    """One message of a response stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -277,7 +286,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def completion(self) -> Global___Completion:
-        """The end of the answer."""
+        """The end of the output; the last message of the stream."""
 
     def __init__(
         self,
@@ -297,15 +306,15 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
-    """Tokens that became final together."""
+    """Output tokens that became final."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Their text without special tokens. A character whose bytes are not complete yet comes
-    with a later chunk, so this may be empty. The texts in order are the whole output.
+    """Their text, without special tokens. A character whose last bytes are still missing comes with a
+    later chunk or the completion, so the text may be empty. All texts joined are the whole output.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -327,7 +336,7 @@ Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
 @_typing.final
 class Completion(_message.Message):
-    """The end of an answer."""
+    """The end of an output."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,16 +348,16 @@ class Completion(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
-    """Text that was held back because it ended in the middle of a character; mostly empty."""
+    """Remaining text: an incomplete character at the end of the output, as U+FFFD. Mostly empty."""
     session_id: _builtins.str
-    """Name of the session, as it stands in the services' logs."""
+    """Name of the session in the logs and traces of all services."""
     @_builtins.property
     def statistics(self) -> Global___Statistics:
-        """What it took."""
+        """Counts and times of the generation."""
 
     @_builtins.property
     def timeline(self) -> Global___Timeline:
-        """What happened when; set if the request asked for it."""
+        """Record of the messages; set if the request asked for it."""
 
     def __init__(
         self,
@@ -369,9 +378,9 @@ Global___Completion: _TypeAlias = Completion  # noqa: Y015
 
 @_typing.final
 class Timeline(_message.Message):
-    """The messages between the orchestrator and the services in one generation, and when each came or
-    went. The times of the devices' work are in them (Proposal.steps, Verdict.passes), by the clocks
-    of their own hosts.
+    """The messages between the orchestrator and the two services in one generation, with their times.
+    The messages also carry the times at which the devices worked (Proposal.steps, Verdict.passes),
+    by the clocks of their own hosts.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -380,12 +389,16 @@ class Timeline(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     IS_TRUNCATED_FIELD_NUMBER: _builtins.int
     started_unix_nanos: _builtins.int
-    """When the request arrived, in nanoseconds since 1970 by the clock of the orchestrator's host."""
+    """Arrival of the request, in nanoseconds since 1970-01-01 UTC by the clock of the orchestrator's
+    host.
+    """
     is_truncated: _builtins.bool
-    """Whether the generation went on after the last event, for there was too much to record."""
+    """Whether later events were left out because the record was full."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]:
-        """In the order in which they happened; what was sent follows what called for it."""
+        """The events in the order in which they happened. A message that was sent follows the one that
+        caused it.
+        """
 
     def __init__(
         self,
@@ -404,7 +417,7 @@ Global___Timeline: _TypeAlias = Timeline  # noqa: Y015
 
 @_typing.final
 class TimelineEvent(_message.Message):
-    """A message that the orchestrator took up or sent."""
+    """A message that the orchestrator processed or sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -415,14 +428,14 @@ class TimelineEvent(_message.Message):
     ADVANCE_FIELD_NUMBER: _builtins.int
     ROLLBACK_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
-    """When, in seconds since the request's arrival, by the orchestrator's clock."""
+    """Seconds since the arrival of the request, by the orchestrator's clock."""
     @_builtins.property
     def proposal(self) -> _draft_pb2.Proposal:
-        """Taken up from the draft service, one of an old epoch included."""
+        """Received from the draft service; may be of an old epoch."""
 
     @_builtins.property
     def verdict(self) -> _verify_pb2.Verdict:
-        """Taken up from the verify service."""
+        """Received from the verify service."""
 
     @_builtins.property
     def forward(self) -> _verify_pb2.VerifyProposals:
@@ -434,7 +447,7 @@ class TimelineEvent(_message.Message):
 
     @_builtins.property
     def rollback(self) -> _draft_pb2.RollbackRequest:
-        """Sent to the draft service; session_id is left out."""
+        """Sent to the draft service; session_id is empty."""
 
     def __init__(
         self,
@@ -458,14 +471,14 @@ Global___TimelineEvent: _TypeAlias = TimelineEvent  # noqa: Y015
 
 @_typing.final
 class PositionAcceptance(_message.Message):
-    """How the proposals at one place within a pass fared."""
+    """Acceptance at one position within a pass."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_CHECKED_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
     num_checked: _builtins.int
-    """Proposals at this place that were compared with the verify model's token."""
+    """Proposed tokens at this position that were compared with the verify model's token."""
     num_accepted: _builtins.int
     """How many of them were right, 0 to num_checked."""
     def __init__(
@@ -484,7 +497,7 @@ Global___PositionAcceptance: _TypeAlias = PositionAcceptance  # noqa: Y015
 
 @_typing.final
 class SourceAcceptance(_message.Message):
-    """How the proposals of one source fared."""
+    """Acceptance of one draft source."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,9 +506,9 @@ class SourceAcceptance(_message.Message):
     NUM_CHECKED_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
     source: _model_pb2.DraftSource.ValueType
-    """What wrote them."""
+    """The source."""
     num_drafted: _builtins.int
-    """Tokens of this source that were proposed."""
+    """Tokens that it proposed, 1 or more."""
     num_checked: _builtins.int
     """How many of them were compared with the verify model's token, 0 to num_drafted."""
     num_accepted: _builtins.int
@@ -518,7 +531,7 @@ Global___SourceAcceptance: _TypeAlias = SourceAcceptance  # noqa: Y015
 
 @_typing.final
 class Statistics(_message.Message):
-    """What one generation took."""
+    """Counts and times of one generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -546,49 +559,49 @@ class Statistics(_message.Message):
     num_output_tokens: _builtins.int
     """Tokens of the output."""
     wall_seconds: _builtins.float
-    """From the request's arrival to its last token, in seconds."""
+    """Seconds from the arrival of the request to its last token."""
     time_to_first_token_seconds: _builtins.float
-    """From the request's arrival to its first token, in seconds."""
+    """Seconds from the arrival of the request to its first token."""
     num_passes: _builtins.int
-    """ModelRunner of the verify model, the prompt's counted as one."""
+    """Passes of the verify model. The prefill of the prompt counts as one."""
     num_drafted: _builtins.int
-    """Tokens that the draft proposed: num_accepted + num_rejected + num_wasted."""
+    """Tokens that the draft service proposed: num_accepted + num_rejected + num_wasted."""
     num_accepted: _builtins.int
-    """Proposed tokens that the verify model wrote as well."""
+    """Proposed tokens that equal the verify model's token."""
     num_rejected: _builtins.int
-    """Proposed tokens where the verify model wrote another."""
+    """Proposed tokens that differ from the verify model's token."""
     num_wasted: _builtins.int
-    """Proposed tokens that were never compared: they followed a rejected one, were in flight
-    when it was found, or were left over at the end.
+    """Proposed tokens that were never compared: they followed a rejected token, or the output ended
+    before they were checked.
     """
     num_rollbacks: _builtins.int
     """Rollbacks of the draft."""
     tokens_per_pass: _builtins.float
-    """Output tokens per pass, 1 or more."""
+    """num_output_tokens / num_passes, 1 or more."""
     acceptance_rate: _builtins.float
-    """num_accepted / (num_accepted + num_rejected), 0 to 1: how often a proposed token whose
-    predecessors were right is right. 0 if nothing was proposed.
+    """num_accepted / (num_accepted + num_rejected), 0 to 1: the probability that a proposed token is
+    right if all proposed tokens before it are right. 0 if nothing was compared.
     """
     draft_busy_seconds: _builtins.float
-    """Time the draft device spent on this session, in seconds."""
+    """Seconds that the draft device worked for this session: its share of shared steps."""
     verify_busy_seconds: _builtins.float
-    """Time the verify device spent on this session, in seconds."""
+    """Seconds that the verify device worked for this session: its share of shared passes."""
     strategy: Global___Strategy.ValueType
-    """The strategy that was used."""
+    """The strategy of the generation."""
     fallback_reason: _builtins.str
-    """Why the session went on without its draft, in words; empty if it did not."""
+    """Why the generation continued without its draft. Empty: it did not lose its draft."""
     num_cached_prompt_tokens: _builtins.int
-    """Tokens of the prompt that the verify model did not have to compute, for another session
-    began with the same; at most num_prompt_tokens.
-    """
+    """Tokens of the prompt that came from the verify service's prefix cache, 0 to num_prompt_tokens."""
     @_builtins.property
     def acceptance_per_position(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionAcceptance]:
-        """By place within a pass, from the first proposal on."""
+        """Acceptance by position within a pass, from the first proposed token on. A proposal for a token
+        that was already final when it arrived is in no pass, and is not counted here.
+        """
 
     @_builtins.property
     def acceptance_per_source(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceAcceptance]:
-        """By source, for each that proposed something. Over all sources num_drafted and num_accepted
-        add up to those above, and num_checked to num_accepted + num_rejected.
+        """Acceptance by source, for each source that proposed tokens. num_drafted and num_accepted add up
+        to the totals above, num_checked to num_accepted + num_rejected.
         """
 
     def __init__(
@@ -624,7 +637,7 @@ Global___Statistics: _TypeAlias = Statistics  # noqa: Y015
 
 @_typing.final
 class Replica(_message.Message):
-    """One of the equal services of a pool, as this orchestrator sees it."""
+    """One replica of a pool, as this orchestrator sees it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -635,17 +648,17 @@ class Replica(_message.Message):
     NUM_OPENED_SESSIONS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """Where it is, as host:port."""
+    """Address as host:port."""
     state: Global___ReplicaState.ValueType
-    """Whether it is used."""
+    """Whether the replica takes sessions."""
     num_sessions: _builtins.int
-    """Sessions that are open or wait there, those of other orchestrators too, as far as is known."""
+    """Open and waiting sessions there, an estimate that includes other orchestrators."""
     num_own_sessions: _builtins.int
-    """How many of them are this orchestrator's."""
+    """How many of them belong to this orchestrator."""
     num_opened_sessions: _builtins.int
-    """Sessions that this orchestrator has opened there since it began to list the replica."""
+    """Sessions that this orchestrator has opened there since it first listed the replica."""
     reason: _builtins.str
-    """Why it is not used, in words; empty if it is."""
+    """Why the replica takes no sessions. Empty: it takes sessions."""
     def __init__(
         self,
         *,
@@ -666,7 +679,7 @@ Global___Replica: _TypeAlias = Replica  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
-    """Asks for the server's models and limits."""
+    """Asks for the models, limits and replicas of the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -683,7 +696,7 @@ Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
 class GetServerInfoResponse(_message.Message):
-    """The server's models and limits."""
+    """The models, limits, defaults and replicas of the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -699,27 +712,27 @@ class GetServerInfoResponse(_message.Message):
     VERIFY_REPLICAS_FIELD_NUMBER: _builtins.int
     DRAFT_REPLICAS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the orchestrator."""
+    """Version of the orchestrator, for example "0.1.0"."""
     default_strategy: Global___Strategy.ValueType
-    """The strategy of a request that names none."""
+    """The strategy of a request that sets none."""
     default_max_tokens: _builtins.int
-    """Most tokens to write if a request does not say, 1 or more."""
+    """max_tokens of a request that sets none, 1 or more."""
     default_speculative_lookahead: _builtins.int
-    """Look-ahead of SPECULATIVE and of AMUSD if a request does not say, 1 or more each."""
+    """Look-ahead of SPECULATIVE for a request that sets none, in tokens, 1 or more."""
     default_amusd_lookahead: _builtins.int
-    """See default_speculative_lookahead."""
+    """Look-ahead of AMUSD for a request that sets none, in tokens, 1 or more."""
     @_builtins.property
     def verify_model(self) -> _model_pb2.ModelInfo:
-        """The model that decides the output."""
+        """The verify model, which decides the output."""
 
     @_builtins.property
     def draft_model(self) -> _model_pb2.ModelInfo:
-        """The model that drafts; unset if there is none."""
+        """The draft model. Unset: no draft replica was found yet, or no draft pool is configured."""
 
     @_builtins.property
     def limits(self) -> _model_pb2.ServiceLimits:
-        """Sessions at once, longest sequence and look-ahead. Of several replicas the sessions add up,
-        and of the others the smallest counts.
+        """Limits over all usable replicas: max_sessions and max_waiting are sums, max_context and
+        max_lookahead are the smallest. max_sessions is at most the orchestrator's own limit.
         """
 
     @_builtins.property
@@ -728,11 +741,11 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def verify_replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
-        """The verify services that are listed, in the order of their addresses."""
+        """Replicas of the verify pool, sorted by address."""
 
     @_builtins.property
     def draft_replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
-        """The draft services that are listed, in the order of their addresses."""
+        """Replicas of the draft pool, sorted by address. Empty: no draft pool, or no replica found."""
 
     def __init__(
         self,

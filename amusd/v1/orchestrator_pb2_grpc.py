@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class OrchestratorServiceStub:
-    """What clients call: text in, the verify model's own text out.
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
     """
 
     def __init__(self, channel):
@@ -48,27 +49,31 @@ class OrchestratorServiceStub:
 
 
 class OrchestratorServiceServicer:
-    """What clients call: text in, the verify model's own text out.
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
     """
 
     def Generate(self, request, context):
-        """Generates the continuation of a prompt: chunks as tokens become final, then one
-        completion as the last message. Cancelling the call, or its deadline, ends the session
-        in all services at once.
+        """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
+        final, then one completion as its last message. If the client cancels the call, or its deadline
+        passes, the session ends in all services at once.
 
-        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context,
-        max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
-        UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
-        template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
-        service can be used).
+        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
+        below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
+        that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+        without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
+        a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
+        not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
+        replica, verify replica lost, no verdict in time).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Says which models this server decodes with, within what limits and how.
+        """Returns the models, limits, defaults and replicas of this orchestrator.
+
+        Errors: UNAVAILABLE (starting).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +101,8 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrchestratorService:
-    """What clients call: text in, the verify model's own text out.
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
     """
 
     @staticmethod

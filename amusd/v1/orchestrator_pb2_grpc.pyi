@@ -27,49 +27,63 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrchestratorServiceStub:
-    """What clients call: text in, the verify model's own text out."""
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]
-    """Generates the continuation of a prompt: chunks as tokens become final, then one
-    completion as the last message. Cancelling the call, or its deadline, ends the session
-    in all services at once.
+    """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
+    final, then one completion as its last message. If the client cancels the call, or its deadline
+    passes, the session ends in all services at once.
 
-    Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context,
-    max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
-    UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
-    template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
-    service can be used).
+    Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
+    below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
+    that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+    without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
+    a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
+    not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
+    replica, verify replica lost, no verdict in time).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
-    """Says which models this server decodes with, within what limits and how."""
+    """Returns the models, limits, defaults and replicas of this orchestrator.
+
+    Errors: UNAVAILABLE (starting).
+    """
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
-    """What clients call: text in, the verify model's own text out."""
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates the continuation of a prompt: chunks as tokens become final, then one
-    completion as the last message. Cancelling the call, or its deadline, ends the session
-    in all services at once.
+    """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
+    final, then one completion as its last message. If the client cancels the call, or its deadline
+    passes, the session ends in all services at once.
 
-    Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context,
-    max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
-    UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
-    template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
-    service can be used).
+    Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
+    below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
+    that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+    without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
+    a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
+    not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
+    replica, verify replica lost, no verdict in time).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """Says which models this server decodes with, within what limits and how."""
+    """Returns the models, limits, defaults and replicas of this orchestrator.
+
+    Errors: UNAVAILABLE (starting).
+    """
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What clients call: text in, the verify model's own text out."""
+    """The service that clients call. It sends a prompt through speculative decoding with a draft and a
+    verify service. The output is the verify model's greedy output, token for token.
+    """
 
     @_abc_1.abstractmethod
     def Generate(
@@ -77,16 +91,17 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.GenerateResponse], _abc.AsyncIterator[_orchestrator_pb2.GenerateResponse]]:
-        """Generates the continuation of a prompt: chunks as tokens become final, then one
-        completion as the last message. Cancelling the call, or its deadline, ends the session
-        in all services at once.
+        """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
+        final, then one completion as its last message. If the client cancels the call, or its deadline
+        passes, the session ends in all services at once.
 
-        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context,
-        max_tokens below 1, token id outside the vocabulary, unknown strategy or role),
-        UNIMPLEMENTED (temperature above 0, text or chat for a model without tokenizer or chat
-        template), FAILED_PRECONDITION (a strategy that needs a draft where there is none),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time), DEADLINE_EXCEEDED, UNAVAILABLE (no verify
-        service can be used).
+        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
+        below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
+        that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+        without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
+        a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
+        not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
+        replica, verify replica lost, no verdict in time).
         """
 
     @_abc_1.abstractmethod
@@ -95,6 +110,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.GetServerInfoResponse, _abc.Awaitable[_orchestrator_pb2.GetServerInfoResponse]]:
-        """Says which models this server decodes with, within what limits and how."""
+        """Returns the models, limits, defaults and replicas of this orchestrator.
+
+        Errors: UNAVAILABLE (starting).
+        """
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,7 +34,7 @@ class VerifyRequest(_message.Message):
 
     @_builtins.property
     def proposals(self) -> Global___VerifyProposals:
-        """Tokens to check, or a request for a plain pass."""
+        """Tokens to check, or a request for a pass without proposals."""
 
     @_builtins.property
     def close(self) -> Global___VerifyClose:
@@ -59,7 +59,7 @@ Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
 
 @_typing.final
 class VerifyOpen(_message.Message):
-    """Opens a verifying session in epoch 0."""
+    """Opens a verifying session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -68,6 +68,7 @@ class VerifyOpen(_message.Message):
     MAX_POSITION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    RECORD_TIMES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     max_position: _builtins.int
@@ -80,6 +81,8 @@ class VerifyOpen(_message.Message):
     """Fingerprint of the vocabulary that the tokens are of; the session is refused if the
     model's is another (the service came back with another model). Empty: not checked.
     """
+    record_times: _builtins.bool
+    """Whether verdicts say when their passes ran. Unset: they do not."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
@@ -92,10 +95,11 @@ class VerifyOpen(_message.Message):
         max_position: _builtins.int = ...,
         epoch: _builtins.int = ...,
         vocabulary_fingerprint: _builtins.str = ...,
+        record_times: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_position", b"max_position", "session_id", b"session_id", "token_ids", b"token_ids", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,8 +124,8 @@ class VerifyProposals(_message.Message):
     with them; a token that differs ends its epoch. Beyond the last known token it is a gap.
     """
     max_checked: _builtins.int
-    """Most tokens that a pass of this session checks from now on, what is over waits for the
-    next one; 0 means the service's max_lookahead.
+    """Most proposed tokens that a pass of this session checks from now on; further ones wait for
+    the next pass. 0 means the service's max_lookahead.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -171,7 +175,7 @@ class VerifyResponse(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def verdict(self) -> Global___Verdict:
-        """What a pass found."""
+        """The outcome of a pass."""
 
     def __init__(
         self,
@@ -212,22 +216,21 @@ class Verdict(_message.Message):
     next_token_id: _builtins.int
     """The verify model's token for position + num_accepted."""
     pass_seconds: _builtins.float
-    """Time the pass took on the device, the prompt's passes included in the first, in seconds:
-    the whole time, however many sessions shared it.
+    """Time of the passes since the last verdict, prefill included, in seconds: the whole time,
+    however many sessions shared them.
     """
     device_seconds: _builtins.float
-    """This session's share of the time that passes took on the device since the last verdict, its
-    prompt's included, in seconds: a shared pass counts by the tokens that each session brought
-    to it. 0: an older service, which does not share passes.
+    """This session's share of pass_seconds, in seconds: a shared pass counts by the tokens that each
+    session brought to it.
     """
     num_cached_tokens: _builtins.int
-    """Tokens of the prompt that did not have to be computed, for another session began with the
-    same; set in the first verdict only.
+    """Tokens of the prompt that were copied from another session's KV cache instead of computed; set
+    in the first verdict only.
     """
     @_builtins.property
     def passes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.DeviceTime]:
         """When the passes in pass_seconds ran, in order; the last one led to this verdict, those before
-        it read pieces of the prompt. Empty: an older service.
+        it computed chunks of the prompt. Empty unless the session was opened with record_times.
         """
 
     def __init__(
@@ -293,7 +296,7 @@ class GetVerifyInfoResponse(_message.Message):
 
     @_builtins.property
     def cache(self) -> _model_pb2.CacheUsage:
-        """Memory for keys and values."""
+        """The KV cache."""
 
     def __init__(
         self,

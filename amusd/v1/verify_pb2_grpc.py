@@ -56,28 +56,26 @@ class VerifyServiceServicer:
     """
 
     def Verify(self, request_iterator, context):
-        """Opens a session, reads its prompt, and answers with a verdict for the first output token.
-        After that every pass checks whatever has arrived since the last one and yields one
-        verdict. A close, or the end of the stream, ends the session and frees its cache.
+        """Opens a session, computes its prompt, and answers with a verdict for the first output token.
+        After that every pass checks all proposals that have arrived since the last one and yields
+        one verdict. A close, or the end of the stream, ends the session and frees its KV cache.
 
-        An open for which there is no memory now waits in line until other sessions end; what is
-        proposed meanwhile waits with it. A line that is full, and a wait that takes too long, end
-        the stream with RESOURCE_EXHAUSTED.
+        A session that finds no KV cache waits until other sessions end; its proposals wait with it.
+        A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
-        each other),
-        ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time, context or proposed tokens over
-        the limit),
-        UNAVAILABLE (model loading, service draining).
+        each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
+        a gap),
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
+        the limit), UNAVAILABLE (model loading, service draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVerifyInfo(self, request, context):
-        """Says which model verifies, and within what limits.
+        """Returns which model verifies, and within what limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,24 +37,22 @@ class VerifyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VerifyServiceAsyncStub: ...
     Verify: _grpc.StreamStreamMultiCallable[_verify_pb2.VerifyRequest, _verify_pb2.VerifyResponse]
-    """Opens a session, reads its prompt, and answers with a verdict for the first output token.
-    After that every pass checks whatever has arrived since the last one and yields one
-    verdict. A close, or the end of the stream, ends the session and frees its cache.
+    """Opens a session, computes its prompt, and answers with a verdict for the first output token.
+    After that every pass checks all proposals that have arrived since the last one and yields
+    one verdict. A close, or the end of the stream, ends the session and frees its KV cache.
 
-    An open for which there is no memory now waits in line until other sessions end; what is
-    proposed meanwhile waits with it. A line that is full, and a wait that takes too long, end
-    the stream with RESOURCE_EXHAUSTED.
+    A session that finds no KV cache waits until other sessions end; its proposals wait with it.
+    A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other),
-    ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time, context or proposed tokens over
-    the limit),
-    UNAVAILABLE (model loading, service draining).
+    each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
+    a gap),
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
+    the limit), UNAVAILABLE (model loading, service draining).
     """
     GetVerifyInfo: _grpc.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]
-    """Says which model verifies, and within what limits."""
+    """Returns which model verifies, and within what limits."""
 
 @_typing.type_check_only
 class VerifyServiceAsyncStub(VerifyServiceStub):
@@ -65,24 +63,22 @@ class VerifyServiceAsyncStub(VerifyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Verify: _aio.StreamStreamMultiCallable[_verify_pb2.VerifyRequest, _verify_pb2.VerifyResponse]  # type: ignore[assignment]
-    """Opens a session, reads its prompt, and answers with a verdict for the first output token.
-    After that every pass checks whatever has arrived since the last one and yields one
-    verdict. A close, or the end of the stream, ends the session and frees its cache.
+    """Opens a session, computes its prompt, and answers with a verdict for the first output token.
+    After that every pass checks all proposals that have arrived since the last one and yields
+    one verdict. A close, or the end of the stream, ends the session and frees its KV cache.
 
-    An open for which there is no memory now waits in line until other sessions end; what is
-    proposed meanwhile waits with it. A line that is full, and a wait that takes too long, end
-    the stream with RESOURCE_EXHAUSTED.
+    A session that finds no KV cache waits until other sessions end; its proposals wait with it.
+    A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other),
-    ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
-    RESOURCE_EXHAUSTED (too many sessions, no memory in time, context or proposed tokens over
-    the limit),
-    UNAVAILABLE (model loading, service draining).
+    each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
+    a gap),
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
+    the limit), UNAVAILABLE (model loading, service draining).
     """
     GetVerifyInfo: _aio.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]  # type: ignore[assignment]
-    """Says which model verifies, and within what limits."""
+    """Returns which model verifies, and within what limits."""
 
 class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Checks proposals with the large model, which alone decides the output. A session lives as
@@ -96,21 +92,19 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_verify_pb2.VerifyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verify_pb2.VerifyResponse], _abc.AsyncIterator[_verify_pb2.VerifyResponse]]:
-        """Opens a session, reads its prompt, and answers with a verdict for the first output token.
-        After that every pass checks whatever has arrived since the last one and yields one
-        verdict. A close, or the end of the stream, ends the session and frees its cache.
+        """Opens a session, computes its prompt, and answers with a verdict for the first output token.
+        After that every pass checks all proposals that have arrived since the last one and yields
+        one verdict. A close, or the end of the stream, ends the session and frees its KV cache.
 
-        An open for which there is no memory now waits in line until other sessions end; what is
-        proposed meanwhile waits with it. A line that is full, and a wait that takes too long, end
-        the stream with RESOURCE_EXHAUSTED.
+        A session that finds no KV cache waits until other sessions end; its proposals wait with it.
+        A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
-        each other),
-        ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a gap),
-        RESOURCE_EXHAUSTED (too many sessions, no memory in time, context or proposed tokens over
-        the limit),
-        UNAVAILABLE (model loading, service draining).
+        each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
+        a gap),
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
+        the limit), UNAVAILABLE (model loading, service draining).
         """
 
     @_abc_1.abstractmethod
@@ -119,6 +113,6 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _verify_pb2.GetVerifyInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_verify_pb2.GetVerifyInfoResponse, _abc.Awaitable[_verify_pb2.GetVerifyInfoResponse]]:
-        """Says which model verifies, and within what limits."""
+        """Returns which model verifies, and within what limits."""
 
 def add_VerifyServiceServicer_to_server(servicer: VerifyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""What becomes of a timeline: work in order on both devices, idle time, overlap, clocks."""
+"""Device timelines: work in order on both devices, idle time, overlap, clocks."""
 
 import dataclasses
 import math
@@ -35,12 +35,12 @@ FIRST = Verdict(0, 2, 0, 0, 5)
 
 
 def worked(*starts_ms: int, seconds: float = 0.001) -> tuple[DeviceTime, ...]:
-    """Work that began so many milliseconds after the request."""
+    """Return work that started so many milliseconds after the request."""
     return tuple(DeviceTime(STARTED_UNIX_NANOS + 1_000_000 * one, seconds) for one in starts_ms)
 
 
-def lanes_from(*messages: tuple[float, Message]) -> DeviceTimelines:
-    """Return the devices of messages and their milliseconds."""
+def devices_of(*messages: tuple[float, Message]) -> DeviceTimelines:
+    """Return the device timelines of messages, each with its time in milliseconds."""
     events = tuple(TimelineEvent(1e-3 * at_ms, message) for at_ms, message in messages)
     return device_timelines(Timeline(STARTED_UNIX_NANOS, events))
 
@@ -90,9 +90,9 @@ def test_gaps_are_the_seconds_that_nothing_covers(some: list[int], end: int) -> 
 # Kinds of work
 
 
-def test_the_last_steps_of_a_proposal_wrote_its_tokens() -> None:
+def test_the_last_steps_of_a_proposal_drafted_its_tokens() -> None:
     draft, verify = kinds(
-        lanes_from(
+        devices_of(
             (4, Proposal(0, 2, (5, 6), num_steps=3, steps=worked(1, 2, 3))),
             (5, replace(FIRST, passes=worked(1, 4))),
             (7, Proposal(0, 4, (8,), num_steps=2, steps=worked(5, 6))),
@@ -100,49 +100,49 @@ def test_the_last_steps_of_a_proposal_wrote_its_tokens() -> None:
             (9, Rollback(1, 5, 9)),
         )
     )
-    assert draft == [Kind.PROMPT, Kind.ACCEPTED, Kind.ACCEPTED, Kind.WASTED, Kind.REJECTED]
-    assert verify == [Kind.PROMPT, Kind.PROMPT, Kind.CORRECTED]
+    assert draft == [Kind.PREFILL, Kind.ACCEPTED, Kind.ACCEPTED, Kind.WASTED, Kind.REJECTED]
+    assert verify == [Kind.PREFILL, Kind.PREFILL, Kind.CORRECTED]
 
 
-def test_a_look_up_has_the_fate_of_its_first_token() -> None:
+def test_a_lookup_has_the_outcome_of_its_first_token() -> None:
     found = Proposal(0, 3, (6, 7, 8), source=DraftSource.LOOKUP, steps=worked(2))
     verdict = Verdict(0, 3, 3, 1, 9, passes=worked(4))
-    draft, verify = kinds(lanes_from((1, FIRST), (3, found), (6, verdict)))
+    draft, verify = kinds(devices_of((1, FIRST), (3, found), (6, verdict)))
     assert draft == [Kind.ACCEPTED]
     assert verify == [Kind.CORRECTED]
 
 
-def test_passes_are_told_apart_by_what_they_checked() -> None:
+def test_the_kind_of_a_pass_depends_on_what_it_checked() -> None:
     _, verify = kinds(
-        lanes_from(
+        devices_of(
             (1, replace(FIRST, passes=worked(0))),
             (3, Verdict(0, 3, 0, 0, 6, passes=worked(2))),
             (4, Proposal(0, 4, (7, 8))),
             (6, Verdict(0, 4, 2, 2, 9, passes=worked(5))),
         )
     )
-    assert verify == [Kind.PROMPT, Kind.PLAIN, Kind.CONFIRMED]
+    assert verify == [Kind.PREFILL, Kind.AUTOREGRESSIVE, Kind.CONFIRMED]
 
 
-def test_a_step_that_found_nothing_says_so() -> None:
-    draft, _ = kinds(lanes_from((3, Proposal(0, 2, (), num_steps=2, steps=worked(1, 2)))))
-    assert draft == [Kind.PROMPT, Kind.NOTHING]
+def test_a_step_without_a_token_is_an_empty_proposal() -> None:
+    draft, _ = kinds(devices_of((3, Proposal(0, 2, (), num_steps=2, steps=worked(1, 2)))))
+    assert draft == [Kind.PREFILL, Kind.EMPTY]
 
 
-def test_an_older_service_that_says_no_times_leaves_its_lane_empty() -> None:
-    devices = lanes_from((1, FIRST), (2, Proposal(0, 3, (6,), 0.001, 1)))
+def test_a_service_that_reports_no_times_has_an_empty_timeline() -> None:
+    devices = devices_of((1, FIRST), (2, Proposal(0, 3, (6,), 0.001, 1)))
     assert kinds(devices) == ([], [])
     assert devices.verify.idle == (Span(0.0, 0.002),)
 
 
-def test_an_empty_timeline_has_empty_lanes() -> None:
-    devices = lanes_from()
+def test_an_empty_timeline_has_no_work() -> None:
+    devices = devices_of()
     assert kinds(devices) == ([], [])
     assert (devices.ended_seconds, devices.overlap_seconds) == (0.0, 0.0)
 
 
 def test_a_checked_proposal_is_tied_to_the_pass_over_its_first_token() -> None:
-    devices = lanes_from(
+    devices = devices_of(
         (1, replace(FIRST, passes=worked(0))),
         (3, Proposal(0, 3, (6,), steps=worked(2))),
         (3, Forward(0, 3, (6,))),
@@ -181,7 +181,7 @@ def shifted(timeline: Timeline, draft_seconds: float, verify_seconds: float) -> 
 
 @laws
 @given(mishaps(), schedules())
-def test_clocks_that_agree_are_left_alone(setup: Setup, schedule: Schedule) -> None:
+def test_clocks_that_agree_are_not_shifted(setup: Setup, schedule: Schedule) -> None:
     timeline = timeline_of(Simulation(replace(setup, num_repeats=0)), schedule)
     devices = device_timelines(timeline)
     assert devices.draft.clock_shift_seconds == devices.verify.clock_shift_seconds == 0.0
@@ -221,7 +221,7 @@ def test_a_clock_that_is_far_off_is_brought_back_to_where_messages_allow(ahead: 
 def test_a_clock_that_was_set_back_in_between_makes_nothing_overlap() -> None:
     first = replace(FIRST, passes=worked(0, seconds=0.002))
     second = Verdict(0, 3, 0, 0, 6, passes=worked(1, seconds=0.002))
-    devices = lanes_from((3, first), (6, second))
+    devices = devices_of((3, first), (6, second))
     assert [dataclasses.astuple(one.span) for one in devices.verify.works] == [
         pytest.approx((0.0, 0.002)),
         pytest.approx((0.002, 0.003)),

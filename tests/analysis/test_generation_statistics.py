@@ -1,4 +1,4 @@
-"""What the recorder makes of the events it is told of."""
+"""Statistics from the events that the recorder receives."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def summary_of(*verdicts: Verdict) -> Statistics:
     return recorder.summary(Ledger([10, 11]), num_output_tokens=0, now_seconds=101.0)
 
 
-def test_acceptance_is_counted_by_place_in_a_pass() -> None:
+def test_acceptance_is_counted_per_position_in_a_pass() -> None:
     assert summary_of(checked(3, 3), checked(2, 1), checked(3, 2)).acceptance_per_position == (
         PositionAcceptance(3, 3),
         PositionAcceptance(3, 2),
@@ -37,11 +37,11 @@ def test_acceptance_is_counted_by_place_in_a_pass() -> None:
     )
 
 
-def test_what_follows_the_first_wrong_token_was_not_compared() -> None:
+def test_tokens_after_the_first_rejected_one_do_not_count() -> None:
     assert summary_of(checked(4, 0)).acceptance_per_position == (PositionAcceptance(1, 0),)
 
 
-def test_a_plain_pass_compares_nothing() -> None:
+def test_an_autoregressive_pass_compares_nothing() -> None:
     assert summary_of(checked(0, 0)).acceptance_per_position == ()
 
 
@@ -55,7 +55,7 @@ def test_busy_times_add_up() -> None:
     assert (summary.draft_busy_seconds, summary.verify_busy_seconds) == (0.75, 1.0)
 
 
-def test_of_a_shared_device_a_session_counts_its_share_of_the_time() -> None:
+def test_a_session_counts_its_share_of_a_shared_pass() -> None:
     recorder = StatisticsRecorder(started_seconds=0.0)
     recorder.proposal(Proposal(0, 2, (20,), draft_seconds=0.5, num_steps=1, device_seconds=0.125))
     recorder.verdict(dataclasses.replace(checked(1, 1), device_seconds=0.25))
@@ -63,7 +63,7 @@ def test_of_a_shared_device_a_session_counts_its_share_of_the_time() -> None:
     assert (summary.draft_busy_seconds, summary.verify_busy_seconds) == (0.125, 0.25)
 
 
-def test_what_the_verify_model_did_not_have_to_compute_is_told() -> None:
+def test_cached_prompt_tokens_are_counted() -> None:
     assert summary_of(checked(0, 0)).num_cached_prompt_tokens == 0
     first = dataclasses.replace(checked(0, 0), num_cached=7)
     assert summary_of(first, checked(1, 0)).num_cached_prompt_tokens == 7
@@ -86,7 +86,7 @@ def test_rates_are_0_where_nothing_was_counted() -> None:
     assert (summary.tokens_per_pass, summary.acceptance_rate) == (0.0, 0.0)
 
 
-def test_why_the_draft_was_lost_is_told() -> None:
+def test_the_reason_for_a_lost_draft_is_kept() -> None:
     recorder = StatisticsRecorder(0.0, fallback_reason="it died")
     assert recorder.summary(Ledger([10]), 0, 1.0).fallback_reason == "it died"
 

@@ -1,4 +1,4 @@
-"""What a timeline records, and what it says of every drafted token."""
+"""Recording of timelines, and the outcome of every drafted token."""
 
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +34,7 @@ FORWARDED = Forward(0, 3, (20,))
 ACCEPTED, REJECTED, WASTED = TokenOutcome.ACCEPTED, TokenOutcome.REJECTED, TokenOutcome.WASTED
 
 
-def fates_of(*messages: Proposal | Verdict) -> list[tuple[TokenOutcome, ...]]:
+def outcomes_of(*messages: Proposal | Verdict) -> list[tuple[TokenOutcome, ...]]:
     events = tuple(TimelineEvent(float(index), one) for index, one in enumerate(messages))
     return token_outcomes(Timeline(0, events))
 
@@ -42,7 +42,7 @@ def fates_of(*messages: Proposal | Verdict) -> list[tuple[TokenOutcome, ...]]:
 # Recording
 
 
-def test_what_is_sent_follows_what_called_for_it_in_the_order_of_sending() -> None:
+def test_messages_follow_their_cause_in_the_order_of_sending() -> None:
     recorder = TimelineRecorder(started_unix_nanos=1_000_000_000)
     verdict, rollback = Verdict(0, 3, 1, 0, 9), Rollback(1, 4, 9)
     advance = Advance(1, 4, (8,))
@@ -60,7 +60,7 @@ def test_what_is_sent_follows_what_called_for_it_in_the_order_of_sending() -> No
     assert not timeline.is_truncated
 
 
-def test_what_is_no_message_leaves_only_what_it_calls_for() -> None:
+def test_an_event_that_is_no_message_records_only_its_decision() -> None:
     recorder = TimelineRecorder(0)
     recorder.decided(None, Decision(forward=FORWARDED), 1)
     recorder.decided(None, NOTHING, 2)
@@ -68,7 +68,7 @@ def test_what_is_no_message_leaves_only_what_it_calls_for() -> None:
 
 
 @given(st.integers(0, 40))
-def test_a_timeline_that_is_full_keeps_its_beginning_and_says_so(max_entries: int) -> None:
+def test_a_full_timeline_keeps_its_beginning_and_is_marked(max_entries: int) -> None:
     whole, short = TimelineRecorder(0), TimelineRecorder(0, max_entries)
     step = DeviceTime(0, 0.1)
     for position in range(8):
@@ -83,44 +83,44 @@ def test_a_timeline_that_is_full_keeps_its_beginning_and_says_so(max_entries: in
     assert sum(sizes[: len(kept) + 1]) > max_entries or len(kept) == len(sizes)
 
 
-# Fates
+# Outcomes
 
 
 def test_tokens_are_accepted_up_to_the_wrong_one_and_wasted_after_it() -> None:
     proposal = Proposal(0, 3, (20, 21, 22, 23))
-    assert fates_of(Verdict(0, 2, 0, 0, 5), proposal, Verdict(0, 3, 4, 2, 9)) == [
+    assert outcomes_of(Verdict(0, 2, 0, 0, 5), proposal, Verdict(0, 3, 4, 2, 9)) == [
         (ACCEPTED, ACCEPTED, REJECTED, WASTED)
     ]
 
 
 def test_a_proposal_that_waits_is_compared_with_the_verify_models_own_token() -> None:
     right, wrong = Proposal(0, 2, (5,)), Proposal(0, 2, (6,))
-    assert fates_of(right, Verdict(0, 2, 0, 0, 5)) == [(ACCEPTED,)]
-    assert fates_of(wrong, Verdict(0, 2, 0, 0, 5)) == [(REJECTED,)]
+    assert outcomes_of(right, Verdict(0, 2, 0, 0, 5)) == [(ACCEPTED,)]
+    assert outcomes_of(wrong, Verdict(0, 2, 0, 0, 5)) == [(REJECTED,)]
 
 
 def test_a_late_proposal_of_an_old_epoch_is_wasted_even_if_its_token_is_right() -> None:
     wrong, late = Proposal(0, 2, (6,)), Proposal(0, 3, (7,))
     last = Verdict(0, 3, 0, 0, 7)
-    assert fates_of(wrong, Verdict(0, 2, 0, 0, 5), late, last) == [(REJECTED,), (WASTED,)]
+    assert outcomes_of(wrong, Verdict(0, 2, 0, 0, 5), late, last) == [(REJECTED,), (WASTED,)]
 
 
-def test_what_is_left_over_at_the_end_is_wasted() -> None:
-    assert fates_of(Verdict(0, 2, 0, 0, 5), WRITTEN) == [(WASTED,)]
+def test_unverified_tokens_at_the_end_are_wasted() -> None:
+    assert outcomes_of(Verdict(0, 2, 0, 0, 5), WRITTEN) == [(WASTED,)]
 
 
 def test_a_proposal_that_breaks_the_protocol_is_wasted() -> None:
     ahead = replace(WRITTEN, position=9)
-    assert fates_of(Verdict(0, 2, 0, 0, 5), ahead, Verdict(0, 3, 0, 0, 5)) == [(WASTED,)]
+    assert outcomes_of(Verdict(0, 2, 0, 0, 5), ahead, Verdict(0, 3, 0, 0, 5)) == [(WASTED,)]
 
 
-def test_without_an_event_there_is_nothing_to_say() -> None:
+def test_an_empty_timeline_has_no_outcomes() -> None:
     assert token_outcomes(Timeline(0, ())) == []
 
 
 @laws
 @given(mishaps(), schedules())
-def test_fates_add_up_to_what_the_ledger_counts(setup: Setup, schedule: Schedule) -> None:
+def test_outcomes_add_up_to_the_counts_of_the_ledger(setup: Setup, schedule: Schedule) -> None:
     run = Simulation(replace(setup, num_repeats=0))
     timeline = timeline_of(run, schedule)
     counts = run.ledger.counts
@@ -131,6 +131,6 @@ def test_fates_add_up_to_what_the_ledger_counts(setup: Setup, schedule: Schedule
 
 
 @pytest.mark.parametrize("outcome", TokenOutcome)
-def test_every_fate_occurs_in_a_run(outcome: TokenOutcome) -> None:
+def test_every_outcome_occurs_in_a_run(outcome: TokenOutcome) -> None:
     timeline = timeline_of(Simulation(Setup(max_tokens=60)), Schedule(1))
     assert any(outcome in one for one in token_outcomes(timeline))

@@ -1,4 +1,4 @@
-"""Timelines of simulated sessions, with times of their own."""
+"""Timelines of simulated sessions with simulated times."""
 
 import dataclasses
 
@@ -12,9 +12,10 @@ STARTED_UNIX_NANOS = 1_800_000_000_000_000_000
 
 
 def timeline_of(run: Simulation, schedule: Schedule) -> Timeline:
-    """Run a simulation to its end and return its timeline; each of its moves takes a tick.
+    """Run a simulation to its end and return its timeline; each move takes one tick.
 
-    A step and a pass take half a tick, and arrive later; so no message goes back in time.
+    A step or pass takes less than half a tick and ends before its message is sent, so times are
+    causal.
     """
     recorder = TimelineRecorder(STARTED_UNIX_NANOS)
     core = run.orchestrator
@@ -44,7 +45,7 @@ def timeline_of(run: Simulation, schedule: Schedule) -> Timeline:
 
 
 def _stamp(run: Simulation, unix_nanos: int) -> None:
-    """Say when the work of what has just been sent was done: in the tick that ends now."""
+    """Add device times in the tick that ends now to the messages that were just sent."""
     worked = DeviceTime(unix_nanos - TICK_NANOS // 2, 0.4e-9 * TICK_NANOS)
     if run.draft is not None and run.draft.sent and not run.draft.sent[-1].steps:
         steps = (worked,)

@@ -1,4 +1,4 @@
-"""The benchmark command with a tiny model: every table comes, whatever its figures are."""
+"""The benchmark command with a tiny model measures every table."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig
 
 from benchmarks import gpu
-from benchmarks.rounds import Times, ratio, time_in_turns
+from benchmarks.rounds import Times, ratio, time_interleaved
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +78,9 @@ def test_the_gpu_tables_run_with_tiny_shapes_on_cpu() -> None:
     assert gpu.exact("cpu", 1, config).figures["exact"]["ratio"][0] > 0
 
 
-def test_candidates_take_turns_after_a_warm_up_and_none_is_always_first() -> None:
+def test_candidates_are_interleaved_after_a_warm_up_and_none_is_always_first() -> None:
     calls: list[str] = []
-    times = time_in_turns({name: partial(calls.append, name) for name in "ab"}, rounds=2)
+    times = time_interleaved({name: partial(calls.append, name) for name in "ab"}, rounds=2)
     runs = [name for index, name in enumerate(calls) if not index or calls[index - 1] != name]
     assert runs == ["a", "b", "a"]  # a first, then b first
     assert calls.count("a") == calls.count("b")
@@ -91,6 +91,6 @@ def test_ratios_are_of_pairs() -> None:
     assert ratio(Times((2.0, 6.0, 30.0)), Times((1.0, 2.0, 5.0))) == (3.0, 2.5, 4.5)
 
 
-def test_the_floor_of_a_pass_counts_both_ways_of_a_copy() -> None:
+def test_the_floor_of_a_pass_counts_reads_and_writes_of_a_copy() -> None:
     copy = gpu.MemoryCopy("cuda:0")  # 1 GiB, of which each byte is read and written
     assert copy.floor(Times((0.5, 1.0)), 1 << 30) == Times((0.25, 0.5))

@@ -1,4 +1,4 @@
-"""The benchmark of metrics and traces runs, whatever its figures are."""
+"""The benchmark of metrics and traces runs and writes its report."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The two commands as a user runs them, with a tiny model: what they print, and their errors."""
+"""``amusd distill`` and ``amusd acceptance`` with a tiny model: their output and errors."""
 
 import json
 import signal
@@ -63,7 +63,7 @@ def test_a_draft_is_made_and_measured(verify: str, prompts: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--layers", "0,x"], "cannot read layers '0,x'"),
         (["--num-layers", "5"], "the verify model has 2 layers"),
@@ -71,12 +71,12 @@ def test_a_draft_is_made_and_measured(verify: str, prompts: Path, tmp_path: Path
         (["--device", "warp:0"], "device 'warp:0' cannot be used"),
     ],
 )
-def test_what_cannot_be_distilled_is_said_in_one_line(
-    verify: str, tmp_path: Path, arguments: list[str], said: str
+def test_bad_arguments_are_refused_in_one_line(
+    verify: str, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = distill(verify, tmp_path / "draft", *arguments)
     assert result.returncode == 1
-    assert said in result.stderr.splitlines()[-1]
+    assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 
@@ -97,7 +97,7 @@ def test_acceptance_names_a_missing_draft(verify: str, prompts: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_what_the_next_run_goes_on_from(verify: str, tmp_path: Path) -> None:
+def test_the_next_run_resumes_after_ctrl_c(verify: str, tmp_path: Path) -> None:
     output = tmp_path / "draft"
     command = [sys.executable, "-m", "amusd", "distill", "--verify", verify, "--output"]
     sizes = ["--num-layers", "1", "--tokens", "1000000", "--write-batch", "8", "--threads", "1"]
@@ -109,10 +109,10 @@ def test_ctrl_c_leaves_what_the_next_run_goes_on_from(verify: str, tmp_path: Pat
             if line.startswith("written: "):
                 break
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command again" in said
-    assert "Traceback" not in said
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
     assert (output / "data" / "answers-000000.safetensors").exists()
     assert distill(verify, output, "--answer-tokens", "128", "--write-batch", "8").returncode == 0
 

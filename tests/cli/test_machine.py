@@ -1,4 +1,4 @@
-"""What reports say about the machine."""
+"""The machine in the head of reports."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ def test_the_processor_is_named_by_its_model(tmp_path: Path) -> None:
     assert processor(cpuinfo) == "Some Chip @ 2 GHz"
 
 
-def test_without_a_model_there_is_still_a_name(tmp_path: Path) -> None:
+def test_a_processor_without_a_model_still_has_a_name(tmp_path: Path) -> None:
     assert processor(tmp_path / "none")
 
 
-def test_a_report_says_when_and_with_what_it_was_made() -> None:
+def test_a_report_has_its_date_versions_and_machine() -> None:
     head = provenance()
     assert {"amusd", "date", "machine"} == set(head)
     assert {"processor", "cpus", "torch", "transformers"} <= set(head["machine"])

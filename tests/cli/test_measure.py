@@ -1,4 +1,4 @@
-"""Measurements: strategies by name, turns, and the figures that come out."""
+"""Measurements: strategies by name, interleaving, and figures."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from amusd.protocol.strategy import Strategy
 
 @dataclass
 class Replay:
-    """A way of decoding that answers every prompt with the same tokens."""
+    """A runner that answers every prompt with the same tokens."""
 
     name: str
     tokens: tuple[int, ...] = (1, 2)
@@ -60,24 +60,24 @@ def test_strategies_are_read_with_their_lookahead() -> None:
     ("text", "words"),
     [
         ("psychic", "use autoregressive, speculative, amusd"),
-        ("amusd:", "no number"),
-        ("amusd:0", "no number of 1"),
-        ("amusd:-1", "no number"),
-        ("amusd:two", "no number"),
+        ("amusd:", "not a number"),
+        ("amusd:0", "not a number of 1"),
+        ("amusd:-1", "not a number"),
+        ("amusd:two", "not a number"),
         (" , ", "name at least one"),
     ],
 )
-def test_a_bad_strategy_is_said(text: str, words: str) -> None:
+def test_a_bad_strategy_is_refused(text: str, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         parse_strategies(text)
 
 
-def test_each_prompt_goes_through_all_in_turns_after_a_warm_up_of_each() -> None:
+def test_runners_are_interleaved_after_a_warm_up_of_each() -> None:
     log: list[tuple[str, str, int]] = []
     one, other = Replay("one", log=log), Replay("other", log=log)
-    told: list[None] = []
+    reported: list[None] = []
     measured = measure(
-        [one, other], [Prompt(text="p"), Prompt(text="q")], 50, lambda: told.append(None)
+        [one, other], [Prompt(text="p"), Prompt(text="q")], 50, lambda: reported.append(None)
     )
     assert log == [
         ("one", "p", WARM_UP_TOKENS),
@@ -88,14 +88,14 @@ def test_each_prompt_goes_through_all_in_turns_after_a_warm_up_of_each() -> None
         ("one", "q", 50),
     ]
     assert [len(one.samples) for one in measured] == [2, 2]
-    assert len(told) == 4
+    assert len(reported) == 4
 
 
 def test_figures_are_sums_over_all_samples() -> None:
-    places = (PositionAcceptance(3, 2), PositionAcceptance(2, 1))
+    positions = (PositionAcceptance(3, 2), PositionAcceptance(2, 1))
     found = statistics(
         num_passes=4, num_accepted=3, num_rejected=1, num_rollbacks=1,
-        acceptance_per_position=places,
+        acceptance_per_position=positions,
     )  # fmt: skip
     plain = Measurement(Replay("autoregressive"), [Sample((1, 2, 3, 4), 2.0, None)])
     fast = Measurement(Replay("amusd"), [Sample((1, 2), 0.2, found), Sample((3, 4), 0.3, found)])
@@ -113,7 +113,7 @@ def test_figures_are_sums_over_all_samples() -> None:
     assert figures["outputs_identical"] is False
 
 
-def test_one_token_that_differs_is_no_identical_output() -> None:
+def test_one_different_token_makes_outputs_differ() -> None:
     one = Measurement(Replay("one"), [Sample((1, 2), 1.0), Sample((3,), 1.0)])
     same = Measurement(Replay("same"), [Sample((1, 2), 2.0), Sample((3,), 2.0)])
     other = Measurement(Replay("other"), [Sample((1, 2), 1.0), Sample((4,), 1.0)])
@@ -121,7 +121,7 @@ def test_one_token_that_differs_is_no_identical_output() -> None:
     assert other.report(one)["outputs_identical"] is False
 
 
-def test_plain_decoding_is_the_reference_wherever_it_stands() -> None:
+def test_autoregressive_decoding_is_the_reference_at_any_index() -> None:
     plain, fast = Measurement(Replay("autoregressive")), Measurement(Replay("amusd"))
     assert reference_of([fast, plain]) is plain
     assert reference_of([fast]) is fast
@@ -145,7 +145,7 @@ def test_sources_are_summed_over_all_samples() -> None:
     assert shares(found.acceptance_per_source()) == "model 60%, lookup 80%"
 
 
-def test_shares_are_said_where_there_are_several() -> None:
+def test_shares_are_shown_only_for_several_sources() -> None:
     compared = SourceAcceptance(DraftSource.MODEL, 9, 4, 2)
     never_compared = SourceAcceptance(DraftSource.LOOKUP, 2)
     assert shares((compared,)) == shares((compared, never_compared)) == shares(()) == ""

@@ -1,4 +1,4 @@
-"""A tiny verify model on disk, and text that it wrote."""
+"""A tiny verify model on disk, and a plan to distill it."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def plan(verify_folder: Path, tmp_path: Path) -> Plan:
 
 
 class Watched:
-    """A watcher that keeps what it was told, and may stop the run at some point."""
+    """A watcher that records its calls and can interrupt the run."""
 
     def __init__(self, stop_after_writes: int = -1, stop_after_reports: int = -1) -> None:
         self.writes: list[int] = []

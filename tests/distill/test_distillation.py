@@ -49,7 +49,7 @@ def test_training_lowers_the_loss(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("stop", [{"stop_after_writes": 2}, {"stop_after_reports": 1}])
-def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
+def test_an_interrupted_run_gives_the_same_draft(
     plan: Plan, tmp_path: Path, stop: dict[str, int]
 ) -> None:
     long = replace(plan, num_tokens=1200)
@@ -79,7 +79,7 @@ def test_text_is_shared_among_drafts(plan: Plan, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_recipe_is_refused_and_kept(plan: Plan) -> None:
     distill(plan, Watched())
     before = (plan.output / CHECKPOINT_NAME).read_bytes()
-    with pytest.raises(InvalidInputError, match=r"made with layers \(0,\), not \(0, 1\)"):
+    with pytest.raises(InvalidInputError, match=r"has layers \(0,\), not \(0, 1\)"):
         distill(replace(plan, num_layers=2), Watched())
     assert (plan.output / CHECKPOINT_NAME).read_bytes() == before
 
@@ -96,7 +96,7 @@ def test_data_of_another_verify_model_is_refused(plan: Plan, tmp_path: Path) -> 
     other = tmp_path / "another-verify"
     tiny.save(tiny.perturbed(tiny.build("llama"), 0.1), other)
     before = files(plan.data)
-    with pytest.raises(InvalidInputError, match="words of another verify model"):
+    with pytest.raises(InvalidInputError, match="holds text of another verify model"):
         distill(replace(plan, verify="other", location=str(other)), Watched())
     assert files(plan.data) == before
 
@@ -126,7 +126,7 @@ def test_a_full_disk_keeps_what_was_written(plan: Plan, monkeypatch: pytest.Monk
     assert names < set(files(plan.data))
 
 
-def test_the_manifest_says_whose_words_they_are(plan: Plan) -> None:
+def test_the_manifest_names_the_verify_model(plan: Plan) -> None:
     distill(plan, Watched())
     manifest = json.loads((plan.data / "manifest.json").read_text())
     assert manifest["verify"] == plan.verify

@@ -114,7 +114,7 @@ def test_answers_of_another_model_are_refused(
 ) -> None:
     path = tmp_path / "answers.jsonl"
     Bench(plan(verify_folder, path))
-    with pytest.raises(InvalidInputError, match="other prompts, or of another verify model"):
+    with pytest.raises(InvalidInputError, match="other prompts or of another verify model"):
         Bench(plan(near, path))
 
 

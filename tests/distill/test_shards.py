@@ -35,7 +35,7 @@ def test_a_folder_opens_again_for_the_same_model_only(tmp_path: Path) -> None:
     DataFolder(tmp_path, MANIFEST)
     with pytest.raises(InvalidInputError, match=r"another verify model \(a model, not b\)"):
         DataFolder(tmp_path, replace(MANIFEST, verify="b", fingerprint="f2"))
-    with pytest.raises(InvalidInputError, match="begun with top_k 8, not 4"):
+    with pytest.raises(InvalidInputError, match="has top_k 8, not 4"):
         DataFolder(tmp_path, replace(MANIFEST, top_k=4))
 
 

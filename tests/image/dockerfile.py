@@ -1,4 +1,4 @@
-"""Reads the Dockerfile: its stages, and what each of them runs."""
+"""Parser of the Dockerfile: its stages and their commands."""
 
 import re
 import shutil
@@ -10,18 +10,18 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Stage:
-    """One stage: what it is made from, and its instructions in order."""
+    """One stage: its base and its instructions in order."""
 
     name: str
     base: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def all(self, keyword: str) -> list[str]:
-        """Return what follows each instruction of that keyword."""
+        """Return the arguments of each instruction with ``keyword``."""
         return [rest for found, rest in self.instructions if found == keyword]
 
     def commands(self) -> list[str]:
-        """Return what the stage runs in a shell, without the mounts."""
+        """Return the shell commands of the stage, without the mounts."""
         return [re.sub(r"--mount=\S+\s+", "", command) for command in self.all("RUN")]
 
 
@@ -41,14 +41,14 @@ def read_stages() -> dict[str, Stage]:
 
 
 def lineage(stages: dict[str, Stage], name: str) -> list[Stage]:
-    """Return a stage and the stages it is made from, itself last."""
+    """Return a stage and the stages that it is based on, itself last."""
     if name not in stages:
         return []
     return [*lineage(stages, stages[name].base), stages[name]]
 
 
 def copy_context(target: Path) -> None:
-    """Copy what .dockerignore lets into a build, which names what stays."""
+    """Copy the build context: .dockerignore excludes everything but the paths that it names."""
     lines = (ROOT / ".dockerignore").read_text().split("\n")
     ignored = shutil.ignore_patterns(
         *(line.removeprefix("**/") for line in lines if line.startswith("**/"))

@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and its rules."""
+"""The Dockerfile: linters, and rules of this project."""
 
 import re
 
@@ -20,7 +20,7 @@ def test_checkov_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_runs_without_rights(target: str) -> None:
+def test_an_image_runs_without_privileges(target: str) -> None:
     stages = read_stages()
     users = [user for stage in lineage(stages, target) for user in stage.all("USER")]
     assert users[-1] == "10001:10001"
@@ -28,14 +28,14 @@ def test_an_image_runs_without_rights(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_has_neither_sources_nor_a_compiler(target: str) -> None:
+def test_an_image_has_no_sources_and_no_compiler(target: str) -> None:
     for stage in lineage(read_stages(), target):
         assert all("--from=dependencies" in copied for copied in stage.all("COPY"))
         assert not any("apt-get" in command for command in stage.commands())
     assert lineage(read_stages(), target)[0].base.endswith("-slim-bookworm")
 
 
-def test_both_images_run_the_interpreter_that_the_wheel_is_built_with() -> None:
+def test_wheel_and_images_use_the_same_interpreter() -> None:
     bases = {stage.base for stage in read_stages().values() if stage.base.startswith("python:")}
     assert {re.sub("-slim", "", base) for base in bases} == {"python:${PYTHON}-bookworm"}
 
@@ -50,7 +50,7 @@ def test_every_install_is_pinned() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for argument in arguments:
         name, _, value = argument.partition("=")
-        assert f"{name} ?= {value}" in makefile  # the versions that are tested
+        assert f"{name} ?= {value}" in makefile  # the tested versions
 
 
 def test_the_image_has_the_version_of_the_project() -> None:
@@ -62,7 +62,7 @@ def test_the_image_has_the_version_of_the_project() -> None:
         assert f"-t amusd:{version[1]}-{target} ." in settings
 
 
-def test_a_build_sees_only_what_the_wheel_is_made_from(
+def test_the_build_context_has_only_the_sources_of_the_wheel(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     context = tmp_path_factory.mktemp("context")

@@ -1,9 +1,9 @@
-"""The Dockerfile followed in a clean root folder, where no container engine is at hand.
+"""The Dockerfile's instructions, executed in a clean root folder without a container engine.
 
-Debian comes from debootstrap, commands run by chroot in the order of the stages, and packages from
-a folder of wheels, for the folder has no way to an index. Services run as pods do: without rights,
-on a root that is read-only but for ``/tmp`` and ``/cache``. What is not followed: the base images,
-and that the stages have roots of their own.
+Debian comes from debootstrap. Commands run with chroot in the order of the stages. Packages come
+from a folder of wheels, because the root folder has no network. Services run as in a pod: without
+privileges, on a root that is read-only except for ``/tmp`` and ``/cache``. Two things differ from a
+build: the base images are not used, and all stages share one root.
 """
 
 import os
@@ -25,12 +25,12 @@ from tests.process.services import Service, listening
 
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 
-DEBIAN = "bookworm"  # that of the base images
+DEBIAN = "bookworm"  # as in the base images
 PACKAGES = "python3,python3-venv,python-is-python3"
 TARGET = "cpu"
 WHEELS, PACKAGE_INDEX = "/wheels", "/package-index"
 
-# What a pod's runtime does; the mounts are gone with the process.
+# Does what a container runtime does; the mounts end with the process.
 CONTAINER = """
 set -e
 mount --bind "$1" "$1"
@@ -44,20 +44,20 @@ exec chroot --userspec="$user" "$root" sh -c 'cd "$0" && exec "$@"' "$folder" "$
 """
 
 
-def why_not() -> str:
-    """Return why no root folder can be made here, or nothing."""
+def missing_requirement() -> str:
+    """Return why no root folder can be made here, or an empty string."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "only root can change the root folder"
     for program in ("debootstrap", "chroot", "unshare", "cc"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        return "this machine does not let us mount"
+        return "mounting is not permitted"
     return ""
 
 
 class Container:
-    """A root folder, and what the Dockerfile has said so far of the commands in it."""
+    """A root folder, and the state that the executed instructions have set."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -66,23 +66,23 @@ class Container:
         self.user = "0:0"
         self.entry_point: list[str] = []
 
-    def place(self, path: str) -> Path:
-        """Return where a path of the container lies."""
+    def path(self, path: str) -> Path:
+        """Return the path on this machine of a path in the container."""
         return self.root / path.lstrip("/")
 
-    def follow(self, stage: Stage) -> None:
-        """Do what a stage says."""
+    def execute(self, stage: Stage) -> None:
+        """Execute the instructions of a stage."""
         for keyword, rest in stage.instructions:
             match keyword:
                 case "ENV" | "ARG":
                     self.set(rest)
                 case "WORKDIR":
                     self.folder = rest
-                    self.place(rest).mkdir(parents=True, exist_ok=True)
+                    self.path(rest).mkdir(parents=True, exist_ok=True)
                 case "COPY" if not rest.startswith("--from"):
                     *names, target = rest.split()
                     for name in names:
-                        shutil.copy(ROOT / name, self.place(self.folder) / target)
+                        shutil.copy(ROOT / name, self.path(self.folder) / target)
                 case "RUN":
                     self.run(rest.partition("/wheels ")[2] if "--mount" in rest else rest)
                 case "USER":
@@ -91,13 +91,13 @@ class Container:
                     self.entry_point = shlex.split(rest.strip("[]").replace(",", " "))
 
     def set(self, rest: str) -> None:
-        """Set variables; one without a value stays unset, as nobody gives it one."""
+        """Set variables; a build argument without a default stays unset."""
         for name, _, value in (word.partition("=") for word in shlex.split(rest)):
             if value:
                 self.variables[name] = string.Template(value).safe_substitute(self.variables)
 
     def run(self, command: str) -> None:
-        """Run a command in a shell, in the folder and with the variables there are."""
+        """Run a shell command in the current folder with the current variables."""
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": PACKAGE_INDEX}
         script = f"cd {shlex.quote(self.folder)} && {command}"
         done = subprocess.run(
@@ -107,7 +107,7 @@ class Container:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
     def start(self, log: Path, role: str, *flags: str) -> Service:
-        """Run the entry point, as a pod does."""
+        """Run the entry point as in a pod."""
         arguments = [*self.entry_point, "serve", role, "--port", "0", *flags]
         command = ["unshare", "--mount", "sh", "-c", CONTAINER, "container", str(self.root)]
         with log.open("wb") as stderr:
@@ -123,8 +123,8 @@ class Container:
 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """The image, made by the Dockerfile's commands."""
-    if reason := why_not():
+    """A root folder that the Dockerfile's commands have filled."""
+    if reason := missing_requirement():
         pytest.skip(f"no clean root folder for the Dockerfile's steps: {reason}")
     folder = tmp_path_factory.mktemp("root")
     stages = read_stages()
@@ -134,9 +134,9 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         make_wheel(stages["wheel"], container, folder / "src")
         fetch_packages(stages, container, folder / "src")
         for stage in (stages["dependencies"], *lineage(stages, TARGET)):
-            container.follow(stage)
-        for path in ("/src", WHEELS, PACKAGE_INDEX):  # of the stages before
-            shutil.rmtree(container.place(path))
+            container.execute(stage)
+        for path in ("/src", WHEELS, PACKAGE_INDEX):  # of earlier stages
+            shutil.rmtree(container.path(path))
         yield container
     finally:
         shutil.rmtree(folder)
@@ -151,24 +151,24 @@ def make_root(root: Path) -> None:
 
 
 def make_wheel(stage: Stage, container: Container, source: Path) -> None:
-    """Follow the stage that compiles on this machine, which has a compiler."""
+    """Build the wheel on this machine, which has a compiler."""
     source.mkdir()
     copy_context(source)
-    wheels = container.place(WHEELS)
+    wheels = container.path(WHEELS)
     wheels.mkdir()
     for command in stage.commands():
         pip(command.replace(WHEELS, str(wheels)), source)
 
 
 def fetch_packages(stages: dict[str, Stage], container: Container, source: Path) -> None:
-    """Lay ready what the stages will ask pip for."""
-    index = container.place(PACKAGE_INDEX)
+    """Download the packages that the stages install."""
+    index = container.path(PACKAGE_INDEX)
     index.mkdir()
-    given = Container(container.root)
+    arguments = Container(container.root)
     for stage in (stages["dependencies"], stages[TARGET]):
         for rest in stage.all("ARG"):
-            given.set(rest)
-    torch, pair = (shlex.quote(given.variables[name]) for name in ("TORCH", "PAIR"))
+            arguments.set(rest)
+    torch, pair = (shlex.quote(arguments.variables[name]) for name in ("TORCH", "PAIR"))
     pip(stages["dependencies"].commands()[0], source)
     fetch = f"pip download --dest {index} --only-binary=:all: --python-version 3.11"
     pip(f"{fetch} {torch} --requirement requirements.txt --constraint constraints.txt", source)
@@ -211,7 +211,7 @@ def test_the_three_services_run_from_the_image(container: Container, tmp_path: P
 
 
 def check_rights(process: int) -> None:
-    """Check that a process may do no more than in a pod."""
+    """Check that a process has no more privileges than in a pod."""
     status = Path(f"/proc/{process}/status").read_text()
     assert "Uid:\t10001\t10001" in status
     assert "CapEff:\t0000000000000000" in status

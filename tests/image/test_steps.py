@@ -1,7 +1,7 @@
-"""The Dockerfile's own commands, run in clean folders where no container engine is at hand.
+"""The Dockerfile's commands, run in clean folders without a container engine.
 
-What is not followed: the base images, and the download of what the project depends on, which is
-taken from the interpreter that runs the tests.
+Two things differ from a build: the base images are not used, and the project's dependencies are
+not downloaded but taken from the interpreter that runs the tests.
 """
 
 import os
@@ -25,22 +25,22 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 class Image:
-    """Folders that stand for those of a build, and the commands that fill them."""
+    """Folders that replace those of a build, and the commands that fill them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places = {name: folder / name.strip("/") for name in ("/src", "/wheels", "/opt/amusd")}
-        for place in self.places.values():
-            place.mkdir(parents=True)
+        self.paths = {name: folder / name.strip("/") for name in ("/src", "/wheels", "/opt/amusd")}
+        for path in self.paths.values():
+            path.mkdir(parents=True)
 
     def run(self, command: str) -> None:
-        for name, place in self.places.items():
-            command = command.replace(name, str(place))
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        for name, path in self.paths.items():
+            command = command.replace(name, str(path))
+        search_path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
-            cwd=self.places["/src"], capture_output=True, text=True, timeout=240, check=False,
-            env=os.environ | {"PATH": path, "PYTHONPATH": ""},
+            cwd=self.paths["/src"], capture_output=True, text=True, timeout=240, check=False,
+            env=os.environ | {"PATH": search_path, "PYTHONPATH": ""},
         )  # fmt: skip
         if "Could not find a version" in done.stderr + done.stdout:
             pytest.skip("no package index with setuptools, which builds the wheel, can be reached")
@@ -48,10 +48,10 @@ class Image:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a container would see: nothing of this machine's."""
+        """Environment of a container, without variables of this machine."""
         (self.folder / "tmp").mkdir(exist_ok=True)
         return {
-            "PATH": str(self.places["/opt/amusd"] / "bin"),
+            "PATH": str(self.paths["/opt/amusd"] / "bin"),
             "HOME": str(self.folder / "tmp"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
@@ -60,40 +60,40 @@ class Image:
         }
 
     def start(self, role: str, *flags: str) -> Service:
-        """Run the image's entry point, as a container does."""
+        """Run the image's entry point as in a container."""
         log = self.folder / f"{role}.log"
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 ["amusd", "serve", role, "--port", "0", *flags],
-                executable=self.places["/opt/amusd"] / "bin" / "amusd",
+                executable=self.paths["/opt/amusd"] / "bin" / "amusd",
                 cwd=self.folder / "tmp", env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
             )  # fmt: skip
         return listening(role, process, log)
 
     def files(self) -> dict[str, int]:
-        """Return every file of the environment with the time of its last change."""
-        paths = self.places["/opt/amusd"].rglob("*")
+        """Return the files of the virtual environment with their modification times."""
+        paths = self.paths["/opt/amusd"].rglob("*")
         return {str(path): path.lstat().st_mtime_ns for path in paths}
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The image, as far as the Dockerfile's commands make it."""
+    """The folders after the Dockerfile's commands."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler, which the stage of the wheel needs")
     stages = read_stages()
     built = Image(tmp_path_factory.mktemp("image"))
-    copy_context(built.places["/src"])
+    copy_context(built.paths["/src"])
     for command in stages["wheel"].commands():
         built.run(command)
-    shutil.rmtree(built.places["/src"])  # the last stage has no sources
-    built.places["/src"].mkdir()
+    shutil.rmtree(built.paths["/src"])  # the last stage has no sources
+    built.paths["/src"].mkdir()
     built.run("python -m venv /opt/amusd")
     built.run(stages["cpu"].commands()[-1])
     third_party = sysconfig.get_path("purelib")
-    (site_packages,) = built.places["/opt/amusd"].glob("lib/python*/site-packages")
-    # A plain line adds the folder alone: not the project, if that is installed to be edited.
+    (site_packages,) = built.paths["/opt/amusd"].glob("lib/python*/site-packages")
+    # This adds only the folder, and not an editable installation of the project in it.
     (site_packages / "third-party.pth").write_text(f"{third_party}\n")
     return built
 
@@ -113,13 +113,13 @@ def services(image: Image) -> Iterator[list[Service]]:
             service.end()
 
 
-def test_what_the_project_depends_on_is_pinned(tmp_path: Path) -> None:
+def test_the_dependencies_are_pinned(tmp_path: Path) -> None:
     image = Image(tmp_path)
     stage = read_stages()["dependencies"]
     for name in stage.all("COPY")[0].split()[:-1]:
-        shutil.copy(ROOT / name, image.places["/src"])
+        shutil.copy(ROOT / name, image.paths["/src"])
     image.run(stage.commands()[0])
-    lines = (image.places["/src"] / "requirements.txt").read_text().splitlines()
+    lines = (image.paths["/src"] / "requirements.txt").read_text().splitlines()
     constraints = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
     for line in lines:
         name = line.partition(">=")[0].lower().replace("_", "-")
@@ -136,18 +136,18 @@ def test_the_services_run_from_the_wheel_alone(image: Image, services: list[Serv
     assert image.files() == before  # the root filesystem of the pods is read-only
 
 
-def test_the_wheel_is_whole(image: Image) -> None:
+def test_the_wheel_is_complete(image: Image) -> None:
     code = (
         "import amusd, amusd.pair.draft_model; from amusd.engine.native import library; "
         "assert amusd.pair.draft_model.ASSET_PATH.is_file(); print(amusd.__file__)"
     )
     done = subprocess.run(
-        [image.places["/opt/amusd"] / "bin" / "python", "-c", code],
+        [image.paths["/opt/amusd"] / "bin" / "python", "-c", code],
         env=image.environment, cwd=image.folder, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(image.places["/opt/amusd"]))
+    assert done.stdout.startswith(str(image.paths["/opt/amusd"]))
     package = Path(done.stdout.strip()).parent
     assert list(package.glob("engine/native/_library*.so"))
     assert (package / "py.typed").is_file()

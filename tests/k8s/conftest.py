@@ -20,5 +20,5 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def manifests(overlay: str) -> list[Manifest]:
-    """What an overlay consists of; not to be changed."""
+    """Manifests of the overlay; tests must not modify them."""
     return _rendered(overlay)

@@ -1,7 +1,7 @@
-"""As much of kustomize as k8s/ uses, for machines without kubectl; compared with it where it is.
+"""The subset of kustomize that k8s/ uses, for machines without kubectl.
 
-A feature that is not known here is refused rather than overlooked. ConfigMaps have no hash in
-their names.
+A test compares it with kubectl where kubectl is installed. An unknown feature raises an error.
+Unlike kustomize, it adds no hash to the names of ConfigMaps.
 """
 
 import copy
@@ -56,7 +56,7 @@ def containers(manifests: list[Manifest]) -> list[Manifest]:
 
 
 def environment(manifests: list[Manifest], container: Manifest) -> dict[str, str]:
-    """Return the environment variables that a container gets."""
+    """Return the environment variables of a container."""
     values: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         values |= _find(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
@@ -66,7 +66,7 @@ def environment(manifests: list[Manifest], container: Manifest) -> dict[str, str
 
 
 def _load(path: Path) -> list[Manifest]:
-    # The copy undoes YAML's anchors, which share what they stand for.
+    # The copy separates values that YAML anchors share.
     return [
         copy.deepcopy(one)
         for one in yaml.load_all(path.read_text(), _WithoutAnchors)
@@ -75,7 +75,7 @@ def _load(path: Path) -> list[Manifest]:
 
 
 class _WithoutAnchors(yaml.SafeLoader):
-    """Makes a value of its own of each alias."""
+    """Constructs a separate value for each alias."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         self.constructed_objects.pop(node, None)
@@ -114,7 +114,7 @@ def _find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 
 def _merged(old: Any, change: Any, key: str = "") -> Any:
-    """Return ``old`` with a strategic merge patch applied; null takes an entry away."""
+    """Return ``old`` with a strategic merge patch applied; null removes an entry."""
     if isinstance(old, dict) and isinstance(change, dict):
         result = dict(old)
         for name, value in change.items():

@@ -1,4 +1,4 @@
-"""How pods start, run and end: times that have to fit each other, rights that are not given."""
+"""Pods: times of start and end that must fit each other, restrictions, selectors."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def startup_seconds(container: Manifest) -> int:
     return int(probe["periodSeconds"]) * int(probe["failureThreshold"])
 
 
-def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
+def test_a_pod_has_enough_time_to_drain(manifests: list[Manifest]) -> None:
     for spec, container, variables in pods(manifests):
         sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         needed = sleep + float(variables["AMUSD_GRACE"]) + END_MARGIN_SECONDS
@@ -45,11 +45,11 @@ def test_clients_leave_an_orchestrator_before_it_drains(manifests: list[Manifest
     (found,) = (one for one in pods(manifests) if one[1]["name"] == "orchestrator")
     _, container, variables = found
     age = float(variables["AMUSD_MAX_CONNECTION_AGE"])
-    # gRPC varies the age of a connection by a tenth.
+    # gRPC varies the age of a connection by up to 10 %.
     assert container["lifecycle"]["preStop"]["sleep"]["seconds"] > 1.1 * age > 0
 
 
-def test_a_rollout_does_not_give_up_before_a_model_is_loaded(manifests: list[Manifest]) -> None:
+def test_a_rollout_waits_until_a_model_is_loaded(manifests: list[Manifest]) -> None:
     for deployment in deployments(manifests):
         (container,) = pod(deployment)["containers"]
         deadline = deployment["spec"]["progressDeadlineSeconds"]
@@ -66,7 +66,7 @@ def test_an_orchestrator_waits_as_long_as_a_model_may_take_to_load(
     assert startup_seconds(orchestrator) >= loading
 
 
-def test_an_upgrade_takes_no_pod_away_before_its_successor_serves(
+def test_an_upgrade_removes_no_pod_before_its_successor_serves(
     manifests: list[Manifest],
 ) -> None:
     for deployment in deployments(manifests):
@@ -85,12 +85,12 @@ def test_pods_are_restricted(manifests: list[Manifest]) -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_services_set_no_variables_of_pods(manifests: list[Manifest]) -> None:
-    # The Service amusd would set AMUSD_PORT, which is a flag's variable.
+def test_services_do_not_set_variables_in_pods(manifests: list[Manifest]) -> None:
+    # The Service amusd would set AMUSD_PORT, the variable of --port.
     assert all(spec["enableServiceLinks"] is False for spec, _, _ in pods(manifests))
 
 
-def test_what_a_service_writes_lies_on_a_volume(manifests: list[Manifest]) -> None:
+def test_a_service_writes_only_to_volumes(manifests: list[Manifest]) -> None:
     for spec, container, variables in pods(manifests):
         mounts = [one["mountPath"] for one in container["volumeMounts"]]
         assert {one["name"] for one in container["volumeMounts"]} == {
@@ -101,7 +101,7 @@ def test_what_a_service_writes_lies_on_a_volume(manifests: list[Manifest]) -> No
             assert any(path == mount or path.startswith(f"{mount}/") for mount in mounts), name
 
 
-def test_a_gpu_pod_asks_for_one_gpu_and_bears_its_taint(
+def test_a_gpu_pod_requests_one_gpu_and_tolerates_its_taint(
     overlay: str, manifests: list[Manifest]
 ) -> None:
     for spec, container, variables in pods(manifests):
@@ -124,7 +124,7 @@ def test_only_orchestrators_reach_the_pools(manifests: list[Manifest]) -> None:
         assert "namespaceSelector" not in source
 
 
-def test_selectors_find_their_pods(manifests: list[Manifest]) -> None:
+def test_selectors_match_pods(manifests: list[Manifest]) -> None:
     labels = [one["spec"]["template"]["metadata"]["labels"] for one in deployments(manifests)]
     selectors = [one["spec"]["selector"] for one in of_kind(manifests, "Service")]
     for kind in ("Deployment", "PodDisruptionBudget"):
@@ -134,7 +134,7 @@ def test_selectors_find_their_pods(manifests: list[Manifest]) -> None:
         assert any(selector.items() <= each.items() for each in labels), selector
 
 
-def test_whoever_scales_a_pool_owns_its_replicas(manifests: list[Manifest]) -> None:
+def test_a_scaled_deployment_sets_no_replicas(manifests: list[Manifest]) -> None:
     by_name = {one["metadata"]["name"]: one for one in deployments(manifests)}
     scaled = of_kind(manifests, "HorizontalPodAutoscaler") + of_kind(manifests, "ScaledObject")
     for scaler in scaled:

@@ -1,4 +1,4 @@
-"""Dashboards, alerts and autoscalers use metrics that exist, and every alert is explained."""
+"""Dashboards, alerts and autoscalers use existing metrics, and every alert is documented."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def expressions() -> list[str]:
         if one["kind"] == "ScaledObject"
         for trigger in one["spec"]["triggers"]
     ]
-    # A parser does not know Grafana's variable for a length of time.
+    # The parser does not know this variable of Grafana.
     every = [rule["expr"] for rule in alerts()] + shown + scaled
     return [one.replace("$__rate_interval", "5m") for one in every]
 
@@ -65,18 +65,18 @@ def family(series: str) -> str:
 
 
 @pytest.mark.parametrize("expression", expressions())
-def test_an_expression_reads_metrics_that_exist(expression: str) -> None:
+def test_an_expression_uses_existing_metrics(expression: str) -> None:
     series = list(metrics(expression))
     assert series
     assert {family(one) for one in series} <= METRIC_NAMES | OTHERS
 
 
-def test_a_histogram_is_read_by_its_parts_only() -> None:
+def test_a_histogram_is_used_only_by_its_parts() -> None:
     for expression in expressions():
         assert not HISTOGRAMS & set(metrics(expression))
 
 
-def test_an_autoscaler_reads_a_metric_that_exists() -> None:
+def test_an_autoscaler_uses_an_existing_metric() -> None:
     scalers = [
         one
         for one in render(ROOT / "k8s/overlays/autoscaling")
@@ -87,13 +87,13 @@ def test_an_autoscaler_reads_a_metric_that_exists() -> None:
     assert {one["pods"]["metric"]["name"] for one in read} <= METRIC_NAMES
 
 
-def test_every_alert_is_explained() -> None:
+def test_every_alert_is_documented() -> None:
     text = (ROOT / "docs/kubernetes.md").read_text()
-    explained = set(re.findall(r"^### (Amusd\w+)$", text, re.MULTILINE))
-    assert explained == {rule["alert"] for rule in alerts()}
+    documented = set(re.findall(r"^### (Amusd\w+)$", text, re.MULTILINE))
+    assert documented == {rule["alert"] for rule in alerts()}
 
 
-def test_metrics_are_read_where_the_pods_offer_them() -> None:
+def test_metrics_are_scraped_from_the_port_of_the_pods() -> None:
     (monitor,) = (one for one in MONITORING if one["kind"] == "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     services = (one for one in MONITORING if one["kind"] == "Service")
@@ -101,7 +101,7 @@ def test_metrics_are_read_where_the_pods_offer_them() -> None:
     (endpoint,) = monitor["spec"]["endpoints"]
     (port,) = service["spec"]["ports"]
     assert endpoint["port"] == port["name"]
-    # What alerts ask for.
+    # The alerts select by this label.
     assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "amusd"
     deployments = [one for one in MONITORING if one["kind"] == "Deployment"]
     assert len(deployments) == 3

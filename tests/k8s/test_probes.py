@@ -1,4 +1,4 @@
-"""The probes of the manifests, asked of real processes that load, serve and drain."""
+"""The probes of the manifests against real processes that load, serve and drain."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ DRAINING = LOADING
 
 
 def probe(service: Service, name: str) -> bool:
-    """Ask as a kubelet does; only SERVING passes."""
+    """Probe as a kubelet does; only SERVING passes."""
     asked = CONTAINERS[service.role][f"{name}Probe"]["grpc"]["service"]
     done = subprocess.run(
         [GRPCURL, "-plaintext", "-max-time", "10", "-d", json.dumps({"service": asked}),
@@ -50,7 +50,7 @@ Starter = Callable[..., Service]
 
 @pytest.fixture
 def start_as_in_the_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
-    """Starts services with their container's variables, but on a port and a cache of the test."""
+    """Start services with their container's variables, but with the test's own port and cache."""
     running: list[Service] = []
 
     def starter(role: str, **variables: str) -> Service:
@@ -78,13 +78,13 @@ def wait_for(health: health_pb2_grpc.HealthStub, service: Service, wanted: int) 
 
 
 @pytest.mark.pair
-def test_a_pod_is_alive_while_it_loads_and_drains_but_ready_only_in_between(
+def test_a_pod_is_live_while_it_loads_and_drains_but_ready_only_in_between(
     start_as_in_the_pod: Starter, tmp_path: Path
 ) -> None:
     built = ensure_smollm2(progress=False)
     cache = tmp_path / "cache"
     (cache / "smollm2").mkdir(parents=True)
-    # As long as another process writes the model into the cache, this one is loading it.
+    # The lock keeps the service loading, as if another process wrote the model into the cache.
     with FileLock(cache / "smollm2" / "verify.lock"):
         draft = start_as_in_the_pod("draft", AMUSD_CACHE_DIR=str(cache))
         assert probes(draft) == LOADING

@@ -1,4 +1,4 @@
-"""Every overlay renders, and is what Kubernetes and checkov accept."""
+"""Every overlay renders, and Kubernetes and checkov accept it."""
 
 import re
 import shutil
@@ -12,9 +12,9 @@ from tests.k8s.kustomize import OVERLAYS, ROOT, Manifest, render
 from tests.k8s.tools import run_tool
 
 validator = pytest.importorskip("kubernetes_validate.utils", reason="not installed: make setup")
-# The three newest that it knows.
+# The three newest versions that the validator knows.
 VERSIONS = list(dict.fromkeys(map(validator.major_minor, validator.all_versions())))[-3:]
-# Custom resources, of which the validator knows nothing: their operators check them.
+# Custom resources, which the validator does not know.
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
 

@@ -1,4 +1,4 @@
-"""Finds the programs that check manifests; what lacks one is skipped and says how to get it."""
+"""Finds the programs that check manifests; a test without its program is skipped."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 def find_tool(name: str) -> str:
-    """Return where a program of ``make check-tools`` is, or skip the test."""
+    """Return the path of a program of ``make check-tools``, or skip the test."""
     folders = (Path(sys.prefix, "check-tools", "bin"), Path(sys.prefix, "bin"))
     for folder in folders:
         if (folder / name).is_file():
@@ -18,7 +18,7 @@ def find_tool(name: str) -> str:
 
 
 def run_tool(name: str, *arguments: str) -> None:
-    """Run a program of ``make check-tools``, which has to find nothing."""
+    """Run a program of ``make check-tools``, and fail if it reports anything."""
     done = subprocess.run(
         [find_tool(name), *arguments], capture_output=True, text=True, timeout=120, check=False
     )

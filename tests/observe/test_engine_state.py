@@ -1,4 +1,4 @@
-"""What is shown of an engine that does not answer."""
+"""The exported state of an engine that does not answer."""
 
 from concurrent.futures import Future
 
@@ -17,14 +17,16 @@ def shown(collector: EngineCollector) -> dict[str, float]:
     return {sample.name: sample.value for family in registry.collect() for sample in family.samples}
 
 
-def test_a_model_that_is_loading_has_nothing_open() -> None:
+def test_a_loading_model_has_no_sessions() -> None:
     def read() -> "Future[EngineState]":
         raise UnavailableError("the service is loading its model")
 
     assert set(shown(EngineCollector(read)).values()) == {0.0}
 
 
-def test_a_long_pass_leaves_what_was_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_during_a_long_pass_the_last_known_state_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(engine, "_READ_SECONDS", 0.01)
     answers: list[Future[EngineState]] = [Future(), Future()]
     usage = CacheUsage(max_tokens=100, num_reserved=30, num_computed=5, num_cached=7)

@@ -1,4 +1,4 @@
-"""How a log line looks."""
+"""The formats of log lines."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ def record(message: str, **extra: object) -> logging.LogRecord:
     return made
 
 
-def test_json_is_one_line_whatever_is_in_it() -> None:
+def test_json_is_one_line_for_any_content() -> None:
     token = current_session.set("a\nb")
     try:
         line = JsonFormatter("verify").format(record("one\ntwo", fields={"tokens": 3}))
@@ -34,7 +34,7 @@ def test_json_keeps_a_traceback() -> None:
     assert "ValueError: why" in json.loads(line)["traceback"]
 
 
-def test_text_ends_with_the_numbers_and_the_session() -> None:
+def test_text_ends_with_the_fields_and_the_session() -> None:
     token = current_session.set("abc")
     try:
         line = TextFormatter("draft").format(record("session ended", fields={"tokens": 3}))

@@ -1,4 +1,4 @@
-"""Metrics of a GPU, with a driver that is made up."""
+"""Metrics of a GPU, with a fake driver."""
 
 import sys
 from types import SimpleNamespace
@@ -10,12 +10,12 @@ from amusd.observe.nvml import DeviceCollector, NvmlGpu, open_device
 
 
 class NvmlError(Exception):
-    """What the made-up driver raises."""
+    """The error of the fake driver."""
 
 
-def driver(tells_energy: bool) -> SimpleNamespace:
+def driver(has_energy: bool) -> SimpleNamespace:
     def energy(handle: object) -> int:
-        if not tells_energy:
+        if not has_energy:
             raise NvmlError
         return 5_500
 
@@ -41,19 +41,19 @@ def exported(nvml: SimpleNamespace) -> dict[str, float]:
 
 
 def test_units_are_bytes_ratios_and_joules() -> None:
-    assert exported(driver(tells_energy=True)) == {
+    assert exported(driver(has_energy=True)) == {
         "amusd_device_memory_bytes": 1024.0,
         "amusd_device_utilization_ratio": 0.4,
         "amusd_device_energy_joules_total": 5.5,
     }
 
 
-def test_what_a_gpu_does_not_tell_is_left_out() -> None:
-    assert "amusd_device_energy_joules_total" not in exported(driver(tells_energy=False))
+def test_readings_that_a_gpu_does_not_provide_are_left_out() -> None:
+    assert "amusd_device_energy_joules_total" not in exported(driver(has_energy=False))
 
 
 def test_without_a_driver_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = driver(tells_energy=True)
+    broken = driver(has_energy=True)
 
     def no_driver() -> None:
         raise NvmlError("no driver")

@@ -1,4 +1,4 @@
-"""Entries of a pool, and the addresses they stand for."""
+"""Entries of a pool, and the addresses they resolve to."""
 
 import asyncio
 from pathlib import Path
@@ -10,24 +10,24 @@ from orchestrator.addresses import (
     AddressFile,
     Endpoint,
     Entry,
-    SystemLookup,
+    SystemResolver,
     parse_entries,
     resolve,
 )
 
 
-async def lookup(host: str) -> tuple[str, ...]:
-    """Know one name."""
+async def resolver(host: str) -> tuple[str, ...]:
+    """Resolve one name only."""
     if host == "drafts":
         return ("10.0.0.1", "10.0.0.2")
     raise OSError("no such name")
 
 
 async def addresses(entry: Entry) -> list[str]:
-    return [str(endpoint) for endpoint in await resolve(entry, lookup)]
+    return [str(endpoint) for endpoint in await resolve(entry, resolver)]
 
 
-def test_a_list_has_hosts_and_files_each_once() -> None:
+def test_duplicate_entries_count_once() -> None:
     assert parse_entries("a:1, b.c:22 ,a:1,[::1]:3,file:///etc/pool,") == (
         Endpoint("a", 1),
         Endpoint("b.c", 22),
@@ -41,21 +41,21 @@ def test_a_list_has_hosts_and_files_each_once() -> None:
     "text",
     ["a", ":1", "a:", "a:b", "a:0", "a:65536", "a:-1", "::1:3", "http://a:1", "file://pool", "a:²"],
 )
-def test_what_is_no_address_is_said(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="write"):
         parse_entries(f"b:1,{text}")
 
 
-async def test_a_name_stands_for_all_its_addresses() -> None:
+async def test_a_name_resolves_to_all_its_addresses() -> None:
     assert await addresses(Endpoint("drafts", 7)) == ["10.0.0.1:7", "10.0.0.2:7"]
 
 
-async def test_an_address_is_not_looked_up() -> None:
+async def test_an_ip_address_is_not_resolved() -> None:
     assert await addresses(Endpoint("10.0.0.9", 7)) == ["10.0.0.9:7"]
     assert await addresses(Endpoint("::1", 7)) == ["[::1]:7"]
 
 
-async def test_a_name_that_nobody_knows_is_said() -> None:
+async def test_an_unknown_name_is_reported() -> None:
     with pytest.raises(UnavailableError, match=r"'nowhere'.*no such name.*check its spelling"):
         await addresses(Endpoint("nowhere", 7))
 
@@ -68,7 +68,9 @@ async def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "# nothing", "no address", "\udc80"])
-async def test_a_file_without_addresses_is_said(tmp_path: Path, content: str | None) -> None:
+async def test_a_file_without_valid_addresses_is_reported(
+    tmp_path: Path, content: str | None
+) -> None:
     path = tmp_path / "pool"
     if content is not None:
         path.write_bytes(content.encode(errors="surrogateescape"))
@@ -76,13 +78,13 @@ async def test_a_file_without_addresses_is_said(tmp_path: Path, content: str | N
         await addresses(AddressFile(str(path)))
 
 
-async def test_the_system_knows_this_machine() -> None:
-    asked = SystemLookup()
-    first, second = await asyncio.gather(asked("localhost"), asked("localhost"))
+async def test_the_system_resolves_localhost() -> None:
+    system = SystemResolver()
+    first, second = await asyncio.gather(system("localhost"), system("localhost"))
     assert first == second
     assert set(first) in ({"127.0.0.1"}, {"::1"})
 
 
-async def test_the_system_says_that_a_name_is_unknown() -> None:
-    with pytest.raises(OSError):  # noqa: PT011  # its words are the system's
-        await SystemLookup()("nothing.invalid")
+async def test_an_unknown_name_is_an_os_error() -> None:
+    with pytest.raises(OSError):  # noqa: PT011  # the message is the system's
+        await SystemResolver()("nothing.invalid")

@@ -1,4 +1,4 @@
-"""Chat templates render as Transformers renders them, and broken ones are said."""
+"""Chat templates render as in Transformers, and broken ones are reported."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from orchestrator.text import Message, ModelText, load_text_codec
 MESSAGES = [Message("system", "Be brief."), Message("user", 'Say "é" & <b>.')]
 
 TEMPLATES = {
-    "tools compared with none": (
+    "tools tested for none": (
         "{% if tools is not none %}TOOLS{% endif %}{% if documents is none %}-{% endif %}"
         "{{ messages[1].content }}"
     ),
@@ -21,7 +21,7 @@ TEMPLATES = {
         "{% if not tools is defined %}{% set tools = none %}{% endif %}"
         "{% if tools is none %}{{ messages[0].role }}{% endif %}"
     ),
-    "a loop that is left": (
+    "a loop with break": (
         "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}"
         "{{ m.content }}{% endfor %}"
     ),
@@ -42,6 +42,7 @@ TEMPLATES = {
 
 
 def letters() -> Tokenizer:
+    """Return a tokenizer with one token for each byte, and ``<end>``."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate(alphabet)} | {"<end>": 256}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -52,7 +53,7 @@ def letters() -> Tokenizer:
 
 
 @pytest.mark.parametrize("case", TEMPLATES)
-def test_a_template_renders_as_transformers_renders_it(case: str) -> None:
+def test_a_template_renders_as_in_transformers(case: str) -> None:
     template = TEMPLATES[case]
     theirs = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=letters(), eos_token="<end>", chat_template=template
@@ -69,13 +70,14 @@ def test_a_template_renders_as_transformers_renders_it(case: str) -> None:
 
 
 def folder_with(tmp_path: Path, chat_template: object) -> str:
+    """Write a tokenizer folder and return its path."""
     letters().save(str(tmp_path / "tokenizer.json"))
     config = {"chat_template": chat_template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     return str(tmp_path)
 
 
-def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
+def test_the_default_of_several_templates_is_used(tmp_path: Path) -> None:
     templates = [
         {"name": "tool_use", "template": "wrong"},
         {"name": "default", "template": "right"},
@@ -84,20 +86,20 @@ def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
     assert codec.encode_chat(MESSAGES) == codec.encode("right")
 
 
-def test_a_template_that_does_not_compile_is_said_when_it_is_loaded(tmp_path: Path) -> None:
+def test_a_template_that_does_not_compile_is_refused_at_load(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"chat template of .* is broken") as caught:
         load_text_codec(folder_with(tmp_path, "{% for m in messages %}\n{{ m"))
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_template_says_comes_in_one_line() -> None:
+def test_an_error_of_a_template_becomes_one_line() -> None:
     codec = ModelText(letters(), "{{ raise_exception('first\nsecond') }}", {})
     with pytest.raises(InvalidInputError, match="first second"):
         codec.encode_chat(MESSAGES)
 
 
 @pytest.mark.parametrize("expression", ["messages[5].content.x", "''.__class__.__mro__"])
-def test_what_a_template_must_not_do_is_bad_input(expression: str) -> None:
+def test_a_forbidden_expression_in_a_template_is_an_invalid_input(expression: str) -> None:
     codec = ModelText(letters(), "{{ " + expression + " + 'x' }}", {})
     with pytest.raises(InvalidInputError, match="refuses the messages"):
         codec.encode_chat(MESSAGES)

@@ -1,4 +1,4 @@
-"""Text to tokens and back: no broken characters, and errors that help."""
+"""Text to tokens and back: no broken characters, and helpful errors."""
 
 import json
 from pathlib import Path
@@ -38,35 +38,35 @@ def tiny_tokenizer() -> Tokenizer:
 CODEC = ModelText(tiny_tokenizer(), TEMPLATE, {"eos_token": "<end>"})
 
 
-def shown(codec: TextCodec, tokens: list[int], cuts: list[int]) -> list[str]:
-    """Decode ``tokens`` in pieces that end at ``cuts``."""
+def decoded(codec: TextCodec, tokens: list[int], cuts: list[int]) -> list[str]:
+    """Decode ``tokens`` in chunks that end at ``cuts``; return the text of each chunk."""
     decoder = codec.decoder()
     ends = sorted({min(cut, len(tokens)) for cut in cuts} | {len(tokens)})
-    pieces, start = [], 0
+    chunks, start = [], 0
     for end in ends:
-        pieces.append(decoder.feed(tokens[start:end]))
+        chunks.append(decoder.feed(tokens[start:end]))
         start = end
-    return [*pieces, decoder.finish()]
+    return [*chunks, decoder.finish()]
 
 
 @settings(deadline=None)
 @given(text=st.text(max_size=40), cuts=st.lists(st.integers(0, 200), max_size=30))
 @pytest.mark.parametrize("codec", [CODEC, load_text_codec(BYTES_TOKENIZER)], ids=["bpe", "bytes"])
-def test_text_in_pieces_is_the_text_and_no_piece_breaks_a_character(
+def test_chunks_join_to_the_text_and_no_chunk_breaks_a_character(
     codec: TextCodec, text: str, cuts: list[int]
 ) -> None:
-    pieces = shown(codec, codec.encode(text) if text else [], cuts)
-    assert "".join(pieces) == text
+    chunks = decoded(codec, codec.encode(text) if text else [], cuts)
+    assert "".join(chunks) == text
     if "\ufffd" not in text:
-        assert not any("\ufffd" in piece for piece in pieces)
+        assert not any("\ufffd" in chunk for chunk in chunks)
 
 
 @settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 299), max_size=40))
-def test_any_tokens_give_the_same_text_in_pieces_as_at_once(tokens: list[int]) -> None:
+def test_any_tokens_decode_to_the_same_text_in_chunks_as_at_once(tokens: list[int]) -> None:
     known = [token for token in tokens if token < tiny_size()]
-    pieces = shown(CODEC, known, list(range(len(known))))
-    assert "".join(pieces) == "".join(shown(CODEC, known, []))
+    chunks = decoded(CODEC, known, list(range(len(known))))
+    assert "".join(chunks) == "".join(decoded(CODEC, known, []))
 
 
 def tiny_size() -> int:
@@ -74,40 +74,42 @@ def tiny_size() -> int:
 
 
 def test_special_tokens_have_no_text() -> None:
-    assert "".join(shown(CODEC, CODEC.encode("<end>"), [])) == ""
+    assert "".join(decoded(CODEC, CODEC.encode("<end>"), [])) == ""
 
 
 @pytest.mark.parametrize("codec", [CODEC, load_text_codec(BYTES_TOKENIZER)], ids=["bpe", "bytes"])
-def test_an_output_that_ends_within_a_character_shows_it_at_the_end(codec: TextCodec) -> None:
+def test_an_incomplete_character_at_the_end_becomes_a_replacement_character(
+    codec: TextCodec,
+) -> None:
     decoder = codec.decoder()
     first_byte = codec.encode("ÿ")[:1]
     assert decoder.feed(first_byte) == ""
     assert decoder.finish() == "\ufffd"
 
 
-def test_a_conversation_goes_through_the_template_up_to_the_assistants_turn() -> None:
+def test_a_conversation_is_rendered_up_to_the_assistants_turn() -> None:
     tokens = CODEC.encode_chat([Message("user", "déjà")])
     rendered = '<user>"déjà"<end><assistant>'
     assert tokens == CODEC.encode(rendered)
 
 
-def test_messages_that_the_template_refuses_are_bad_input() -> None:
+def test_messages_that_the_template_refuses_are_an_invalid_input() -> None:
     messages = [Message("user", "a"), Message("system", "b")]
     with pytest.raises(InvalidInputError, match="the system message comes first"):
         CODEC.encode_chat(messages)
 
 
-def test_a_model_without_a_template_takes_no_chat() -> None:
+def test_a_model_without_a_template_refuses_chat() -> None:
     codec = ModelText(tiny_tokenizer(), None, {})
     with pytest.raises(NotServedError, match="send the prompt as text"):
         codec.encode_chat([Message("user", "hi")])
 
 
-def test_without_a_tokenizer_prompts_come_as_token_ids() -> None:
+def test_without_a_tokenizer_prompts_must_be_token_ids() -> None:
     codec = load_text_codec("")
     with pytest.raises(NotServedError, match="as token ids"):
         codec.encode("hi")
-    assert shown(codec, [1, 2, 3], []) == ["", ""]
+    assert decoded(codec, [1, 2, 3], []) == ["", ""]
 
 
 def test_a_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
     assert codec.encode_chat(messages) == CODEC.encode_chat(messages)
 
 
-def test_a_template_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+def test_a_template_may_be_in_its_own_file(tmp_path: Path) -> None:
     tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text("{}")
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
@@ -129,7 +131,9 @@ def test_a_template_may_have_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model": 1}'])
-def test_a_folder_without_a_usable_tokenizer_is_said(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_usable_tokenizer_is_refused(
+    tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InvalidInputError, match="--tokenizer") as caught:

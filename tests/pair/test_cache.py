@@ -1,4 +1,4 @@
-"""The cache's law: a folder is either whole and current, or it is built again."""
+"""The cache's law: a folder is complete and current, or it is built again."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there, on the port that the services took."""
+"""The commands and the program of the README run unchanged, except for the port."""
 
 import re
 import shlex

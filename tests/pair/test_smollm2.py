@@ -1,4 +1,4 @@
-"""The real pair: exact weights, the true tokeniser, and a draft that fits its verify model."""
+"""The real pair: exact weights, the original tokenizer, and a draft that fits."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ _ENSURE = "from amusd.pair import ensure_smollm2; print(ensure_smollm2().draft)"
 
 @dataclass(frozen=True, slots=True)
 class RacedPair:
-    """The pair as two processes made it that began at the same time, and what each printed."""
+    """The pair that two concurrent processes built, and their output."""
 
     pair: EmbeddedPair
     cache: Path
@@ -78,7 +78,7 @@ def verify_model(pair: EmbeddedPair) -> Any:
     return load_causal_lm(str(pair.verify), torch.float32, "cpu")[0]
 
 
-def test_two_processes_at_once_make_one_whole_pair(raced_pair: RacedPair) -> None:
+def test_two_concurrent_processes_build_one_pair(raced_pair: RacedPair) -> None:
     assert raced_pair.exit_codes == (0, 0)
     assert raced_pair.printed == (str(raced_pair.pair.draft),) * 2
     made = {path.name for path in (raced_pair.cache / "smollm2").iterdir()}
@@ -134,7 +134,7 @@ def test_the_verify_model_talks_sense(
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_survives_the_tokeniser(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
@@ -185,6 +185,6 @@ def test_the_draft_guesses_a_fair_share_of_the_verify_models_tokens(
     assert (guesses == text[0, first:]).float().mean() > 0.2
 
 
-def test_the_draft_shares_the_tokeniser(pair: EmbeddedPair) -> None:
+def test_the_draft_shares_the_tokenizer(pair: EmbeddedPair) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (pair.draft / name).read_bytes() == (pair.verify / name).read_bytes()

@@ -1,4 +1,4 @@
-"""What is said when the weights are missing or are not the known ones."""
+"""Errors for missing weights and for weights with another checksum."""
 
 import importlib.util
 from pathlib import Path

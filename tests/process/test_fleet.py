@@ -130,7 +130,7 @@ def test_what_serves_something_else_is_refused_with_a_line_in_the_log(
     assert [one.num_opened_sessions for one in refused] == [0, 0]
     log = [line for line in orchestrator.log.read_text().splitlines() if "refusing" in line]
     verify, draft = sorted(log, key=lambda line: "draft replica" in line)
-    assert "its weights are others" in verify
+    assert "its weights differ" in verify
     assert "restart the orchestrators" in verify
     assert "700 tokens" in draft
     assert "share their tokenizer" in draft

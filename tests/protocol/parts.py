@@ -51,12 +51,23 @@ class DraftSide:
         self.session.extend(tuple(drafted), source)
 
     def advance(self, message: Advance) -> None:
-        self.session.advance(message.epoch, message.position, message.tokens, message.lookahead)
+        self.session.advance(
+            message.epoch,
+            message.position,
+            message.tokens,
+            message.lookahead,
+            message.tokens_per_proposal,
+        )
         self._send()
 
     def rollback(self, message: Rollback) -> None:
         self.session.rollback(
-            message.epoch, message.verified_position, message.corrected_token, message.lookahead
+            message.epoch,
+            message.verified_position,
+            message.corrected_token,
+            message.lookahead,
+            message.tokens_per_proposal,
+            message.first_proposal,
         )
         self._send()
 
@@ -102,13 +113,14 @@ class VerifySide:
         self.sent.append(self.session.end_pass(predictions, pass_seconds=0.0))
 
 
-class DialledPace:
+class DialledPolicy:
     """Holds proposals back, and lets the draft run ahead, as the setup says."""
 
     def __init__(self, setup: Setup, ledger: Ledger) -> None:
         self.max_checked = setup.max_checked
         self._num_collected = setup.num_collected
         self._most_ahead = setup.lookahead
+        self._collects = setup.collects and setup.strategy is not Strategy.SPECULATIVE
         self._ledger = ledger
 
     @property
@@ -117,6 +129,14 @@ class DialledPace:
         span = self._most_ahead - self._num_collected + 2
         lookahead = self._num_collected - 1 + self._ledger.verified_position % span
         return lookahead if lookahead >= self._num_collected else 0
+
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Another one each time, 0 to 3; 0 leaves it as it is."""
+        return self._ledger.verified_position % 4 if self._collects else 0
+
+    def first_proposal(self, now_seconds: float) -> int:
+        return self._ledger.epoch % 3 if self._collects else 0
 
     def start_size(self, num_ready: int, now_seconds: float) -> int:
         return self._num_collected
@@ -149,7 +169,7 @@ class Orchestrator:
         self.outgoing: deque[Advance | Rollback] = deque()
         self.forwards: deque[Forward] = deque()
         self._controller = SessionController(
-            ledger, DialledPace(setup, ledger), setup.finish, has_draft
+            ledger, DialledPolicy(setup, ledger), setup.finish, has_draft
         )
 
     @property

@@ -40,7 +40,8 @@ class Setup:
     nothing to propose. ``max_checked`` of 0 lets a pass check all that waits. ``num_collected``
     proposals are waited for before an idle verify model gets them. ``impatient``: the
     orchestrator may tire of waiting at any time; if it may not, a message ends every wait.
-    ``mixes_sources``: look-ups write as well, as far as they pay; as often right as the model.
+    ``mixes_sources``: n-gram lookup proposes as well, as far as it pays, as often right as the
+    model. ``collects``: the draft is told how many tokens to collect into a proposal.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -59,6 +60,7 @@ class Setup:
     dies_after: int | None = None
     impatient: bool = False
     mixes_sources: bool = False
+    collects: bool = True
 
     @property
     def prompt(self) -> list[int]:

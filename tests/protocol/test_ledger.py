@@ -106,7 +106,7 @@ def test_a_proposal_of_an_old_epoch_is_counted_as_wasted_and_dropped(ledger: Led
 
 
 def test_a_proposal_of_a_later_epoch_is_refused(ledger: Ledger) -> None:
-    with refused(ledger, "a proposal of epoch 1 cannot come in epoch 0"):
+    with refused(ledger, "a proposal of epoch 1 is ahead of epoch 0"):
         ledger.proposal(proposed(20, epoch=1))
 
 
@@ -228,7 +228,7 @@ def test_an_older_verdict_changes_nothing_even_after_a_rollback(ledger: Ledger) 
 
 
 def test_a_verdict_of_a_later_epoch_is_refused(ledger: Ledger) -> None:
-    with refused(ledger, "a verdict of epoch 1 cannot come in epoch 0"):
+    with refused(ledger, "a verdict of epoch 1 is ahead of epoch 0"):
         ledger.verdict(verdict(20, epoch=1))
 
 
@@ -331,7 +331,7 @@ def test_what_is_left_at_the_end_is_wasted(ledger: Ledger) -> None:
 
 def test_integrity_notices_a_lost_token(ledger: Ledger) -> None:
     ledger.counts.wasted += 1
-    with pytest.raises(AssertionError, match="tokens got lost"):
+    with pytest.raises(AssertionError, match="token counts do not add up"):
         ledger.check_integrity()
 
 

@@ -148,7 +148,8 @@ def test_every_token_is_settled_for_the_source_that_wrote_it(
 def test_draft_and_ledger_count_the_same_tokens_for_a_source(
     setup: Setup, schedule: Schedule
 ) -> None:
-    run = Simulation(setup)
+    # Tokens that are collected, and compared before they are sent, count on the draft's side only.
+    run = Simulation(replace(setup, collects=False))
     for _ in run.steps(schedule):
         assert run.draft is not None
         under_way = [(one.source, len(one.tokens)) for one in run.draft.sent]

@@ -55,10 +55,12 @@ class Watch:
         first = wrong[0]
         self.num_wrong[self._sources[first]] += 1
         epoch = self._ledger.epoch
-        # How far the draft may run ahead after it is not this law's business.
-        rollback = decision.rollback and replace(decision.rollback, lookahead=0)
+        # This law does not say how far the draft runs ahead, or how many tokens it collects.
+        rollback = decision.rollback and replace(
+            decision.rollback, lookahead=0, tokens_per_proposal=0, first_proposal=0
+        )
         assert rollback == Rollback(epoch, first + 1, final[first]), "missed a mismatch"
         rest = final[first + 1 :]
-        advance = decision.advance and replace(decision.advance, lookahead=0)
+        advance = decision.advance and replace(decision.advance, lookahead=0, tokens_per_proposal=0)
         assert advance == (Advance(epoch, first + 1, rest) if rest else None)
         self._drafted.clear()

@@ -1,4 +1,4 @@
-"""What the codec makes of messages of services that say less, or more, than this one."""
+"""Round trips through the codec, and unknown or unset fields."""
 
 import pytest
 
@@ -21,13 +21,13 @@ def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 99])
-def test_a_source_that_is_not_known_here_counts_as_the_model(number: int) -> None:
+def test_an_unknown_source_counts_as_the_model(number: int) -> None:
     message = draft_pb2.Proposal(epoch=1, position=5, token_ids=[7])
     message.source = number  # type: ignore[assignment]
     assert codec.proposal_from_proto(message).source is DraftSource.MODEL
 
 
-def test_statistics_keep_what_each_source_has_done() -> None:
+def test_statistics_keep_the_acceptance_of_each_source() -> None:
     sources = (
         SourceAcceptance(DraftSource.MODEL, 9, 6, 4),
         SourceAcceptance(DraftSource.LOOKUP, 3),
@@ -53,7 +53,7 @@ def test_statistics_keep_what_each_source_has_done() -> None:
     assert codec.statistics_from_proto(message) == statistics
 
 
-def test_a_verdict_keeps_its_times_and_what_was_reused() -> None:
+def test_a_verdict_keeps_its_times_and_cached_tokens() -> None:
     passes = (DeviceTime(1 << 60, 0.5),)
     verdict = Verdict(
         1, 5, 3, 2, 7, pass_seconds=0.5, device_seconds=0.25, num_cached=40, passes=passes
@@ -61,15 +61,15 @@ def test_a_verdict_keeps_its_times_and_what_was_reused() -> None:
     assert codec.verdict_from_proto(codec.verdict_to_proto(verdict).verdict) == verdict
 
 
-def test_the_use_of_memory_is_kept() -> None:
+def test_cache_usage_keeps_its_counts() -> None:
     usage = CacheUsage(
         max_tokens=1 << 40, num_reserved=5, num_retained=4, num_computed=3, num_cached=2
     )
     assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
 
 
-def test_an_older_services_model_says_nothing_of_numerics_or_weights() -> None:
-    model = codec.model_from_proto(model_pb2.ModelInfo(name="old"))
+def test_unset_numerics_and_weight_format_are_empty() -> None:
+    model = codec.model_from_proto(model_pb2.ModelInfo(name="any"))
     assert (model.numerics, model.weight_format) == ("", "")
 
 

@@ -1,4 +1,4 @@
-"""Errors become statuses, and nothing else gets out."""
+"""Errors of a handler become gRPC statuses, and reveal nothing else."""
 
 import asyncio
 from typing import Any, cast
@@ -10,19 +10,19 @@ from amusd.protocol import errors
 from amusd.rpc import faults
 
 
-class Aborted(Exception):  # noqa: N818  # stands for the way grpc ends a call
-    """Carries what a call was aborted with."""
+class Aborted(Exception):  # noqa: N818  # replaces grpc's own exception
+    """Carries the status and details that a call was aborted with."""
 
 
 class RecordingContext:
-    """Ends a call as grpc does: by an exception."""
+    """Aborts a call as grpc does, with an exception."""
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise Aborted(code, details)
 
 
 class Service:
-    """A servicer whose one method fails as it is told."""
+    """A servicer whose method raises its request."""
 
     @faults.reported
     async def Fail(self, request: BaseException, context: Any) -> None:  # noqa: N802
@@ -51,17 +51,17 @@ async def outcome(error: BaseException) -> tuple[grpc.StatusCode, str]:
         (errors.AmusdError, grpc.StatusCode.INTERNAL),
     ],
 )
-async def test_every_error_of_ours_has_its_status_and_keeps_its_words(
+async def test_every_error_of_the_project_has_its_status_and_keeps_its_message(
     error: type[errors.AmusdError], status: grpc.StatusCode
 ) -> None:
     assert await outcome(error("do this")) == (status, "do this")
 
 
-def test_no_error_of_ours_is_without_a_status() -> None:
+def test_no_error_of_the_project_is_without_a_status() -> None:
     assert set(errors.AmusdError.__subclasses__()) <= set(faults._STATUS_OF)
 
 
-async def test_an_unexpected_error_says_nothing_of_itself(
+async def test_an_unexpected_error_is_logged_but_not_sent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     status, details = await outcome(ZeroDivisionError("secret"))

@@ -38,7 +38,7 @@ async def statuses(health: health_pb2_grpc.HealthStub, name: str) -> AsyncIterat
 async def test_live_comes_with_the_port_and_readiness_with_the_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shell = ServiceShell(Listen(), SERVICE)
+    shell = ServiceShell(Listen(), SERVICE, "Verify")
     await shell.start()
     async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -59,7 +59,7 @@ async def test_live_comes_with_the_port_and_readiness_with_the_model(
 
 
 async def test_an_engine_that_fails_is_not_alive(capsys: pytest.CaptureFixture[str]) -> None:
-    shell = ServiceShell(Listen(grace_seconds=60), SERVICE)
+    shell = ServiceShell(Listen(grace_seconds=60), SERVICE, "Verify")
     listening, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

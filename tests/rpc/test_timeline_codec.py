@@ -1,4 +1,4 @@
-"""Timelines as messages."""
+"""Timelines to messages and back."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from amusd.rpc.channel import MAX_MESSAGE_BYTES
 from amusd.v1 import orchestrator_pb2
 
 NOW = 1_800_000_000_000_000_000
-WORKED = (DeviceTime(NOW, 0.1),)
+DEVICE_TIMES = (DeviceTime(NOW, 0.1),)
 MESSAGES: tuple[Message, ...] = (
     Proposal(1, 5, (7, 8), 0.25, 1, device_seconds=0.25, steps=(DeviceTime(NOW, 0.25),)),
     Verdict(1, 5, 2, 1, 9, 0.5, 0.5, 3, (DeviceTime(NOW + 1, 0.5),)),
@@ -41,7 +41,7 @@ def test_no_timeline_is_no_message() -> None:
     assert timeline_codec.timeline_to_proto(None) is None
 
 
-def test_an_event_that_is_not_known_here_is_refused() -> None:
+def test_an_unknown_event_is_refused() -> None:
     unknown = orchestrator_pb2.Timeline(events=[orchestrator_pb2.TimelineEvent(seconds=1.0)])
     with pytest.raises(UnavailableError, match="does not know"):
         timeline_codec.timeline_from_proto(unknown)
@@ -50,9 +50,9 @@ def test_an_event_that_is_not_known_here_is_refused() -> None:
 @pytest.mark.parametrize(
     ("event", "decision"),
     [
-        (Proposal(9999, 99999, (99999,), 0.1, 1, device_seconds=0.1, steps=WORKED), NOTHING),
+        (Proposal(9999, 99999, (99999,), 0.1, 1, device_seconds=0.1, steps=DEVICE_TIMES), NOTHING),
         (Proposal(9999, 99999, (), 0.1, 64, device_seconds=0.1), NOTHING),
-        (Verdict(9999, 99999, 60, 50, 99999, 0.1, 0.1, 9999, WORKED), NOTHING),
+        (Verdict(9999, 99999, 60, 50, 99999, 0.1, 0.1, 9999, DEVICE_TIMES), NOTHING),
         (None, Decision(rollback=Rollback(9999, 99999, 99999, 64))),
         (None, Decision(advance=Advance(9999, 99999, (99999,) * 64, 64))),
     ],

@@ -5,20 +5,7 @@ import threading
 from dataclasses import dataclass
 
 from amusd.protocol.errors import InvalidInputError
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSettings:
-    """A device as PyTorch names it. With ``threads`` 0 PyTorch decides their number.
-
-    ``cpus`` are the cores of the engine thread and the threads that it computes with. If it is
-    empty, the operating system decides. The threads that serve gRPC are never bound to cores.
-    """
-
-    device: str = "cpu"
-    dtype: str = "auto"
-    threads: int = 0
-    cpus: tuple[int, ...] = ()
+from amusd.settings import check_bounds, setting
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -34,11 +21,49 @@ def parse_cpus(text: str) -> tuple[int, ...]:
             start = int(first)
             end = int(last) if dash else start
         except ValueError:
-            raise InvalidInputError(f"cannot read cpus {text!r}: write 0,2 or 4-7") from None
+            raise InvalidInputError(
+                f"cannot read CPU cores {text!r}, use a list such as 0,2 or 4-7"
+            ) from None
         if end < start:
-            raise InvalidInputError(f"cpus {part!r} run backwards: write the lower one first")
+            raise InvalidInputError(
+                f"CPU cores {part!r} end before they start, put the lower one first"
+            )
         cpus.extend(range(start, end + 1))
     return tuple(cpus)
+
+
+def format_cpus(cpus: tuple[int, ...]) -> str:
+    """Return the text that ``parse_cpus`` reads as ``cpus``."""
+    return ",".join(str(cpu) for cpu in cpus)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """The device of an engine as PyTorch names it, and its share of a CPU.
+
+    ``cpus`` bind the engine thread and the threads that it computes with; the threads that serve
+    gRPC are never bound.
+    """
+
+    device: str = setting("cpu", "Device to run on: cpu, cuda:0, ...")
+    dtype: str = setting(
+        "auto",
+        "Model dtype: float32, bfloat16, float16, or auto (float32 on CPU, bfloat16 elsewhere).",
+    )
+    threads: int = setting(
+        0, "Number of compute threads on CPU; 0: chosen by PyTorch.", unit="threads", at_least=0
+    )
+    cpus: tuple[int, ...] = setting(
+        (),
+        "CPU cores to compute on, such as 0,2 or 4-7; empty: any.",
+        unit="cores",
+        read=parse_cpus,
+        write=format_cpus,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_bounds(self)
 
 
 def bind_engine_thread(settings: DeviceSettings) -> None:
@@ -54,7 +79,7 @@ def bind_engine_thread(settings: DeviceSettings) -> None:
     except OSError:
         usable = sorted(os.sched_getaffinity(0))
         raise InvalidInputError(
-            f"cannot run on cpus {list(settings.cpus)}: this process may use {usable}"
+            f"cannot run on CPU cores {list(settings.cpus)}: this process may use {usable}"
         ) from None
 
 

@@ -1,11 +1,11 @@
-"""Finds where the last tokens of a session occurred before; needs no model."""
+"""The index of the n-gram lookup: where the last tokens of a session occurred before."""
 
 
-class MatchIndex:
-    """For every run of tokens in a session, where it last ended: a look-up takes no scan.
+class NgramIndex:
+    """For every run of tokens in a session, the position where it last ended.
 
-    The longest match counts, and among equal ones the latest. What is entered is the tokens
-    before the last one, for a run must not find itself.
+    The longest match counts, and among equal ones the latest. The last token is not indexed yet,
+    because a run must not find itself.
     """
 
     def __init__(self, min_match: int, max_match: int) -> None:
@@ -16,9 +16,9 @@ class MatchIndex:
         self._entered: list[list[tuple[int, ...]]] = []
 
     def continuation(self, tokens: list[int], room: int) -> list[int]:
-        """Return at most ``room`` tokens that followed the last of ``tokens`` before.
+        """Return at most ``room`` tokens that followed the last of ``tokens`` earlier on.
 
-        ``tokens`` begin as in the call before, up to where the index was truncated since.
+        ``tokens`` start with those of the previous call, up to where the index was truncated.
         """
         while len(self._entered) < len(tokens) - 1:
             end = len(self._entered) + 1

@@ -1,64 +1,54 @@
-"""What the manifests say to the services, against what the commands and the code take."""
-
-from typing import Any
+"""The variables and ports of the manifests, against the settings that the services declare."""
 
 import pytest
-from typer.main import get_command
 
-from amusd.cli.serve_command import serve
+from amusd.cli.service_settings import SETTINGS
+from amusd.observe.metrics import Role
 from amusd.pair.cache import CACHE_VARIABLE
 from amusd.rpc.server import LIVE
+from amusd.settings import Setting
 from amusd.v1 import draft_pb2, orchestrator_pb2, verify_pb2
 from tests.k8s.kustomize import Manifest, containers, environment
 
-SERVICES = {
+SERVICES: dict[Role, str] = {
     "draft": draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
     "verify": verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name,
     "orchestrator": orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name,
 }
-# Variables that are read by others than the commands.
+# Variables that other programs and libraries read.
 OTHERS = {
     CACHE_VARIABLE, "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "XDG_CACHE_HOME",
-    "OMP_NUM_THREADS", "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OMP_NUM_THREADS",
 }  # fmt: skip
 
 
-def command(role: str) -> Any:
-    """Return the command of a service, of the kind that typer brings along."""
-    group: Any = get_command(serve)
-    return group.commands[role]
+def settings(role: Role) -> dict[str, Setting]:
+    """Return the settings of a service by their environment variables."""
+    return {one.variable: one for one in SETTINGS[role]}
 
 
-def options(role: str) -> dict[str, Any]:
-    """Return the options of a service by their environment variables."""
-    return {one.envvar: one for one in command(role).params if one.envvar}
-
-
-def parts(manifests: list[Manifest]) -> list[tuple[str, Manifest, dict[str, str]]]:
+def parts(manifests: list[Manifest]) -> list[tuple[Role, Manifest, dict[str, str]]]:
     """Return role, container and environment of each service."""
-    each = [(one["name"], one, environment(manifests, one)) for one in containers(manifests)]
-    assert {role for role, _, _ in each} == set(SERVICES)
-    return each
+    found = {one["name"]: one for one in containers(manifests)}
+    assert found.keys() == SERVICES.keys()
+    return [(role, found[role], environment(manifests, found[role])) for role in SERVICES]
 
 
-def test_every_container_runs_a_command_that_exists(manifests: list[Manifest]) -> None:
+def test_every_container_runs_a_service(manifests: list[Manifest]) -> None:
     for role, container, _ in parts(manifests):
         assert container["args"] == ["serve", role]
-        assert options(role)
 
 
-def test_every_variable_is_one_that_the_command_takes(manifests: list[Manifest]) -> None:
+def test_every_variable_is_one_that_the_service_takes(manifests: list[Manifest]) -> None:
     for role, _, variables in parts(manifests):
-        assert not variables.keys() - options(role).keys() - OTHERS
+        assert not variables.keys() - settings(role).keys() - OTHERS
 
 
-def test_every_value_is_one_that_the_command_takes(manifests: list[Manifest]) -> None:
-    for role, container, variables in parts(manifests):
-        taken = {key: value for key, value in variables.items() if key in options(role)}
-        flags = [f"{options(role)[key].opts[0]}={value}" for key, value in taken.items()]
-        # Parses and checks the values without running the command.
-        context = command(role).make_context(container["name"], flags)
-        assert context.params["grace"] == float(variables["AMUSD_GRACE"])
+def test_every_value_is_one_that_the_service_takes(manifests: list[Manifest]) -> None:
+    for role, _, variables in parts(manifests):
+        taken = {key: value for key, value in variables.items() if key in settings(role)}
+        read = {key: settings(role)[key].read(value) for key, value in taken.items()}
+        assert read["AMUSD_GRACE"] == float(variables["AMUSD_GRACE"])
 
 
 def test_ports_are_the_same_everywhere(manifests: list[Manifest]) -> None:
@@ -69,7 +59,7 @@ def test_ports_are_the_same_everywhere(manifests: list[Manifest]) -> None:
             "metrics": int(variables["AMUSD_METRICS_PORT"]),
         }
         assert variables["AMUSD_HOST"] == "0.0.0.0"
-        default = options(role)["AMUSD_PORT"].default
+        default = settings(role)["AMUSD_PORT"].default
         assert ports["grpc"] == default
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["grpc"]["port"] == default

@@ -7,7 +7,7 @@ from amusd.observe.log_format import LogFormat, make_formatter
 
 
 class LogLevel(StrEnum):
-    """How much a service says."""
+    """Lowest level of the messages that are logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -20,6 +20,6 @@ def start_logging(role: str, level: LogLevel, log_format: LogFormat = LogFormat.
     handler = logging.StreamHandler()
     handler.setFormatter(make_formatter(log_format, role))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # Model loaders of the hub announce every request at INFO.
+    # Libraries that load models log every request at INFO.
     for name in ("httpx", "httpx2", "huggingface_hub", "transformers"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

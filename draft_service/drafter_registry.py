@@ -1,0 +1,15 @@
+"""The one place that maps a draft service's settings to its drafter."""
+
+from amusd.engine.loading.model_loading import load_model
+from amusd.fleet.model_description import PROMPT_LOOKUP
+from draft_service.draft_settings import DraftServiceSettings
+from draft_service.drafters import Drafter, model_drafter, ngram_drafter
+
+
+def make_drafter(settings: DraftServiceSettings) -> Drafter:
+    """Return the drafter that the settings name. A model may take a while to load."""
+    engine = settings.engine
+    if engine.model == PROMPT_LOOKUP:
+        return ngram_drafter()
+    loaded = load_model(engine.model, "draft", engine.device, engine.options)
+    return model_drafter(loaded, with_ngrams=settings.uses_lookup)

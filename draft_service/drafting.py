@@ -1,0 +1,235 @@
+"""What is special in drafting: the draft service's role in the serving loop.
+
+A session drafts without being asked, up to its look-ahead. Its proposals come from the proposers
+first, which need no batch; what they cannot continue takes part in the next batch of the model.
+"""
+
+from dataclasses import dataclass
+
+from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import OnPass, ignore_pass
+from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.serving.engine_worker import EngineWorker
+from amusd.serving.sequence import BatchClock, Send, Sequence
+from draft_service.drafters import Drafter
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOpening:
+    """What a session is opened with."""
+
+    session_id: str
+    tokens: list[int]
+    limits: DraftLimits
+    epoch: int = 0
+    vocabulary_fingerprint: str = ""
+    records_times: bool = False
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class DraftSequence(Sequence):
+    """A sequence that is drafted."""
+
+    session: DraftSession
+
+    @property
+    def tokens(self) -> list[int]:
+        """Final and drafted tokens."""
+        return self.session.tokens
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is room for another drafted token."""
+        return self.session.room > 0
+
+
+class Drafting:
+    """Opens, drafts and rolls back the sequences of a draft service."""
+
+    def __init__(self, drafter: Drafter, limits: ServiceLimits, prefill_budget: int) -> None:
+        """Draft with ``drafter`` within ``limits``."""
+        self.drafter = drafter
+        self._engine = drafter.engine
+        self._limits = limits
+        self._prefill_budget = prefill_budget
+
+    def open(self, opening: DraftOpening, send: Send) -> DraftSequence:
+        """Return the sequence of a new session."""
+        self._check(opening)
+        limits = opening.limits
+        capacity = min(limits.max_position, self._limits.max_context)
+        session = DraftSession(
+            opening.tokens,
+            DraftLimits(limits.lookahead, capacity, limits.tokens_per_proposal),
+            opening.epoch,
+        )
+        return DraftSequence(
+            session_id=opening.session_id,
+            num_prompt_tokens=len(opening.tokens),
+            capacity=capacity,
+            send=send,
+            clock=BatchClock(opening.records_times),
+            session=session,
+        )
+
+    def admitted(self, sequence: DraftSequence) -> None:
+        """Draft, or while the sequence waits for memory say that there is nothing to propose."""
+        if sequence.slot is not None:
+            sequence.session.resume()
+        self._send(sequence)
+
+    def receive(self, sequence: DraftSequence, event: Advance) -> None:
+        """Take final tokens."""
+        self._engine.description.check_tokens(event.tokens)
+        sequence.session.advance(
+            event.epoch, event.position, event.tokens, event.lookahead, event.tokens_per_proposal
+        )
+        self._send(sequence)
+
+    def rollback(self, sequence: DraftSequence, rollback: Rollback) -> int:
+        """Roll a sequence back; return how many drafted tokens were dropped.
+
+        Raises:
+            AmusdError: the rollback is refused, and has changed nothing.
+        """
+        self._engine.description.check_tokens((rollback.corrected_token,))
+        num_dropped = sequence.session.rollback(
+            rollback.epoch,
+            rollback.verified_position,
+            rollback.corrected_token,
+            rollback.lookahead,
+            rollback.tokens_per_proposal,
+            rollback.first_proposal,
+        )
+        length = rollback.verified_position - 1
+        if sequence.slot is not None and self._engine.length(sequence.slot) > length:
+            self._engine.truncate(sequence.slot, length)
+        for proposer in self.drafter.proposers:
+            proposer.truncate(sequence.session_id, length)
+        self._send(sequence)
+        return num_dropped
+
+    def prepare(self, sequences: list[DraftSequence]) -> bool:
+        """Let the proposers write what they can; return whether there was any."""
+        has_sent = False
+        for sequence in sequences:
+            while sequence.is_due and (proposed := self._propose(sequence)) is not None:
+                tokens, source = proposed
+                sequence.session.extend(tuple(tokens), source)
+                has_sent = self._send(sequence) or has_sent
+        return has_sent
+
+    def settle(self, sequence: DraftSequence, predictions: list[int]) -> None:
+        """Propose what the model wrote."""
+        sequence.session.extend(tuple(predictions), DraftSource.MODEL)
+        self._send(sequence)
+
+    def close(self, sequence: DraftSequence) -> None:
+        """Forget what the proposers have seen of a session."""
+        for proposer in self.drafter.proposers:
+            proposer.close(sequence.session_id)
+
+    def _propose(self, sequence: DraftSequence) -> tuple[list[int], DraftSource] | None:
+        """Return tokens of a proposer and their source; None: the model has to write them."""
+        # A drafter with a single source has no choice, whatever pays.
+        sources = self.drafter.sources
+        if len(sources) > 1:
+            sources &= sequence.session.sources
+        asks_model = DraftSource.MODEL in sources
+        # The prompt is computed while the verify model computes it; later it would cost time.
+        if asks_model and self._is_behind(sequence):
+            return None
+        source = DraftSource.LOOKUP
+        for proposer in self.drafter.proposers:
+            if proposer.source in sources:
+                source = proposer.source
+                session = sequence.session
+                tokens = proposer.propose(sequence.session_id, session.tokens, session.room)
+                if tokens:
+                    return tokens, source
+        return None if asks_model else ([], source)
+
+    def _is_behind(self, sequence: DraftSequence) -> bool:
+        """Whether the model has more to compute than one batch does."""
+        assert sequence.slot is not None  # only runnable sequences propose
+        num_left = len(sequence.tokens) - self._engine.length(sequence.slot)
+        return num_left > self._prefill_budget
+
+    def _send(self, sequence: DraftSequence) -> bool:
+        """Send the proposals that are ready; return whether there were any."""
+        session = sequence.session
+        if sequence.slot is None:
+            session.extend(())  # nobody waits for a session that itself waits for memory
+        has_sent = False
+        while (run := session.take_run()) is not None:
+            times = sequence.clock.take()
+            sequence.send(
+                Proposal(
+                    run.epoch,
+                    run.position,
+                    run.tokens,
+                    times.seconds,
+                    times.num_batches,
+                    run.source,
+                    times.share_seconds,
+                    times.times,
+                )
+            )
+            has_sent = True
+        return has_sent
+
+    def _check(self, opening: DraftOpening) -> None:
+        model = self._engine.description
+        ours, theirs = model.vocabulary.fingerprint, opening.vocabulary_fingerprint
+        if ours and theirs and ours != theirs:
+            raise InvalidInputError(
+                f"the vocabulary of {model.name} is not the verify model's: pair models that "
+                "share their tokenizer"
+            )
+        model.check_tokens(opening.tokens)
+        if opening.limits.max_position <= len(opening.tokens):
+            raise InvalidInputError(
+                f"max_position {opening.limits.max_position} leaves no room after "
+                f"{len(opening.tokens)} tokens"
+            )
+        if len(opening.tokens) >= self._limits.max_context:
+            raise LimitExceededError(
+                f"the prompt has {len(opening.tokens)} tokens, the draft service takes fewer "
+                f"than {self._limits.max_context}"
+            )
+        if opening.limits.lookahead > self._limits.max_lookahead:
+            raise LimitExceededError(
+                f"lookahead is {opening.limits.lookahead}: ask for "
+                f"{self._limits.max_lookahead} or less"
+            )
+
+
+class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
+    """The serving loop of a draft service, with rollbacks."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        limits: ServiceLimits,
+        prefill_budget: int,
+        reuses_prefixes: bool = True,
+        on_pass: OnPass = ignore_pass,
+    ) -> None:
+        """Draft with ``drafter`` within ``limits``."""
+        self.drafter = drafter
+        self._drafting = Drafting(drafter, limits, prefill_budget)
+        super().__init__(
+            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass
+        )
+
+    def rollback(self, session_id: str, rollback: Rollback) -> int:
+        """Roll a session back; return how many drafted tokens were dropped.
+
+        Raises:
+            UnknownSessionError: no session of this id is open.
+            AmusdError: the rollback is refused, and has changed nothing.
+        """
+        return self._drafting.rollback(self.sequence(session_id), rollback)
