@@ -1,1 +1,4 @@
-"""Models on a device: token ids in, token ids out; no gRPC, no asyncio, no session logic."""
+"""Models on a device: token ids in, token ids out.
+
+Nothing here knows gRPC, asyncio or sessions, or decides what is in a batch.
+"""

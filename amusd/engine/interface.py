@@ -1,4 +1,4 @@
-"""What every engine can do; tensors stay below this border, above it are lists of ints."""
+"""The interface of an engine. Tensors stay below it; callers exchange lists of ints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from amusd.settings import check_bounds, setting
 
 
 class Numerics(StrEnum):
-    """How far a token's result may depend on what else goes through the model beside it."""
+    """How far a token's result may depend on the rest of its batch."""
 
     FAST = "fast"
-    """Passes of different shapes may round differently, which can turn a near tie."""
+    """Batches of different shapes may round differently. A near tie may give another token."""
     EXACT = "exact"
-    """The same bits whatever the strategy, the cut of the prompt, and the other sessions."""
+    """The same bits for every strategy, chunking of the prompt, and composition of the batch."""
 
 
 class WeightFormat(StrEnum):
-    """How an engine keeps weights in memory."""
+    """How an engine stores weights in memory."""
 
     COMPACT = "compact"
-    """As small as possible without loss, where the engine can; the numbers stay the same."""
+    """The smallest lossless format, where the engine supports it; the results stay the same."""
     PLAIN = "plain"
-    """In the number format that the model computes in."""
+    """The dtype that the model computes in."""
     INT8 = "int8"
-    """8 bits a weight with a scale for every 32: faster, and another model's output."""
+    """8 bits a weight and a scale for every 32 weights: faster, but the output changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,63 +66,70 @@ DEFAULT_OPTIONS = EngineOptions()
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """New tokens of one slot for the next pass, after the ``length`` tokens it holds.
+    """The tokens of one sequence in the next batch. They follow the tokens in its KV cache.
 
-    The engine answers with its token after each of the last ``num_outputs`` of ``tokens``.
+    The engine returns the next token after each of the last ``num_outputs`` of ``tokens``.
     """
 
     slot: int
     tokens: Sequence[int]
     num_outputs: int
     is_prompt: bool = False
-    """Whether the tokens belong to a prompt that is being read, for the cache's hit rate."""
+    """Whether the tokens are prefill of a prompt. They count for the hit rate of the cache."""
 
 
 class Engine(Protocol):
-    """A causal language model with a key/value cache in slots, one for each session.
+    """A causal language model with a KV cache for several sequences.
 
-    An engine belongs to one thread. Slots are independent: what happens to one never changes
-    what another answers.
+    A slot is the handle of an open sequence. Sequences are independent: the tokens of one never
+    change the results of another. An engine belongs to one thread.
     """
 
     @property
     def description(self) -> ModelDescription:
-        """The model that runs here."""
+        """The model that this engine runs."""
 
     @property
     def max_batch(self) -> int:
-        """Most feeds that one pass takes, 1 or more."""
+        """Most sequences in a batch, 1 or more."""
 
     @property
     def num_open(self) -> int:
-        """Number of open slots."""
+        """Number of open sequences."""
 
     @property
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
 
     def open(self, capacity: int) -> int:
-        """Return a new empty slot for at most ``capacity`` tokens.
+        """Return the slot of a new empty sequence for at most ``capacity`` tokens.
 
         Raises:
-            CacheFullError: no memory is left for it now.
-            LimitExceededError: the capacity is above the context length, or above all memory.
+            CacheFullError: the memory that is left is too small now.
+            LimitExceededError: the capacity exceeds the context length, or the whole memory.
         """
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
+        """Return how many tokens of the sequence are in the KV cache."""
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Take over what another slot holds of the beginning of ``tokens``, but the last one.
+        """Reuse the longest cached prefix of ``tokens``, leaving at least one token to compute.
 
-        What ``slot`` holds has to be the beginning of ``tokens``. Returns how many it holds more.
+        The sequence's own tokens must be a prefix of ``tokens``. Returns the number of cached
+        tokens that the sequence gains.
         """
 
-    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
-        """Run one pass and return the greedy tokens of each feed, ``num_outputs`` each."""
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
+        """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
+
+        A batch has each sequence at most once.
+
+        Raises:
+            LimitExceededError: tokens exceed the capacity of their sequence.
+        """
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget what the slot holds beyond ``length`` tokens, in constant time."""
+        """Drop the sequence's tokens from position ``length`` on, in constant time."""
 
     def close(self, slot: int) -> None:
-        """Free the slot."""
+        """Close the sequence and free its memory."""

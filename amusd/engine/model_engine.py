@@ -1,13 +1,9 @@
-"""The engine of every real model: it keeps the books of its slots.
+"""The engine of every real model: a KV cache manager and the model runner selected for it."""
 
-How passes are run is chosen for each model and device, see ``choice``.
-"""
-
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, ScheduledSequence
@@ -19,75 +15,76 @@ from amusd.fleet.model_description import CacheUsage, ModelDescription
 
 
 class ModelEngine:
-    """Greedy passes of a model over slots of its own."""
+    """Runs batches of one model; see ``Engine`` for what each method promises."""
 
-    def __init__(self, description: ModelDescription, choice: RunnerSelection) -> None:
-        """Run a model as chosen for it; ``serve`` and ``load_engine`` choose."""
+    def __init__(self, description: ModelDescription, selection: RunnerSelection) -> None:
+        """Run a model as selected; ``serve`` and ``load_engine`` select."""
         self.description = description
-        self._passes = choice.passes
-        self.weight_format = choice.weight_format
-        self.weight_bytes = choice.weight_bytes  # read by a pass
-        self.max_batch = choice.max_batch
-        self._slots = KVCacheManager(
-            choice.max_tokens,
-            choice.context_length,
-            make=choice.passes.make,
-            copy=choice.passes.copy if choice.reuses else None,
-            drop=choice.passes.drop,
-            unit=choice.unit,
+        self._runner = selection.runner
+        self.weight_format = selection.weight_format
+        self.weight_bytes = selection.weight_bytes  # read by a forward pass
+        self.max_batch = selection.max_batch
+        self._cache: KVCacheManager[Any] = KVCacheManager(
+            selection.max_tokens,
+            selection.context_length,
+            allocate=selection.runner.allocate,
+            copy=selection.runner.copy if selection.reuse_prefixes else None,
+            free=selection.runner.free,
+            unit=selection.unit,
         )
 
     @property
     def num_open(self) -> int:
-        """Number of open slots."""
-        return len(self._slots)
+        """Number of open sequences."""
+        return len(self._cache)
 
     @property
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
-        return self._slots.usage
+        return self._cache.usage
 
-    @torch.inference_mode()
     def open(self, capacity: int) -> int:
-        """Return a new empty slot for at most ``capacity`` tokens."""
-        return self._slots.open(capacity)
+        """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
+        return self._cache.open(capacity)
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
-        return self._slots.length(slot)
+        """Return how many tokens of the sequence are in the KV cache."""
+        return self._cache.length(slot)
 
-    @torch.inference_mode()
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Take over what another slot holds of the beginning of ``tokens``, but the last one."""
-        return self._slots.reuse(slot, tokens)
+        """Reuse the longest cached prefix of ``tokens``, leaving at least one token to compute."""
+        return self._cache.reuse(slot, tokens)
 
-    @torch.inference_mode()
-    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
-        """Run the feeds through the model; return the greedy tokens of each."""
-        tokens = iter(self._passes.tokens(self._pieces(feeds)))
-        return [list(itertools.islice(tokens, feed.num_outputs)) for feed in feeds]
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
+        """Run one batch; return the sampled tokens of each sequence."""
+        tokens = self._runner.tokens(self._chunks(batch))
+        found, end = [], 0
+        for scheduled in batch:
+            start, end = end, end + scheduled.num_outputs
+            found.append(tokens[start:end])
+        return found
 
-    @torch.inference_mode()
-    def logits(self, feeds: Sequence[ScheduledSequence]) -> Tensor:
-        """Run the feeds as ``run`` does; return the logits of all outputs, [outputs, head]."""
-        return self._passes.logits(self._pieces(feeds))
+    def logits(self, batch: Sequence[ScheduledSequence]) -> Tensor:
+        """Run one batch as ``run`` does; return the logits of all outputs, [outputs, head]."""
+        return self._runner.logits(self._chunks(batch))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget what the slot holds beyond ``length`` tokens."""
-        self._slots.truncate(slot, length)
+        """Drop the sequence's tokens from position ``length`` on."""
+        self._cache.truncate(slot, length)
 
     def close(self, slot: int) -> None:
-        """Free the slot's keys and values."""
-        self._slots.close(slot)
+        """Close the sequence."""
+        self._cache.close(slot)
 
-    def _pieces(self, feeds: Sequence[ScheduledSequence]) -> list[Chunk[object]]:
-        """Note the feeds' tokens; return them with the buffers that they go to."""
-        pieces: list[Chunk[object]] = []
-        for feed in feeds:
-            start = self._slots.length(feed.slot)
-            self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
-            pieces.append(Chunk(self._slots[feed.slot], start, feed.tokens, feed.num_outputs))
-        return pieces
+    def _chunks(self, batch: Sequence[ScheduledSequence]) -> list[Chunk[Any]]:
+        """Record the tokens of the batch; return them with the buffers of their sequences."""
+        cache, chunks = self._cache, []
+        for scheduled in batch:
+            start = cache.length(scheduled.slot)
+            cache.extend(scheduled.slot, scheduled.tokens, scheduled.is_prompt)
+            buffer = cache[scheduled.slot]
+            chunks.append(Chunk(buffer, start, scheduled.tokens, scheduled.num_outputs))
+        return chunks
 
 
 def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> ModelEngine:
@@ -96,13 +93,15 @@ def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> Mode
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
     """
-    choice = select_runner(loaded, options)
+    selection = select_runner(loaded, options)
     description = replace(
         loaded.description,
         numerics=options.numerics.value,
-        weight_format=choice.weight_format,
+        weight_format=selection.weight_format,
+        runner=selection.runner.name,
+        runner_reason=selection.reason,
     )
-    return ModelEngine(description, choice)
+    return ModelEngine(description, selection)
 
 
 def load_engine(

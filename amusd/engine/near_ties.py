@@ -1,4 +1,4 @@
-"""How near a tie was: the gap between two tokens' logits after a text."""
+"""Measures near ties: the gap between the logits of two tokens after a text."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from amusd.prompts import Prompt, encode
 
 
 class LogitGapReader:
-    """Asks a model of Transformers, in one pass over the whole text."""
+    """Reads logits of a model of Transformers, in one forward pass over the whole text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        """Ask ``model``, in its number format; ``tokenizer`` reads prompts."""
+        """Read the logits of ``model`` in its dtype; ``tokenizer`` encodes prompts."""
         self._model = model
         self._tokenizer = tokenizer
 
@@ -26,7 +26,7 @@ class LogitGapReader:
 
     @torch.inference_mode()
     def tie(self, text: Sequence[int], expected: int, found: int) -> Tie:
-        """Return how near ``expected`` and ``found`` are after ``text``."""
+        """Return the gap of ``expected`` over ``found`` after ``text``, and the dtype's spacing."""
         ids = torch.tensor([list(text)], device=self._model.device)
         logits = self._model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # [vocab]
         one, other = float(logits[expected]), float(logits[found])

@@ -1,17 +1,17 @@
-"""Decoding in one process, without services: the readable twin that the services are held to."""
+"""Reference decoding in one process. The services must give the same tokens."""
 
 from amusd.engine.interface import Engine, ScheduledSequence
 
 
 def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
-    """Return the ``num_tokens`` tokens that ``engine`` writes after ``prompt``, one a pass."""
+    """Return ``num_tokens`` tokens after ``prompt``, one token a batch."""
     slot = engine.open(len(prompt) + num_tokens)
     try:
         output: list[int] = []
-        feed = prompt
+        pending = prompt
         while len(output) < num_tokens:
-            output += engine.run([ScheduledSequence(slot, feed, num_outputs=1)])[0]
-            feed = output[-1:]
+            output += engine.run([ScheduledSequence(slot, pending, num_outputs=1)])[0]
+            pending = output[-1:]
         return output
     finally:
         engine.close(slot)
@@ -20,7 +20,7 @@ def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) ->
 def decode_speculative(
     draft: Engine, verify: Engine, prompt: list[int], num_tokens: int, lookahead: int
 ) -> list[int]:
-    """Return the same tokens, ``lookahead`` of them drafted and then verified, in turn.
+    """Return the same tokens by speculative decoding: draft ``lookahead`` tokens, then verify.
 
     Leviathan et al., arXiv 2211.17192, algorithm 1, greedy.
     """
@@ -31,11 +31,11 @@ def decode_speculative(
         while len(tokens) < len(prompt) + num_tokens:
             proposed: list[int] = []
             for _ in range(lookahead):
-                unread = [*tokens, *proposed][draft.length(draft_slot) :]
-                proposed += draft.run([ScheduledSequence(draft_slot, unread, num_outputs=1)])[0]
-            unread = [*tokens[verify.length(verify_slot) :], *proposed]
+                pending = [*tokens, *proposed][draft.length(draft_slot) :]
+                proposed += draft.run([ScheduledSequence(draft_slot, pending, num_outputs=1)])[0]
+            pending = [*tokens[verify.length(verify_slot) :], *proposed]
             predicted = verify.run(
-                [ScheduledSequence(verify_slot, unread, num_outputs=lookahead + 1)]
+                [ScheduledSequence(verify_slot, pending, num_outputs=lookahead + 1)]
             )[0]
             num_accepted = 0
             while num_accepted < lookahead and proposed[num_accepted] == predicted[num_accepted]:

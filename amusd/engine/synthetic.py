@@ -1,10 +1,10 @@
-"""A model without weights whose agreement and step times are dialled in.
+"""A synthetic model without weights. Its agreement and pass times are settings.
 
-Its next token is a hash of the position and the last two tokens, so that it depends on the
-context as a real one does: after a rollback the continuation is another. A draft of the same
-seed writes the same token at a share ``agreement`` of contexts. With a ``period`` its text repeats
-itself every so many tokens instead, whatever stands before them. Passes take their time asleep,
-so two of them on one machine behave like two devices.
+The next token is a hash of the position and the last two tokens. So it depends on the context, and
+the continuation changes after a rollback, as with a real model. A draft of the same seed writes the
+same token in a share ``agreement`` of all contexts. With a ``period`` the text instead repeats
+itself after that many tokens, for any context. A pass sleeps for its time, so two engines on one
+machine behave like two devices.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ _NO_LIMIT = 1 << 40
 class SyntheticModel:
     """A synthetic model: ``synthetic:agreement=0.75,pass_ms=20`` on the command line.
 
-    ``pass_ms`` is the time of a pass over one token, ``row_ms`` that of each further token;
-    ``batch`` is the most sessions that share a pass; a ``period`` of 0 repeats nothing.
-    ``memory`` is the room for keys and values of all sessions, in tokens; 0: without limit.
+    ``pass_ms`` is the time of a pass over one token, ``row_ms`` the time of each further token.
+    ``batch`` is the most sequences in a batch. A ``period`` of 0 repeats nothing. ``memory`` is
+    the limit on the KV cache of all sequences, in tokens; 0: no limit.
     """
 
     vocabulary: int = 256
@@ -49,10 +49,10 @@ class SyntheticModel:
 
     @classmethod
     def parse(cls, name: str) -> "SyntheticModel":
-        """Read ``synthetic[:key=value,...]``.
+        """Parse ``synthetic[:key=value,...]``.
 
         Raises:
-            InvalidInputError: an unknown key, or a value of the wrong kind or range.
+            InvalidInputError: a key is unknown, or a value has the wrong type or range.
         """
         values: dict[str, int | float] = {}
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -79,12 +79,12 @@ class SyntheticModel:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the settings that change what it writes, 32 hexadecimal digits."""
+        """A hash of the settings that change its tokens, 32 hexadecimal digits."""
         settings = (self.vocabulary, self.seed, self.agreement, self.period)
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
 
     def next_token(self, tokens: Sequence[int]) -> int:
-        """Return the token this model writes after ``tokens``."""
+        """Return the next token after ``tokens``."""
         context = f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}"
         if self.period:
             context = f"{self.seed}/{len(tokens) % self.period}"
@@ -97,7 +97,7 @@ class SyntheticModel:
 
 
 class SyntheticEngine:
-    """Passes of a synthetic model; holds tokens where others hold keys and values."""
+    """Runs batches of a synthetic model. Its KV cache holds the tokens themselves."""
 
     def __init__(
         self,
@@ -105,12 +105,12 @@ class SyntheticEngine:
         name: str = SYNTHETIC,
         options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
-        """Serve ``model`` under ``name``; of the options only the reuse of prefixes counts."""
+        """Run ``model`` under ``name``. It uses only ``reuse_prefixes`` of the options."""
         self._model = model
-        self._slots: KVCacheManager[list[int]] = KVCacheManager(
+        self._cache: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
             model.context,
-            make=lambda capacity: [],
+            allocate=lambda capacity: [],
             copy=_copy if options.reuse_prefixes else None,
         )
         self.max_batch = model.batch
@@ -126,35 +126,37 @@ class SyntheticEngine:
             numerics=Numerics.EXACT.value,
             weight_format=WeightFormat.PLAIN.value,
             weights_fingerprint=model.fingerprint,
+            runner=SYNTHETIC,
+            runner_reason="the model has no weights and computes nothing",
         )
 
     @property
     def num_open(self) -> int:
-        """Number of open slots."""
-        return len(self._slots)
+        """Number of open sequences."""
+        return len(self._cache)
 
     @property
     def usage(self) -> CacheUsage:
-        """How much memory is in use, as if tokens were keys and values."""
-        return self._slots.usage
+        """How much of the KV cache is in use."""
+        return self._cache.usage
 
     def open(self, capacity: int) -> int:
-        """Return a new empty slot for at most ``capacity`` tokens."""
-        return self._slots.open(capacity)
+        """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
+        return self._cache.open(capacity)
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
-        return self._slots.length(slot)
+        """Return how many tokens of the sequence are in the KV cache."""
+        return self._cache.length(slot)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Take over what another slot holds of the beginning of ``tokens``, but the last one."""
-        return self._slots.reuse(slot, tokens)
+        """Reuse the longest cached prefix of ``tokens``, leaving at least one token to compute."""
+        return self._cache.reuse(slot, tokens)
 
-    def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
-        """Answer each feed, and take the time that a pass over all of them takes."""
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
+        """Return the tokens of each sequence, after the time of a pass over all of them."""
         started = time.perf_counter()
-        outputs = [self._run_one(feed) for feed in feeds]
-        num_rows = sum(len(feed.tokens) for feed in feeds)
+        outputs = [self._run_one(scheduled) for scheduled in batch]
+        num_rows = sum(len(scheduled.tokens) for scheduled in batch)
         pass_seconds = (self._model.pass_ms + self._model.row_ms * (num_rows - 1)) / 1e3
         remaining = started + pass_seconds - time.perf_counter()
         if remaining > 0:
@@ -162,20 +164,20 @@ class SyntheticEngine:
         return outputs
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget what the slot holds beyond ``length`` tokens."""
-        del self._slots[slot][length:]
-        self._slots.truncate(slot, length)
+        """Drop the sequence's tokens from position ``length`` on."""
+        del self._cache[slot][length:]
+        self._cache.truncate(slot, length)
 
     def close(self, slot: int) -> None:
-        """Free the slot."""
-        self._slots.close(slot)
+        """Close the sequence."""
+        self._cache.close(slot)
 
-    def _run_one(self, feed: ScheduledSequence) -> list[int]:
-        self._slots.extend(feed.slot, feed.tokens, feed.is_prompt)
-        held = self._slots[feed.slot]
+    def _run_one(self, scheduled: ScheduledSequence) -> list[int]:
+        self._cache.extend(scheduled.slot, scheduled.tokens, scheduled.is_prompt)
+        held = self._cache[scheduled.slot]
         outputs = []
-        first_output = len(feed.tokens) - feed.num_outputs
-        for index, token in enumerate(feed.tokens):
+        first_output = len(scheduled.tokens) - scheduled.num_outputs
+        for index, token in enumerate(scheduled.tokens):
             held.append(token)
             if index >= first_output:
                 outputs.append(self._model.next_token(held))

@@ -46,6 +46,8 @@ class ModelDescription:
 
     ``numerics`` and ``weight_format`` have the values of the engine's options of that name, and
     are empty if unknown. ``weights_fingerprint`` does not depend on the name of the model.
+    ``runner`` names the model runner, and ``runner_reason`` says why no faster one runs it; both
+    are empty without a model.
     """
 
     name: str
@@ -60,6 +62,8 @@ class ModelDescription:
     numerics: str = ""
     weight_format: str = ""
     weights_fingerprint: str = ""
+    runner: str = ""
+    runner_reason: str = ""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise InvalidInputError if a token id is outside the vocabulary."""

@@ -94,6 +94,8 @@ def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
         numerics=model.numerics,
         weight_format=model.weight_format,
         weights_fingerprint=model.weights_fingerprint,
+        runner=model.runner,
+        runner_reason=model.runner_reason,
     )
 
 
@@ -116,6 +118,8 @@ def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
         numerics=info.numerics,
         weight_format=info.weight_format,
         weights_fingerprint=info.weights_fingerprint,
+        runner=info.runner,
+        runner_reason=info.runner_reason,
     )
 
 

@@ -99,6 +99,8 @@ class ModelInfo(_message.Message):
     NUMERICS_FIELD_NUMBER: _builtins.int
     WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    RUNNER_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name the service was started with: a hub id, a folder or a built-in name."""
     device: _builtins.str
@@ -129,6 +131,15 @@ class ModelInfo(_message.Message):
     """A hash of the model's settings and of samples of its weights: equal for the same model,
     whatever its name. Empty: the service does not say.
     """
+    runner: _builtins.str
+    """How the service runs batches of the model: "native" (C on CPU), "padded" (fixed shapes, as
+    CUDA graphs), "ragged" (sequences of any length in one forward pass), "unbatched" (one
+    sequence a forward pass), or "synthetic". Empty: the service runs no model (prompt lookup).
+    """
+    runner_reason: _builtins.str
+    """Why the service uses this runner and no faster one, one line for people.
+    Empty: the service runs no model (prompt lookup).
+    """
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
         """The tokens the model knows."""
@@ -152,10 +163,12 @@ class ModelInfo(_message.Message):
         numerics: _builtins.str = ...,
         weight_format: _builtins.str = ...,
         weights_fingerprint: _builtins.str = ...,
+        runner: _builtins.str = ...,
+        runner_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics", b"numerics", "output_size", b"output_size", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary", "weight_format", b"weight_format", "weights_fingerprint", b"weights_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "numerics", b"numerics", "output_size", b"output_size", "runner", b"runner", "runner_reason", b"runner_reason", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary", "weight_format", b"weight_format", "weights_fingerprint", b"weights_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

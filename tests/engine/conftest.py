@@ -1,9 +1,16 @@
+from typing import NoReturn
+
 import pytest
 
-from amusd.engine.runners import selection as choice
+from amusd.engine.runners import selection
+from amusd.engine.runners.runner import RunnerRefusedError
 
 
 @pytest.fixture
 def without_native_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run models as where the native engine was not built."""
-    monkeypatch.setattr(choice, "native_runner", lambda loaded, options: None)
+    """Select runners as on a machine where the native engine is not built."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise RunnerRefusedError("this test disables it")
+
+    monkeypatch.setattr(selection, "load_native_runner", refuse)

@@ -1,4 +1,4 @@
-"""A Transformers model in slots: passes, rollbacks, and models that cannot be served."""
+"""The engine of a Transformers model: batches, rollbacks, and models that cannot be served."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def run(engine: ModelEngine, slot: int, tokens: list[int]) -> list[int]:
     return engine.run([ScheduledSequence(slot, tokens, len(tokens))])[0]
 
 
-def test_a_model_says_what_it_is(engine: ModelEngine) -> None:
+def test_the_description_names_the_properties_of_the_model(engine: ModelEngine) -> None:
     found = engine.description
     assert (found.name, found.device, found.dtype) == ("tiny", "cpu", "float32")
     assert found.context_length == 400
@@ -40,16 +40,16 @@ def test_a_model_says_what_it_is(engine: ModelEngine) -> None:
     assert found.num_parameters > 0
 
 
-def test_a_prompt_in_pieces_gives_the_same_as_at_once(engine: ModelEngine) -> None:
-    whole, pieces = engine.open(50), engine.open(50)
+def test_a_chunked_prefill_gives_the_tokens_of_a_whole_one(engine: ModelEngine) -> None:
+    whole, chunked = engine.open(50), engine.open(50)
     expected = run(engine, whole, PROMPT)
-    found = [*run(engine, pieces, PROMPT[:3]), *run(engine, pieces, PROMPT[3:])]
+    found = [*run(engine, chunked, PROMPT[:3]), *run(engine, chunked, PROMPT[3:])]
     engine.close(whole)
-    engine.close(pieces)
+    engine.close(chunked)
     assert found == expected
 
 
-def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: ModelEngine) -> None:
+def test_after_a_rollback_dropped_tokens_have_no_effect(engine: ModelEngine) -> None:
     used, fresh = engine.open(50), engine.open(50)
     run(engine, used, [*PROMPT, 7, 7, 7, 7])
     engine.truncate(used, len(PROMPT))
@@ -60,23 +60,23 @@ def test_after_a_rollback_nothing_of_what_was_dropped_is_left(engine: ModelEngin
     engine.close(fresh)
 
 
-def test_slots_do_not_see_one_another(engine: ModelEngine) -> None:
-    alone = decode_autoregressive(engine, PROMPT, 20)
+def test_sequences_do_not_see_one_another(engine: ModelEngine) -> None:
+    expected = decode_autoregressive(engine, PROMPT, 20)
     other = engine.open(60)
     run(engine, other, list(range(50)))
-    assert decode_autoregressive(engine, PROMPT, 20) == alone
+    assert decode_autoregressive(engine, PROMPT, 20) == expected
     engine.close(other)
     assert engine.num_open == 0
 
 
-def test_only_as_many_tokens_are_answered_as_are_asked_for(engine: ModelEngine) -> None:
+def test_a_batch_returns_as_many_tokens_as_it_asks_for(engine: ModelEngine) -> None:
     slot = engine.open(20)
     assert engine.run([ScheduledSequence(slot, PROMPT, 0)]) == [[]]
     assert len(engine.run([ScheduledSequence(slot, PROMPT, 3)])[0]) == 3
     engine.close(slot)
 
 
-def test_a_slot_beyond_the_context_is_refused(engine: ModelEngine) -> None:
+def test_a_sequence_longer_than_the_context_is_refused(engine: ModelEngine) -> None:
     with pytest.raises(LimitExceededError, match="context of 400"):
         engine.open(401)
 
@@ -104,14 +104,14 @@ def test_a_cache_grows_with_its_tokens_and_keeps_them() -> None:
     cache = SequenceCache(num_layers=1, capacity=1000)
     states = torch.randn(1, 2, 1000, 8)
     for start in range(0, 1000, 100):
-        piece = states[:, :, start : start + 100]
-        keys, values = cache.update(piece, piece, 0)
+        chunk = states[:, :, start : start + 100]
+        keys, values = cache.update(chunk, chunk, 0)
         assert torch.equal(keys, states[:, :, : start + 100])
         assert torch.equal(values, keys)
     assert buffer_of(cache).shape[2] == 1000
 
 
-def test_speculative_decoding_in_a_loop_writes_the_same_as_plain_decoding(folder: str) -> None:
+def test_speculative_reference_decoding_writes_the_autoregressive_tokens(folder: str) -> None:
     verify = load_engine(ModelSource("verify", folder))
     draft = serve(LoadedModel(perturbed(build("llama"), 0.05), verify.description))
     expected = decode_autoregressive(verify, PROMPT, 40)
@@ -120,19 +120,19 @@ def test_speculative_decoding_in_a_loop_writes_the_same_as_plain_decoding(folder
     assert draft.num_open == verify.num_open == 0
 
 
-def test_the_loops_hold_for_synthetic_models_too() -> None:
+def test_reference_decoding_works_with_synthetic_models() -> None:
     verify = SyntheticEngine(SyntheticModel())
     draft = SyntheticEngine(SyntheticModel(agreement=0.6))
     expected = decode_autoregressive(verify, PROMPT, 50)
     assert decode_speculative(draft, verify, PROMPT, 50, lookahead=4) == expected
 
 
-def test_a_draft_never_writes_ids_that_its_tokenizer_does_not_know(tmp_path: Path) -> None:
+def test_a_draft_never_writes_ids_outside_its_tokenizer(tmp_path: Path) -> None:
     model = build("llama")
     model.resize_token_embeddings(VOCABULARY + 64, mean_resizing=False)  # a padded head
     head = model.lm_head.weight
     with torch.no_grad():
-        head[VOCABULARY:] = 3 * head[:64]  # likelier than the known ones
+        head[VOCABULARY:] = 3 * head[:64]  # likelier than the ids of the tokenizer
     folder = save(model, tmp_path)
     padded = load_engine(ModelSource("padded", folder))
     known = load_engine(ModelSource("padded", folder), known_tokens_only=True)
@@ -148,13 +148,13 @@ def test_a_model_that_cannot_be_rolled_back_is_refused(tmp_path: Path) -> None:
         load_engine(ModelSource("recurrent", folder))
 
 
-def test_an_unknown_number_format_is_refused(folder: str) -> None:
+def test_an_unknown_dtype_is_refused(folder: str) -> None:
     with pytest.raises(InvalidInputError, match="use auto, float32"):
         load_engine(ModelSource("tiny", folder, dtype="int7"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_formats_are_served(folder: str, dtype: str) -> None:
+def test_half_precision_is_served(folder: str, dtype: str) -> None:
     engine = load_engine(ModelSource("tiny", folder, dtype=dtype))
     assert engine.description.dtype == dtype
     assert len(decode_autoregressive(engine, PROMPT, 5)) == 5

@@ -1,4 +1,4 @@
-"""How near a tie was."""
+"""The gap between the logits of two tokens."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from amusd.prompts import Prompt
 from tests import tiny
 
 
-def test_the_gap_is_that_of_the_models_own_logits(tmp_path: Path) -> None:
+def test_the_gap_comes_from_the_logits_of_the_model(tmp_path: Path) -> None:
     model = tiny.build("llama")
     folder = tiny.save(model, tmp_path)
-    validate = load_gap_reader("tiny", folder, "cpu", "float32")
-    text = validate.encode(Prompt(tokens=(5, 6, 7)))
+    reader = load_gap_reader("tiny", folder, "cpu", "float32")
+    text = reader.encode(Prompt(tokens=(5, 6, 7)))
     with torch.inference_mode():
         logits = model(torch.tensor([text])).logits[0, -1]
-    tie = validate.tie(text, 3, 9)
+    tie = reader.tie(text, 3, 9)
     assert tie.gap == pytest.approx(float(logits[3] - logits[9]), abs=1e-4)
-    assert validate.tie(text, 9, 3).gap == -tie.gap
+    assert reader.tie(text, 9, 3).gap == -tie.gap
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -30,5 +30,5 @@ def test_the_spacing_is_the_distance_to_the_next_number(value: float, dtype: tor
     assert spacing(float(number), dtype) == float(following) - float(number)
 
 
-def test_the_spacing_of_nothing_is_no_division_by_zero() -> None:
+def test_the_spacing_of_zero_is_positive() -> None:
     assert spacing(0.0, torch.float32) > 0

@@ -1,4 +1,4 @@
-"""The synthetic model does what its dials say, and its engine what every engine does."""
+"""The synthetic model follows its settings, and its engine behaves like any engine."""
 
 import random
 from time import perf_counter as time_now
@@ -41,7 +41,7 @@ def test_the_name_alone_is_the_default_model() -> None:
     assert SyntheticModel.parse("synthetic:") == SyntheticModel()
 
 
-def test_every_dial_can_be_set_by_name() -> None:
+def test_every_setting_can_be_in_the_name() -> None:
     name = (
         "synthetic:vocabulary=100,seed=3,agreement=0.75,pass_ms=20,row_ms=0.5,context=64,batch=4,"
         "period=9"
@@ -67,15 +67,15 @@ def test_every_dial_can_be_set_by_name() -> None:
         ("synthetic:period=-1", "period and memory need 0 or more"),
     ],
 )
-def test_a_name_that_makes_no_sense_is_refused_with_advice(name: str, words: str) -> None:
+def test_a_wrong_name_is_refused_with_advice(name: str, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         SyntheticModel.parse(name)
 
 
-# What it writes
+# The tokens that it writes
 
 
-def test_with_a_period_its_text_repeats_itself_and_a_draft_agrees_as_often_as_is_dialled() -> None:
+def test_with_a_period_the_text_repeats_and_a_draft_agrees_as_often_as_set() -> None:
     text = written(SyntheticModel(period=20), PROMPT, 80)
     assert text == text[:20] * 4
     drafted = written(SyntheticModel(period=20, agreement=0.5), PROMPT, 20)
@@ -95,7 +95,7 @@ def test_another_seed_writes_another_text() -> None:
 
 
 @pytest.mark.parametrize("other", [[1, 2, 4], [1, 5, 3]])
-def test_after_another_token_the_text_goes_on_differently(other: list[int]) -> None:
+def test_after_another_token_the_text_continues_differently(other: list[int]) -> None:
     model = SyntheticModel()
     assert written(model, PROMPT, 20) != written(model, other, 20)
 
@@ -106,7 +106,7 @@ def test_every_token_is_within_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.25, 0.5, 0.75, 0.9, 1.0])
-def test_a_draft_agrees_as_often_as_its_dial_says(agreement: float) -> None:
+def test_a_draft_agrees_as_often_as_set(agreement: float) -> None:
     verify, draft = SyntheticModel(vocabulary=50), SyntheticModel(50, agreement=agreement)
     agreed = [verify.next_token(tokens) == draft.next_token(tokens) for tokens in contexts(5000)]
     assert sum(agreed) / len(agreed) == pytest.approx(agreement, abs=0.02)
@@ -115,13 +115,13 @@ def test_a_draft_agrees_as_often_as_its_dial_says(agreement: float) -> None:
 # The engine
 
 
-def test_an_engine_answers_with_its_models_tokens(engine: SyntheticEngine) -> None:
+def test_an_engine_returns_the_tokens_of_its_model(engine: SyntheticEngine) -> None:
     model = SyntheticModel(vocabulary=50, seed=3)
     [outputs] = engine.run([ScheduledSequence(engine.open(10), [1, 2, 3, 4], num_outputs=2)])
     assert outputs == [model.next_token([1, 2, 3]), model.next_token([1, 2, 3, 4])]
 
 
-def test_a_feed_without_outputs_is_only_read(engine: SyntheticEngine) -> None:
+def test_prefill_without_outputs_returns_no_tokens(engine: SyntheticEngine) -> None:
     slot = engine.open(10)
     assert engine.run([ScheduledSequence(slot, PROMPT, num_outputs=0)]) == [[]]
     assert engine.length(slot) == 3
@@ -129,28 +129,30 @@ def test_a_feed_without_outputs_is_only_read(engine: SyntheticEngine) -> None:
 
 @given(st.lists(st.integers(0, 49), min_size=1, max_size=20), st.data())
 @settings(deadline=None)
-def test_a_prompt_read_in_pieces_gives_the_same_token(
+def test_a_chunked_prefill_gives_the_token_of_a_whole_one(
     tokens: list[int], data: st.DataObject
 ) -> None:
     engine = SyntheticEngine(SyntheticModel(vocabulary=50))
-    whole, pieces = engine.open(20), engine.open(20)
+    whole, chunked = engine.open(20), engine.open(20)
     cut = data.draw(st.integers(0, len(tokens) - 1))
-    engine.run([ScheduledSequence(pieces, tokens[:cut], 0)])
-    by_pieces = engine.run([ScheduledSequence(pieces, tokens[cut:], 1)])
-    assert by_pieces == engine.run([ScheduledSequence(whole, tokens, 1)])
+    engine.run([ScheduledSequence(chunked, tokens[:cut], 0)])
+    found = engine.run([ScheduledSequence(chunked, tokens[cut:], 1)])
+    assert found == engine.run([ScheduledSequence(whole, tokens, 1)])
 
 
-def test_slots_do_not_touch_one_another(engine: SyntheticEngine) -> None:
-    first, second, alone = engine.open(10), engine.open(10), engine.open(10)
-    shared = engine.run([ScheduledSequence(first, [1, 2], 1), ScheduledSequence(second, [3, 4], 1)])
-    assert shared[0] == engine.run([ScheduledSequence(alone, [1, 2], 1)])[0]
+def test_sequences_do_not_affect_one_another(engine: SyntheticEngine) -> None:
+    first, second, single = engine.open(10), engine.open(10), engine.open(10)
+    batched = engine.run(
+        [ScheduledSequence(first, [1, 2], 1), ScheduledSequence(second, [3, 4], 1)]
+    )
+    assert batched[0] == engine.run([ScheduledSequence(single, [1, 2], 1)])[0]
     engine.close(second)
     assert engine.run([ScheduledSequence(first, [5], 1)]) == engine.run(
-        [ScheduledSequence(alone, [5], 1)]
+        [ScheduledSequence(single, [5], 1)]
     )
 
 
-def test_after_a_truncation_the_text_goes_on_as_if_it_had_never_been_read(
+def test_after_a_truncation_dropped_tokens_have_no_effect(
     engine: SyntheticEngine,
 ) -> None:
     rolled_back, fresh = engine.open(10), engine.open(10)
@@ -161,21 +163,21 @@ def test_after_a_truncation_the_text_goes_on_as_if_it_had_never_been_read(
     assert after == engine.run([ScheduledSequence(fresh, [1, 2, 3], 1)])
 
 
-def test_a_slot_takes_no_more_than_its_capacity(engine: SyntheticEngine) -> None:
+def test_a_sequence_takes_no_more_than_its_capacity(engine: SyntheticEngine) -> None:
     slot = engine.open(3)
     engine.run([ScheduledSequence(slot, PROMPT, 1)])
     with pytest.raises(LimitExceededError, match="is full"):
         engine.run([ScheduledSequence(slot, [4], 1)])
 
 
-def test_a_slot_is_no_larger_than_the_context() -> None:
+def test_a_sequence_is_no_longer_than_the_context() -> None:
     engine = SyntheticEngine(SyntheticModel(context=16))
     engine.open(16)
     with pytest.raises(LimitExceededError, match=r"17 tokens do not fit .* context of 16"):
         engine.open(17)
 
 
-def test_closed_slots_are_free(engine: SyntheticEngine) -> None:
+def test_closed_sequences_are_not_open(engine: SyntheticEngine) -> None:
     slots = [engine.open(10) for _ in range(3)]
     assert engine.num_open == 3
     for slot in slots:
@@ -183,7 +185,7 @@ def test_closed_slots_are_free(engine: SyntheticEngine) -> None:
     assert engine.num_open == 0
 
 
-def test_a_pass_takes_its_time_and_longer_for_each_further_row() -> None:
+def test_a_pass_takes_its_time_and_more_for_each_further_token() -> None:
     engine = SyntheticEngine(SyntheticModel(pass_ms=2.0, row_ms=1.0))
     started = time_now()
     engine.run(
@@ -196,12 +198,17 @@ def test_a_pass_takes_its_time_and_longer_for_each_further_row() -> None:
 
 
 @pytest.mark.parametrize(("vocabulary", "tokenizer"), [(255, ""), (256, "bytes"), (300, "bytes")])
-def test_it_reads_text_as_bytes_if_its_vocabulary_has_them_all(
+def test_its_tokens_are_bytes_if_its_vocabulary_has_all_bytes(
     vocabulary: int, tokenizer: str
 ) -> None:
     description = SyntheticEngine(SyntheticModel(vocabulary=vocabulary)).description
     assert description.tokenizer == tokenizer
     assert description.output_size == description.vocabulary.size == vocabulary
+
+
+def test_its_description_names_the_runner(engine: SyntheticEngine) -> None:
+    assert engine.description.runner == "synthetic"
+    assert "no weights" in engine.description.runner_reason
 
 
 def test_models_of_one_vocabulary_size_fit_each_other() -> None:

@@ -1,4 +1,4 @@
-"""How much memory a device has left, for the default size of the cache."""
+"""The free memory of a device, for the default size of the KV cache."""
 
 import os
 from pathlib import Path
@@ -8,16 +8,16 @@ _NO_LIMIT = 1 << 62
 
 
 def free_bytes(device: str) -> int:
-    """Return the free memory of a device; on CPU what the container's limit leaves."""
+    """Return the free memory of a device. On CPU the limit of a container counts."""
     if device.startswith("cuda"):
-        # Torch takes seconds to import: only engines that need it wait for it.
+        # Importing torch takes seconds, so only engines that need it do so.
         import torch  # noqa: PLC0415
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    return min(_available(), _left_in_cgroup())
+    return min(_available_bytes(), _free_in_cgroup())
 
 
-def _available() -> int:
+def _available_bytes() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = next(line for line in lines if line.startswith("MemAvailable:"))
@@ -26,11 +26,11 @@ def _available() -> int:
     return int(found.split()[1]) << 10
 
 
-def _left_in_cgroup() -> int:
-    """Return what the cgroup of a container leaves; without a limit, more than there is.
+def _free_in_cgroup() -> int:
+    """Return the free bytes in the cgroup of a container; without a limit, a huge number.
 
-    Pages of files that nobody used for a while count as used there, but are free to take: a model
-    that was just read leaves many.
+    The cgroup counts idle pages of files as used, but the system frees them on demand. Loading a
+    model leaves many of them.
     """
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()

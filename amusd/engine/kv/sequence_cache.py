@@ -1,8 +1,8 @@
-"""Key/value cache of a session: preallocated, written in place, rolled back by its length.
+"""The KV cache of one sequence: preallocated, written in place, rolled back by its length.
 
-``DynamicCache`` of Transformers copies all keys and values for each new token. Here a pass
-writes its rows behind the valid ones and attention gets views, so nothing is copied; a rollback
-only lowers the length. Buffers are made for the slot's whole capacity; on CPU the system gives
+``DynamicCache`` of Transformers copies all keys and values for each new token. Here a forward pass
+writes the new ones after the valid ones and attention gets views, so nothing is copied. A rollback
+only lowers the length. Tensors have the whole capacity of the sequence; on CPU the system gives
 them memory as they fill.
 """
 
@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, each ``[batch, kv_heads, rows, head_dim]``.
+    """Keys and values of one layer, each ``[batch, kv_heads, tokens, head_dim]``.
 
-    A session has a batch of 1; text is written for training data with more, all of one length.
+    Serving uses a batch of 1. Writing training data uses more, all of the same length.
     """
 
     is_sliding = False
@@ -27,7 +27,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate all rows in the shape and type of the first states."""
+        """Allocate the whole capacity in the shape and dtype of the first states."""
         self.keys = self._allocate(key_states)
         self.values = self._allocate(value_states)
         self.is_initialized = True
@@ -35,7 +35,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new rows behind the valid ones; return views of all valid rows."""
+        """Write new tokens after the valid ones; return views of all valid tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -44,10 +44,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         values[:, :, start : self.length] = value_states
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def copy_rows(self, donor: "CacheLayer", length: int) -> None:
-        """Take the first ``length`` rows of another layer, if it has any.
+    def copy_prefix(self, donor: "CacheLayer", length: int) -> None:
+        """Copy the first ``length`` tokens of another layer, if it has any.
 
-        Layers that use another one's keys and values never get rows of their own.
+        A layer that uses another layer's keys and values never has tokens of its own.
         """
         if not donor.is_initialized:
             return
@@ -60,15 +60,15 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.length = length
 
     def get_seq_length(self) -> int:
-        """Return the number of valid rows."""
+        """Return the number of valid tokens."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of rows that attention sees, and the first one's position."""
+        """Return the number of tokens that attention sees, and the position of the first one."""
         return self.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """Return the most tokens the layer takes."""
+        """Return the capacity in tokens."""
         return self._capacity
 
     def _buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,32 +83,32 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class SequenceCache(Cache):
-    """The layers of one session. Its length is the number of tokens that are valid."""
+    """The layers of one sequence. Its length is the number of valid tokens."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         """Make an empty cache for at most ``capacity`` tokens."""
-        self._slot_layers = [CacheLayer(capacity) for _ in range(num_layers)]
-        super().__init__(layers=list(self._slot_layers))
+        self._own_layers = [CacheLayer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self._own_layers))
         self.capacity = capacity
 
     @property
     def length(self) -> int:
-        """Number of valid tokens; layers that never hold any do not count."""
-        return max(layer.length for layer in self._slot_layers)
+        """Number of valid tokens. Layers without tokens of their own do not count."""
+        return max(layer.length for layer in self._own_layers)
 
     def truncate(self, length: int) -> None:
-        """Keep the first ``length`` tokens; costs no copy."""
-        for layer in self._slot_layers:
+        """Keep the first ``length`` tokens, without a copy."""
+        for layer in self._own_layers:
             layer.length = min(layer.length, length)
 
-    def copy_rows(self, donor: "SequenceCache", length: int) -> None:
-        """Take the first ``length`` tokens of another cache."""
-        for layer, other in zip(self._slot_layers, donor._slot_layers, strict=True):
-            layer.copy_rows(other, length)
+    def copy_prefix(self, donor: "SequenceCache", length: int) -> None:
+        """Copy the first ``length`` tokens of another cache."""
+        for layer, other in zip(self._own_layers, donor._own_layers, strict=True):
+            layer.copy_prefix(other, length)
 
 
 class CopyingCache(DynamicCache):
-    """The cache of Transformers itself, for models that take no other: each pass copies it all."""
+    """The cache of Transformers, for models that need it. Each forward pass copies all of it."""
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens."""

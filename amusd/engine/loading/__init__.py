@@ -1,1 +1,1 @@
-"""Loads models onto devices. Nothing here runs a batch."""
+"""Loads models onto devices and describes them. Nothing here runs a batch."""

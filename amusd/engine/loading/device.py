@@ -1,4 +1,4 @@
-"""The one device of a service: which it is, and how many threads and which cores on CPU."""
+"""The device of a service, and its threads and cores on CPU."""
 
 import os
 import threading
@@ -9,13 +9,13 @@ from amusd.settings import check_bounds, setting
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
-    """Read core numbers such as ``0``, ``0,2`` or ``4-7``.
+    """Parse core numbers such as ``0``, ``0,2`` or ``4-7``.
 
     Raises:
-        InvalidInputError: not in that form.
+        InvalidInputError: the text has another form.
     """
     cpus: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in filter(None, (item.strip() for item in text.split(","))):
         first, dash, last = part.partition("-")
         try:
             start = int(first)
@@ -67,10 +67,10 @@ class DeviceSettings:
 
 
 def bind_engine_thread(settings: DeviceSettings) -> None:
-    """Bind the calling thread, and those it will start, to the cores of the settings.
+    """Bind the calling thread, and the threads that it starts, to the cores of the settings.
 
     Raises:
-        InvalidInputError: a core that this process may not use.
+        InvalidInputError: this process may not use one of the cores.
     """
     if not settings.cpus:
         return
@@ -84,12 +84,12 @@ def bind_engine_thread(settings: DeviceSettings) -> None:
 
 
 def prepare_torch(settings: DeviceSettings) -> None:
-    """Give PyTorch its number of threads, and make sure that it can use the device.
+    """Set the number of PyTorch's threads, and check that it can use the device.
 
     Raises:
         InvalidInputError: the device cannot be used.
     """
-    # Torch takes seconds to import: only engines that need it wait for it.
+    # Importing torch takes seconds, so only engines that need it do so.
     import torch  # noqa: PLC0415
 
     if settings.threads:
@@ -104,9 +104,9 @@ def prepare_torch(settings: DeviceSettings) -> None:
 
 
 def gpu_uuid(device: str) -> str | None:
-    """Return the name by which the driver knows a GPU; None if the device is no NVIDIA GPU.
+    """Return the driver's id of a GPU; None if the device is not an NVIDIA GPU.
 
-    PyTorch counts only the GPUs that this process may use, the driver all of them.
+    PyTorch numbers only the GPUs that this process may use. The driver numbers all of them.
     """
     if not device.startswith("cuda"):
         return None

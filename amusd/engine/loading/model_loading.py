@@ -1,4 +1,4 @@
-"""From the name of a model to its engine: synthetic, embedded, a folder, or a hub id."""
+"""Makes the engine for a model's name: synthetic, embedded, a folder, or a hub id."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def load_model(
     """Load a model onto a device, ready to decode on the calling thread.
 
     Raises:
-        InvalidInputError: there is no such model, or it cannot be served.
+        InvalidInputError: the model does not exist or cannot be served.
     """
     if name == PROMPT_LOOKUP:
         raise InvalidInputError(f"{PROMPT_LOOKUP} only drafts: name a model that verifies")
@@ -26,7 +26,7 @@ def load_model(
     if is_synthetic(name):
         return SyntheticEngine(SyntheticModel.parse(name), name, options)
     prepare_torch(device)
-    # Transformers takes seconds to import: only engines that need it wait for it.
+    # Importing Transformers takes seconds, so only engines that need it do so.
     from amusd.engine.loading.model_source import ModelSource  # noqa: PLC0415
     from amusd.engine.model_engine import load_engine  # noqa: PLC0415
 
@@ -35,10 +35,10 @@ def load_model(
 
 
 def locate_model(name: str, role: Role) -> str:
-    """Return the folder of an embedded model, made ready if need be; else the name itself.
+    """Return the folder of an embedded model, created if necessary; else the name itself.
 
     Raises:
-        InvalidInputError: the embedded pair cannot be made.
+        InvalidInputError: the embedded pair cannot be created.
     """
     try:
         return resolve_model(name, role)

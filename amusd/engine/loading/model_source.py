@@ -1,4 +1,4 @@
-"""Loads a model of Transformers with all that an engine has to know about it."""
+"""Loads a model of Transformers, and describes it for an engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ _NO_LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What to load and how: a hub id or folder, and the device and number format."""
+    """What to load and how: a hub id or folder, the device and the dtype."""
 
     name: str
     location: str
@@ -27,7 +27,7 @@ class ModelSource:
     dtype: str = "auto"
 
     def torch_dtype(self) -> torch.dtype:
-        """Return the number format; ``auto`` is float32 on CPU and bfloat16 elsewhere."""
+        """Return the dtype; ``auto`` is float32 on CPU and bfloat16 elsewhere."""
         name = self.dtype
         if name == "auto":
             name = "float32" if self.device == "cpu" else "bfloat16"
@@ -41,10 +41,10 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device, and what an engine needs beside it.
+    """A model on its device, and what an engine needs to know about it.
 
-    ``head_ids`` has the token id of each row of a reduced head, ``[head_rows]``; only the first
-    ``num_outputs`` rows of the head may come out, if it is given.
+    ``head_ids`` has the token id of each row of a reduced head, ``[head]`` int64. Only the first
+    ``num_outputs`` rows of the head are sampled; None: all.
     """
 
     model: PreTrainedModel
@@ -54,15 +54,15 @@ class LoadedModel:
 
 
 def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedModel:
-    """Load a model and its tokenizer's fingerprint.
+    """Load a model and describe it.
 
     Args:
         source: what to load.
-        known_tokens_only: never answer with an id beyond the tokenizer's (a padded head), as
-            a draft must not, for the verify model may not know it.
+        known_tokens_only: never sample an id outside the tokenizer (a padded head has some). A
+            draft needs this because the verify model may not know the id.
 
     Raises:
-        InvalidInputError: the model is not there, or cannot be loaded.
+        InvalidInputError: the model does not exist or cannot be loaded.
     """
     dtype = source.torch_dtype()
     folder = Path(source.location)
@@ -71,7 +71,7 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
             f"there is no model folder {source.location}: give one with config.json, safetensors "
             "and a tokenizer, or a hub id"
         )
-    # The log of a service is no terminal.
+    # A progress bar makes no sense in the log of a service.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, head_ids = load_causal_lm(source.location, dtype, torch.device(source.device))
@@ -102,7 +102,7 @@ def _describe(
         device=str(torch.device(source.device)),
         dtype=str(source.torch_dtype()).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        # Models without positions of their own (recurrent ones) have no limit to name.
+        # Recurrent models have no positions and so no limit.
         context_length=int(getattr(config, "max_position_embeddings", _NO_LIMIT)),
         output_size=int(config.vocab_size),
         vocabulary=vocabulary,

@@ -1,8 +1,8 @@
-"""Loads causal language models, those whose output head covers only frequent tokens included.
+"""Loads causal language models, with a full or a reduced output head.
 
-A folder with `amusd_head_size` in its config.json has an `lm_head.weight` of that many rows and a
-tensor `head_token_ids` that maps a row to its token (FR-Spec, arXiv 2502.14856). What is done with
-the logits is not known here.
+A reduced head covers only frequent tokens (FR-Spec, arXiv 2502.14856). A folder with
+`amusd_head_size` in its config.json has an `lm_head.weight` of that many rows and a tensor
+`head_token_ids` that maps a row to its token.
 """
 
 import torch
@@ -17,18 +17,20 @@ from amusd.pair.checkpoint import HEAD_IDS_NAME, HEAD_SIZE_KEY
 def load_causal_lm(
     folder_or_hub_id: str, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[PreTrainedModel, Tensor | None]:
-    """Load a model for inference, and for a reduced head its map from head row to token id.
+    """Load a model for inference, and the token id of each row if its head is reduced.
 
-    The map is [H] int64 on `device`, or None for an ordinary model. With a map, the model's logits
-    are [..., H] and need it to become token ids, so its own `generate` must not be used.
-    Raises ValueError when a reduced head's weights do not fit its configuration.
+    The ids are [head] int64 on `device`, or None for a full head. With a reduced head the model's
+    logits are [..., head] and its own `generate` returns rows instead of token ids.
+
+    Raises:
+        ValueError: the weights of a reduced head do not fit the configuration.
     """
     config = AutoConfig.from_pretrained(folder_or_hub_id)
     if getattr(config, HEAD_SIZE_KEY, None) is None:
         model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id, dtype=dtype)
         return _ready(model, device), None
     state = load_file(str(cached_file(folder_or_hub_id, "model.safetensors")))
-    head_token_ids = _checked_map(state, getattr(config, HEAD_SIZE_KEY), config.vocab_size)
+    head_token_ids = _checked_ids(state, getattr(config, HEAD_SIZE_KEY), config.vocab_size)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     rows, hidden_size = state["lm_head.weight"].shape
     model.set_output_embeddings(nn.Linear(hidden_size, rows, bias=False, dtype=dtype))
@@ -37,14 +39,14 @@ def load_causal_lm(
 
 
 def _ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    # The methods of transformers are untyped or typed wrongly; these are nn.Module's own.
+    # The methods of Transformers have no types or wrong ones, so call those of nn.Module.
     nn.Module.to(model, device)
     nn.Module.eval(model)
     return model
 
 
-def _checked_map(state: dict[str, Tensor], head_size: int, vocab_size: int) -> Tensor:
-    """Take the map out of `state`; a wrong one would turn proposals into other tokens silently."""
+def _checked_ids(state: dict[str, Tensor], head_size: int, vocab_size: int) -> Tensor:
+    """Take the token ids out of `state`. Wrong ids would silently turn proposals into others."""
     ids = state.pop(HEAD_IDS_NAME, torch.empty(0, dtype=torch.int64))
     if not len(ids) == len(state["lm_head.weight"]) == head_size:
         raise ValueError(

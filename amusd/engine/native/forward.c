@@ -1,4 +1,4 @@
-/* A pass of a Llama-like model over tokens of several sessions, and the team that runs it. */
+/* A forward pass of a Llama-like model over a batch, and the team of threads that runs it. */
 
 #include "native.h"
 
@@ -9,14 +9,14 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define SPINS 4096 /* looks at a barrier before the core is left to others */
+#define SPINS 4096 /* polls of a barrier before the thread yields its core */
 
 struct Team {
     int size;
     atomic_int arrived, round; /* of the barrier */
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int64_t task; /* number of the pass that runs; -1 ends the threads */
+    int64_t task; /* number of the current pass; -1 ends the threads */
     const Model *model;
     const Pass *pass;
     pthread_t threads[];
@@ -25,7 +25,7 @@ struct Team {
 typedef struct {
     Team *team;
     int index;
-} Seat;
+} Start; /* what a new thread needs to know */
 
 void wait_for_all(const Member *member)
 {
@@ -99,23 +99,33 @@ static void run_layer(const Model *model, const Pass *pass, size_t index, const 
     wait_for_all(member);
 }
 
-/* The answers after the wanted tokens: their largest logits among this member's panels. */
+/* The largest logits of the outputs among this member's panels. */
 static void run_head(const Model *model, const Pass *pass, const Member *member)
 {
-    size_t rows = (size_t)pass->num_wanted, hidden = (size_t)model->hidden;
+    size_t rows = (size_t)pass->num_outputs, hidden = (size_t)model->hidden;
     size_t stride = padded(hidden), end = part_start(rows, member, 1);
     float *scratch = pass->scratch + (size_t)member->index * (size_t)pass->scratch_size;
     for (size_t row = part_start(rows, member, 0); row < end; row++)
-        rms_norm(pass->hidden + (size_t)pass->wanted[row] * stride, model->norm,
+        rms_norm(pass->hidden + (size_t)pass->output_rows[row] * stride, model->norm,
                  pass->normed + row * stride, hidden, model->eps);
     wait_for_all(member);
     size_t mine = (size_t)member->index * rows;
     linear_argmax(&model->head, pass->normed, rows, (size_t)model->num_outputs,
-                  pass->best + mine, pass->ids + mine, pass->logits, scratch, member);
+                  pass->maxima + mine, pass->maxima_rows + mine, pass->logits, scratch, member);
+}
+
+/* Embed this member's tokens. The first norm has the same parts, so it needs no barrier. */
+static void run_embedding(const Model *model, const Pass *pass, const Member *member)
+{
+    size_t rows = (size_t)pass->num_tokens, stride = padded((size_t)model->hidden);
+    size_t end = part_start(rows, member, 1);
+    for (size_t row = part_start(rows, member, 0); row < end; row++)
+        embed(model, pass->ids[row], pass->hidden + row * stride);
 }
 
 static void run_member(const Model *model, const Pass *pass, const Member *member)
 {
+    run_embedding(model, pass, member);
     for (size_t index = 0; index < (size_t)model->num_layers; index++)
         run_layer(model, pass, index, member);
     run_head(model, pass, member);
@@ -124,8 +134,8 @@ static void run_member(const Model *model, const Pass *pass, const Member *membe
 
 static void *serve(void *argument)
 {
-    Seat seat = *(Seat *)argument;
-    Team *team = seat.team;
+    Start start = *(Start *)argument;
+    Team *team = start.team;
     free(argument);
     int64_t done = 0;
     for (;;) {
@@ -136,7 +146,7 @@ static void *serve(void *argument)
         pthread_mutex_unlock(&team->lock);
         if (done < 0)
             return NULL;
-        Member member = {team, seat.index, team->size};
+        Member member = {team, start.index, team->size};
         run_member(team->model, team->pass, &member);
     }
 }
@@ -162,11 +172,11 @@ Team *amusd_team_open(int size)
     pthread_cond_init(&team->changed, NULL);
     team->size = 1;
     for (int i = 1; i < size; i++, team->size++) {
-        Seat *seat = malloc(sizeof(Seat));
-        if (seat)
-            *seat = (Seat){team, i};
-        if (!seat || pthread_create(&team->threads[i], NULL, serve, seat)) {
-            free(seat);
+        Start *start = malloc(sizeof(Start));
+        if (start)
+            *start = (Start){team, i};
+        if (!start || pthread_create(&team->threads[i], NULL, serve, start)) {
+            free(start);
             amusd_team_close(team);
             return NULL;
         }
@@ -174,9 +184,30 @@ Team *amusd_team_open(int size)
     return team;
 }
 
-/* Run a pass; the answers of thread t stand in row t of pass->best and pass->ids. */
-void amusd_forward(Team *team, const Model *model, const Pass *pass)
+/* Fill pass->tokens and pass->output_rows from the chunks. */
+static void place_tokens(const Pass *pass)
 {
+    int64_t row = 0, output = 0;
+    for (int64_t index = 0; index < pass->num_chunks; index++) {
+        const Chunk *chunk = &pass->chunks[index];
+        int64_t first_output = chunk->num_tokens - chunk->num_outputs;
+        for (int64_t i = 0; i < chunk->num_tokens; i++, row++) {
+            pass->tokens[row] =
+                (Token){chunk->keys, chunk->values, chunk->capacity, chunk->start + i};
+            if (i >= first_output)
+                pass->output_rows[output++] = row;
+        }
+    }
+}
+
+/* Run a pass and return 0. Thread t writes row t of pass->maxima and pass->maxima_rows. If a token
+   id is outside the vocabulary, nothing runs and the result is -1. */
+int amusd_forward(Team *team, const Model *model, const Pass *pass)
+{
+    for (int64_t i = 0; i < pass->num_tokens; i++)
+        if (pass->ids[i] < 0 || pass->ids[i] >= model->vocabulary)
+            return -1;
+    place_tokens(pass);
     if (team->size > 1) {
         pthread_mutex_lock(&team->lock);
         team->model = model;
@@ -187,6 +218,19 @@ void amusd_forward(Team *team, const Model *model, const Pass *pass)
     }
     Member member = {team, 0, team->size};
     run_member(model, pass, &member);
+    return 0;
+}
+
+/* Write the sizes of at most `count` structures, in the order of STRUCTURES in library.py; return
+   how many structures there are. */
+int amusd_structure_sizes(size_t *sizes, int count)
+{
+    static const size_t all[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model),
+                                 sizeof(Chunk),  sizeof(Token), sizeof(Pass)};
+    int known = (int)(sizeof(all) / sizeof(all[0]));
+    for (int i = 0; i < known && i < count; i++)
+        sizes[i] = all[i];
+    return known;
 }
 
 int amusd_native_supported(void) { return __builtin_cpu_supports("avx512f") != 0; }

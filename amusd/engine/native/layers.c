@@ -1,12 +1,31 @@
-/* The parts of a layer that are no matrix product: norms, the gate, positions and attention.
-   Each works on one token, so a token's result does not depend on what shares its pass. */
+/* The parts of a layer besides matrix products: embedding, norms, gate, positions and attention.
+   Each works on one token, so a token's result does not depend on the rest of the batch. */
 
 #include "native.h"
 
 #ifdef AMUSD_HAS_NATIVE
 #include "simd.h"
 
-#define MOST_GROUP 4 /* query heads that share keys and are done at once */
+#define MAX_GROUP 4 /* query heads that share keys and are computed at once */
+
+/* y = the embedding of a token, widened to float32. */
+void embed(const Model *model, int64_t id, float *y)
+{
+    size_t width = (size_t)model->hidden, first = (size_t)id * width;
+    const float *plain = (const float *)model->embedding + first;
+    const uint16_t *halves = (const uint16_t *)model->embedding + first;
+    for (size_t i = 0; i < width; i += LANES) {
+        __m512 values;
+        if (model->embedding_format == FLOAT32)
+            values = _mm512_loadu_ps(plain + i);
+        else if (model->embedding_format == FLOAT16)
+            values = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(halves + i)));
+        else
+            values = _mm512_castsi512_ps(_mm512_slli_epi32(
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(halves + i))), 16));
+        _mm512_storeu_ps(y + i, values);
+    }
+}
 
 void rms_norm(const float *x, const float *weight, float *y, size_t width, float eps)
 {
@@ -23,7 +42,7 @@ void rms_norm(const float *x, const float *weight, float *y, size_t width, float
     }
 }
 
-/* y = silu(gate) * up, where both stand one after the other. */
+/* y = silu(gate) * up. The two are stored one after the other. */
 void gate(const float *gate_up, float *y, size_t width)
 {
     __m512 one = _mm512_set1_ps(1.0f);
@@ -35,7 +54,7 @@ void gate(const float *gate_up, float *y, size_t width)
     }
 }
 
-/* Turn the halves of a head's vector by the angles of its position (RoPE, arXiv 2104.09864). */
+/* Rotate the halves of a head's vector by the angles of its position (RoPE, arXiv 2104.09864). */
 static void rotate(float *head, const float *cos, const float *sin, size_t half)
 {
     for (size_t i = 0; i < half; i++) {
@@ -68,11 +87,11 @@ void store_token(const Model *model, const Layer *layer, const Token *token, siz
     }
 }
 
-/* Scores of `group` queries with 16 keys, in two sums each so that none waits for itself. */
+/* Scores of `group` queries with 16 keys. Two sums each, so that no addition waits for the last. */
 INLINE void score_block(int group, const float *keys, const float *query, size_t dim,
                         __m512 scale, float *scores, size_t stride)
 {
-    __m512 even[MOST_GROUP], odd[MOST_GROUP];
+    __m512 even[MAX_GROUP], odd[MAX_GROUP];
     for (int g = 0; g < group; g++)
         even[g] = odd[g] = _mm512_setzero_ps();
     for (size_t i = 0; i < dim; i += 2) {
@@ -89,7 +108,7 @@ INLINE void score_block(int group, const float *keys, const float *query, size_t
                          _mm512_mul_ps(_mm512_add_ps(even[g], odd[g]), scale));
 }
 
-/* Turn the scores of `count` keys into weights that add up to 1; what stands behind them to 0. */
+/* Turn the scores of `count` keys into weights that add up to 1, and the padding to 0. */
 static void softmax(float *scores, size_t count, size_t padded_count)
 {
     for (size_t i = count; i < padded_count; i++)
@@ -108,11 +127,11 @@ static void softmax(float *scores, size_t count, size_t padded_count)
         _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), share));
 }
 
-/* y[g] = the weighted sum of `count` values, `vectors` vectors of each. */
+/* y[g] = the weighted sum of `count` values, for `vectors` vectors of each value. */
 INLINE void mix(int group, int vectors, const float *values, size_t dim, const float *weights,
                 size_t stride, size_t count, float *y)
 {
-    __m512 sums[MOST_GROUP][4];
+    __m512 sums[MAX_GROUP][4];
     for (int g = 0; g < group; g++)
         for (int v = 0; v < vectors; v++)
             sums[g][v] = _mm512_setzero_ps();
@@ -164,7 +183,7 @@ void attend(const Model *model, const Token *token, size_t layer, const float *q
         case 3: attend_group(3, keys, values, dim, count, scale, query, to, scratch); break;
         default: attend_group(4, keys, values, dim, count, scale, query, to, scratch); break;
         }
-        done += left < MOST_GROUP ? left : MOST_GROUP;
+        done += left < MAX_GROUP ? left : MAX_GROUP;
     }
 }
 

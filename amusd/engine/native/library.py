@@ -1,9 +1,13 @@
-"""The native engine's C functions, as ctypes sees them; ``native.h`` says what they do."""
+"""Loads the native engine's C functions; ``native.h`` defines them and the structures.
+
+The structures exist twice, here for ctypes and in C. The library is refused if their sizes
+differ, because a library of other sources would read memory at wrong places.
+"""
 
 import ctypes
 import functools
 import importlib.util
-from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_size_t, c_void_p, sizeof
 from typing import Any
 
 _MODULE = "amusd.engine.native._library"
@@ -11,6 +15,11 @@ _MODULE = "amusd.engine.native._library"
 LANES = 16
 PANEL = 48
 BLOCK = 32
+FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
+
+
+class NativeUnavailableError(Exception):
+    """The native engine cannot run here. The message says why, in one line."""
 
 
 class Matrix(Structure):
@@ -45,10 +54,13 @@ class Model(Structure):
 
     _fields_ = [
         ("layers", POINTER(Layer)),
+        ("embedding", c_void_p),
         ("norm", c_void_p),
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("head", Matrix),
+        ("vocabulary", c_int64),
+        ("embedding_format", c_int64),
         ("num_layers", c_int64),
         ("hidden", c_int64),
         ("intermediate", c_int64),
@@ -61,11 +73,38 @@ class Model(Structure):
     ]
 
 
-class Pass(Structure):
-    """The buffers of one pass."""
+class Chunk(Structure):
+    """The tokens of one sequence in a batch, and the addresses of its KV cache."""
 
     _fields_ = [
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("capacity", c_int64),
+        ("start", c_int64),
+        ("num_tokens", c_int64),
+        ("num_outputs", c_int64),
+    ]
+
+
+class Token(Structure):
+    """One token of a pass; C fills it."""
+
+    _fields_ = [
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("capacity", c_int64),
+        ("position", c_int64),
+    ]
+
+
+class Pass(Structure):
+    """The buffers of one forward pass."""
+
+    _fields_ = [
+        ("chunks", c_void_p),
+        ("ids", c_void_p),
         ("tokens", c_void_p),
+        ("output_rows", c_void_p),
         ("hidden", c_void_p),
         ("normed", c_void_p),
         ("qkv", c_void_p),
@@ -73,36 +112,86 @@ class Pass(Structure):
         ("gate_up", c_void_p),
         ("mixed", c_void_p),
         ("scratch", c_void_p),
-        ("best", c_void_p),
-        ("ids", c_void_p),
+        ("maxima", c_void_p),
+        ("maxima_rows", c_void_p),
         ("logits", c_void_p),
-        ("wanted", c_void_p),
+        ("num_chunks", c_int64),
         ("num_tokens", c_int64),
-        ("num_wanted", c_int64),
+        ("num_outputs", c_int64),
         ("scratch_size", c_int64),
     ]
 
 
+STRUCTURES: tuple[type[Structure], ...] = (Matrix, Layer, Model, Chunk, Token, Pass)
+"""In the order of ``amusd_structure_sizes``."""
+
+
 def padded(width: int) -> int:
-    """Return the width of a buffer's rows, whole panels."""
+    """Return the width of a buffer's rows, in whole panels."""
     return -(-width // PANEL) * PANEL
 
 
 @functools.cache
-def library() -> Any | None:
-    """Return the C functions, or None where they were not built or the processor lacks AVX-512."""
+def library() -> Any:
+    """Return the C functions.
+
+    Raises:
+        NativeUnavailableError: the library is not built, is built from other sources, or the
+            processor lacks AVX-512.
+    """
     found = importlib.util.find_spec(_MODULE)
     if found is None or found.origin is None:
-        return None
-    functions: Any = ctypes.CDLL(found.origin)
-    if not functions.amusd_native_supported():
-        return None
+        raise NativeUnavailableError(
+            "it was not built at installation, perhaps without a C compiler"
+        )
+    try:
+        functions: Any = ctypes.CDLL(found.origin)
+        if not functions.amusd_native_supported():
+            raise NativeUnavailableError("the processor lacks AVX-512")
+        _declare(functions)
+    except OSError as error:
+        raise NativeUnavailableError(f"its library cannot be opened: {error}") from error
+    except AttributeError as error:
+        raise NativeUnavailableError(f"{_STALE}: {error}") from error
+    _check_sizes(functions)
+    return functions
+
+
+def unavailable_reason() -> str | None:
+    """Return why the native engine cannot run here; None if it can."""
+    try:
+        library()
+    except NativeUnavailableError as error:
+        return str(error)
+    return None
+
+
+_STALE = "its library is built from other sources, build it again"
+
+
+def _declare(functions: Any) -> None:
+    functions.amusd_structure_sizes.argtypes = [POINTER(c_size_t), c_int]
+    functions.amusd_structure_sizes.restype = c_int
     functions.amusd_team_open.argtypes = [c_int]
     functions.amusd_team_open.restype = c_void_p
     functions.amusd_team_close.argtypes = [c_void_p]
     functions.amusd_team_close.restype = None
-    functions.amusd_forward.argtypes = [c_void_p, POINTER(Model), POINTER(Pass)]
-    functions.amusd_forward.restype = None
+    functions.amusd_forward.argtypes = [c_void_p, c_void_p, c_void_p]
+    functions.amusd_forward.restype = c_int
     functions.amusd_pack_int8.argtypes = [c_void_p, c_size_t, c_size_t, c_int, c_void_p]
     functions.amusd_pack_int8.restype = c_int
-    return functions
+
+
+def _check_sizes(functions: Any) -> None:
+    """Raise NativeUnavailableError if a structure has another size in C than here."""
+    count = len(STRUCTURES)
+    sizes = (c_size_t * count)()
+    num_known = functions.amusd_structure_sizes(sizes, count)
+    if num_known != count:
+        raise NativeUnavailableError(f"{_STALE}: it has {num_known} structures, not {count}")
+    for structure, size in zip(STRUCTURES, sizes, strict=True):
+        if size != sizeof(structure):
+            name, expected = structure.__name__, sizeof(structure)
+            raise NativeUnavailableError(
+                f"{_STALE}: its {name} has {size} bytes instead of {expected}"
+            )

@@ -1,13 +1,13 @@
-/* Matrix products of few rows with large weights, in float32: what a decoding step spends its
-   time on.
+/* Matrix products of few rows with large weights, in float32. Decoding spends most of its time
+   here.
 
-   A pass over a few tokens should cost what reading the weights once costs. So weights are read
-   in one stream, and each panel of them meets all rows of activations. Weights that a smaller
-   format holds without loss are widened in registers: a third or half of the bytes, the same
-   numbers.
+   A pass over a few tokens should take as long as reading the weights once. So the weights are
+   read in one stream, and each panel is multiplied with all rows of activations. Weights that a
+   smaller format holds without loss are widened in registers: a quarter or half of the bytes, the
+   same numbers.
 
-   Every output is summed along the inputs in order, whatever the number of rows or its place
-   among them, so a token's result does not depend, to the bit, on what shares its pass. */
+   Every output is summed along the inputs in order, for any number of rows and any place among
+   them. So the bits of a token's result do not depend on the rest of the batch. */
 
 #include "native.h"
 
@@ -22,7 +22,7 @@
 static size_t panel_bytes(const Matrix *w)
 {
     switch (w->format) {
-    case PLAIN: return (size_t)w->inputs * PANEL * 4;
+    case FLOAT32: return (size_t)w->inputs * PANEL * 4;
     case INT8: return (size_t)w->inputs / BLOCK * BLOCK_BYTES;
     default: return (size_t)w->inputs * PANEL * 2;
     }
@@ -38,7 +38,7 @@ INLINE void fetch(const char *at, size_t bytes)
 INLINE void load_weights(int format, const char *at, __m512 *w)
 {
     for (int v = 0; v < VECTORS; v++) {
-        if (format == PLAIN) {
+        if (format == FLOAT32) {
             w[v] = _mm512_loadu_ps((const float *)at + v * LANES);
         } else {
             __m256i half = _mm256_loadu_si256((const __m256i *)(at + v * LANES * 2));
@@ -60,7 +60,7 @@ INLINE __m512 load_codes(const char *at)
 }
 
 INLINE void multiply(int rows, const __m512 *w, const float *x, size_t stride,
-                     __m512 sums[MOST_ROWS][VECTORS])
+                     __m512 sums[MAX_ROWS][VECTORS])
 {
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++) {
@@ -72,7 +72,7 @@ INLINE void multiply(int rows, const __m512 *w, const float *x, size_t stride,
 
 /* sums[m] = the panel at `at` times row m of x. */
 INLINE void panel_product(int format, int rows, const char *at, const float *x, size_t stride,
-                          size_t inputs, __m512 sums[MOST_ROWS][VECTORS])
+                          size_t inputs, __m512 sums[MAX_ROWS][VECTORS])
 {
     __m512 w[VECTORS];
 #pragma GCC unroll 8
@@ -80,7 +80,7 @@ INLINE void panel_product(int format, int rows, const char *at, const float *x, 
         for (int v = 0; v < VECTORS; v++)
             sums[m][v] = _mm512_setzero_ps();
     if (format != INT8) {
-        size_t bytes = format == PLAIN ? 4 * PANEL : 2 * PANEL;
+        size_t bytes = format == FLOAT32 ? 4 * PANEL : 2 * PANEL;
         for (size_t i = 0; i < inputs; i++, at += bytes) {
             fetch(at, bytes);
             load_weights(format, at, w);
@@ -116,7 +116,7 @@ typedef void (*Kernel)(const char *at, const float *x, size_t stride, size_t inp
                                          size_t inputs, const float *bias, int adds, float *y,   \
                                          size_t y_stride)                                        \
     {                                                                                            \
-        __m512 sums[MOST_ROWS][VECTORS];                                                         \
+        __m512 sums[MAX_ROWS][VECTORS];                                                         \
         panel_product(FORMAT, ROWS, at, x, stride, inputs, sums);                                \
         _Pragma("GCC unroll 8") for (int m = 0; m < ROWS; m++) for (int v = 0; v < VECTORS; v++) \
         {                                                                                        \
@@ -140,7 +140,7 @@ typedef void (*Kernel)(const char *at, const float *x, size_t stride, size_t inp
     DEFINE_KERNEL(FORMAT, 7)                                                                     \
     DEFINE_KERNEL(FORMAT, 8)
 
-DEFINE_KERNELS(PLAIN)
+DEFINE_KERNELS(FLOAT32)
 DEFINE_KERNELS(BFLOAT16)
 DEFINE_KERNELS(FLOAT16)
 DEFINE_KERNELS(INT8)
@@ -152,7 +152,7 @@ DEFINE_KERNELS(INT8)
             kernel_##FORMAT##_8                                                                  \
     }
 
-static const Kernel KERNELS[4][MOST_ROWS + 1] = {KERNELS_OF(PLAIN), KERNELS_OF(BFLOAT16),
+static const Kernel KERNELS[4][MAX_ROWS + 1] = {KERNELS_OF(FLOAT32), KERNELS_OF(BFLOAT16),
                                                  KERNELS_OF(FLOAT16), KERNELS_OF(INT8)};
 
 /* Write a panel as float32 [inputs][48]. */
@@ -189,11 +189,11 @@ static void panel_rows(const Matrix *w, size_t panel, const float *x, size_t row
     const Kernel *kernels = KERNELS[w->format];
     const float *bias = w->bias ? w->bias + panel * PANEL : NULL;
     size_t stride = padded((size_t)w->inputs);
-    size_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
-    if (blocks > 2 && w->format != PLAIN) { /* widened once, not for each block of rows */
+    size_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    if (blocks > 2 && w->format != FLOAT32) { /* widened once, not for each block of rows */
         widen(w, at, scratch);
         at = (const char *)scratch;
-        kernels = KERNELS[PLAIN];
+        kernels = KERNELS[FLOAT32];
     }
     for (size_t block = 0; block < blocks; block++) {
         size_t first = rows * block / blocks, end = rows * (block + 1) / blocks;
@@ -211,13 +211,13 @@ void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, fl
         panel_rows(w, panel, x, rows, y + panel * PANEL, width, adds, scratch);
 }
 
-void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *best,
-                   int64_t *ids, float *logits, float *scratch, const Member *member)
+void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *maxima,
+                   int64_t *maxima_rows, float *logits, float *scratch, const Member *member)
 {
     size_t panels = padded((size_t)w->outputs) / PANEL, end = part_start(panels, member, 1);
     float *found = scratch + padded((size_t)w->inputs) * PANEL; /* [rows][48] */
     for (size_t row = 0; row < rows; row++)
-        best[row] = -__builtin_inff(), ids[row] = 0;
+        maxima[row] = -__builtin_inff(), maxima_rows[row] = 0;
     for (size_t panel = part_start(panels, member, 0); panel < end; panel++) {
         size_t start = panel * PANEL;
         if (start >= num_outputs)
@@ -227,8 +227,8 @@ void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outp
         for (size_t row = 0; row < rows; row++) {
             const float *values = found + row * PANEL;
             for (size_t i = 0; i < width; i++)
-                if (values[i] > best[row])
-                    best[row] = values[i], ids[row] = (int64_t)(start + i);
+                if (values[i] > maxima[row])
+                    maxima[row] = values[i], maxima_rows[row] = (int64_t)(start + i);
             if (logits)
                 __builtin_memcpy(logits + row * num_outputs + start, values, width * 4);
         }

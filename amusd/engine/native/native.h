@@ -1,4 +1,7 @@
-/* What the parts of the native engine share: sizes, weights and the team of threads. */
+/* What the parts of the native engine share: structures, weights and the team of threads.
+
+   Python fills Model, Chunk and Pass through ctypes (library.py). Both sides must agree on them, so
+   amusd_structure_sizes gives their sizes and Python compares them at load. */
 
 #ifndef AMUSD_NATIVE_H
 #define AMUSD_NATIVE_H
@@ -10,15 +13,15 @@
 #define AMUSD_HAS_NATIVE 1
 #endif
 
-#define LANES 16  /* floats of a vector */
-#define PANEL 48  /* outputs of a panel of weights: three vectors */
-#define BLOCK 32  /* inputs that share a scale in INT8 */
-#define MOST_ROWS 8 /* rows of activations that meet a panel at once */
+#define LANES 16   /* floats of a vector */
+#define PANEL 48   /* outputs of a panel of weights: three vectors */
+#define BLOCK 32   /* inputs that share a scale in INT8 */
+#define MAX_ROWS 8 /* rows of activations that meet a panel at once */
 
-/* Formats of weights. Each stands for float32 numbers; INT8 is code * scale + offset. */
-enum { PLAIN = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
+/* Formats of weights. All of them represent float32 numbers; INT8 is code * scale + offset. */
+enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
 
-/* Weights [outputs][inputs], in panels of 48 outputs: [panels][inputs][48], zeros behind the last
+/* Weights [outputs][inputs], in panels of 48 outputs: [panels][inputs][48], zeros after the last
    output. In INT8 a block of 32 inputs is {f16 scale[48], f16 offset[48], u8 code[32][48]}. */
 typedef struct {
     const void *data;
@@ -34,35 +37,47 @@ typedef struct {
 
 typedef struct {
     const Layer *layers;
+    const void *embedding;  /* [vocabulary][hidden], in embedding_format, not INT8 */
     const float *norm;      /* [hidden] */
     const float *cos, *sin; /* [context][head_dim / 2] */
     Matrix head;
+    int64_t vocabulary, embedding_format;
     int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, num_outputs;
-    float eps, scale; /* of the norms; of the scores */
+    float eps, scale; /* of the norms; of the attention scores */
 } Model;
 
-/* One token of a pass. Keys of a slot are [layers][kv_heads][capacity / 16][head_dim][16], its
-   values [layers][kv_heads][capacity][head_dim]; the capacity is a multiple of 16. */
+/* The tokens of one sequence in a batch, at positions [start, start + num_tokens). Its KV cache:
+   keys [layers][kv_heads][capacity / 16][head_dim][16], values [layers][kv_heads][capacity]
+   [head_dim]. The capacity is a multiple of 16. The last num_outputs tokens have an output. */
+typedef struct {
+    float *keys, *values;
+    int64_t capacity, start, num_tokens, num_outputs;
+} Chunk;
+
+/* One token of a pass and the KV cache of its sequence. */
 typedef struct {
     float *keys, *values;
     int64_t capacity, position;
 } Token;
 
-/* A pass; each buffer has rows of its width, rounded up to a multiple of 48. */
+/* One forward pass. Python owns all buffers; rows have their width rounded up to a multiple of
+   48. */
 typedef struct {
-    const Token *tokens;
-    float *hidden;   /* [num_tokens][hidden], embeddings at first */
-    float *normed;   /* [num_tokens][hidden] */
-    float *qkv;      /* [num_tokens][(num_heads + 2 num_kv_heads) head_dim] */
-    float *attended; /* [num_tokens][num_heads head_dim] */
-    float *gate_up;  /* [num_tokens][2 intermediate] */
-    float *mixed;    /* [num_tokens][intermediate] */
-    float *scratch;  /* [num_threads][scratch_size] */
-    float *best;     /* [num_threads][num_wanted]: the largest logit of each thread's panels */
-    int64_t *ids;    /* [num_threads][num_wanted]: where it stands */
-    float *logits;   /* [num_wanted][num_outputs], or NULL */
-    const int64_t *wanted; /* [num_wanted]: tokens after which an answer is due */
-    int64_t num_tokens, num_wanted, scratch_size;
+    const Chunk *chunks;   /* [num_chunks], in the order of ids */
+    const int64_t *ids;    /* [num_tokens] */
+    Token *tokens;         /* [num_tokens], filled from the chunks */
+    int64_t *output_rows;  /* [num_outputs]: tokens with an output, filled from the chunks */
+    float *hidden;         /* [num_tokens][hidden] */
+    float *normed;         /* [num_tokens][hidden] */
+    float *qkv;            /* [num_tokens][(num_heads + 2 num_kv_heads) head_dim] */
+    float *attended;       /* [num_tokens][num_heads head_dim] */
+    float *gate_up;        /* [num_tokens][2 intermediate] */
+    float *mixed;          /* [num_tokens][intermediate] */
+    float *scratch;        /* [num_threads][scratch_size] */
+    float *maxima;         /* [num_threads][num_outputs]: the largest logit of a thread's panels */
+    int64_t *maxima_rows;  /* [num_threads][num_outputs]: its row of the head */
+    float *logits;         /* [num_outputs][num_outputs of the model], or NULL */
+    int64_t num_chunks, num_tokens, num_outputs, scratch_size;
 } Pass;
 
 /* Threads that run the same function, each on its part, and wait for one another. */
@@ -77,7 +92,7 @@ void wait_for_all(const Member *member);
 
 static inline size_t padded(size_t width) { return (width + PANEL - 1) / PANEL * PANEL; }
 
-/* Part `index` of `size` of the numbers below `count`. */
+/* Start of part `index + offset` of `size` equal parts of the numbers below `count`. */
 static inline size_t part_start(size_t count, const Member *member, int offset)
 {
     return count * (size_t)(member->index + offset) / (size_t)member->size;
@@ -87,10 +102,11 @@ static inline size_t part_start(size_t count, const Member *member, int offset)
 void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, float *scratch,
             const Member *member);
 
-/* The largest of x w^T of each row, over the panels of this member. */
-void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *best,
-                   int64_t *ids, float *logits, float *scratch, const Member *member);
+/* The largest of x w^T of each row, over the panels of this member. Of equal ones, the first. */
+void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *maxima,
+                   int64_t *maxima_rows, float *logits, float *scratch, const Member *member);
 
+void embed(const Model *model, int64_t id, float *y);
 void rms_norm(const float *x, const float *weight, float *y, size_t width, float eps);
 void gate(const float *gate_up, float *y, size_t width);
 void attend(const Model *model, const Token *token, size_t layer, const float *qkv, float *y,

@@ -1,51 +1,42 @@
-"""Decides whether native passes run a model, and checks that they do so rightly."""
-
-import logging
+"""Builds the native runner of a model, and checks it against Transformers."""
 
 import torch
 
-from amusd.engine.interface import EngineOptions, WeightFormat
+from amusd.engine.interface import WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.native.native_model import NativeModel, reason_against
 from amusd.engine.native.native_runner import NativeRunner
-from amusd.engine.runners.runner import Chunk
-from amusd.protocol.errors import InvalidInputError
+from amusd.engine.runners.runner import Chunk, RunnerRefusedError
+from amusd.engine.sampling.sampler import Sampler
 
-log = logging.getLogger(__name__)
-
-_PROBE = (5, 3, 7, 3, 1, 2, 9)
-_TOLERANCE = 1e-3  # of the largest logit; the order of float32 sums makes about 1e-5
+_SELF_CHECK = (5, 3, 7, 3, 1, 2, 9)  # tokens
+_TOLERANCE = 1e-3  # of the largest logit; the order of float32 sums changes about 1e-5
 
 
-def native_runner(loaded: LoadedModel, options: EngineOptions) -> NativeRunner | None:
-    """Return native passes with the weights of ``loaded``, or None if others have to run it.
+def load_native_runner(
+    loaded: LoadedModel, weights: WeightFormat, sampler: Sampler
+) -> NativeRunner:
+    """Return a native runner with the weights of ``loaded``.
 
     Raises:
-        InvalidInputError: int8 weights are asked for, and only native passes have them.
+        RunnerRefusedError: the native engine cannot run the model, or gives other results.
     """
-    name = loaded.description.name
     reason = reason_against(loaded.model)
-    if reason is None:
-        model = NativeModel(loaded.model, options.weights, loaded.head_ids, loaded.num_outputs)
-        passes = NativeRunner(model, loaded.description.context_length, torch.get_num_threads())
-        if options.weights is WeightFormat.INT8 or _agrees(passes, loaded):
-            log.info("%s runs natively: %s", name, passes.summary)
-            return passes
-        reason = "its answers differ from those of Transformers"
-        log.warning("%s cannot run natively: %s", name, reason)
-    if options.weights is WeightFormat.INT8:
-        raise InvalidInputError(
-            f"8-bit weights (--weights int8) need native passes, which cannot run {name}: "
-            f"{reason}; use --weights compact"
-        )
-    return None
+    if reason is not None:
+        raise RunnerRefusedError(reason)
+    model = NativeModel(loaded.model, weights, sampler.num_outputs)
+    context_length = loaded.description.context_length
+    runner = NativeRunner(model, sampler, context_length, torch.get_num_threads())
+    if weights is not WeightFormat.INT8 and not _agrees(runner, loaded):
+        raise RunnerRefusedError("its results differ from those of Transformers")
+    return runner
 
 
 @torch.inference_mode()
-def _agrees(passes: NativeRunner, loaded: LoadedModel) -> bool:
-    """Whether the native logits are those of Transformers, but for rounding."""
-    tokens = [token % loaded.description.output_size for token in _PROBE]
+def _agrees(runner: NativeRunner, loaded: LoadedModel) -> bool:
+    """Whether the native logits are those of Transformers, except for rounding."""
+    tokens = [token % loaded.description.output_size for token in _SELF_CHECK]
     expected = loaded.model(input_ids=torch.tensor([tokens])).logits[0]
-    found = passes.logits([Chunk(passes.make(len(tokens)), 0, tokens, len(tokens))])
+    found = runner.logits([Chunk(runner.allocate(len(tokens)), 0, tokens, len(tokens))])
     difference = (found - expected[:, : found.shape[1]]).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max())

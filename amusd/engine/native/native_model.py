@@ -1,5 +1,6 @@
-"""A Llama-like model of Transformers, taken over into the native engine's form."""
+"""A Llama-like model of Transformers, converted to the form of the native engine."""
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,36 +9,47 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from amusd.engine.interface import WeightFormat
-from amusd.engine.native.library import LANES, Layer, Model, library
+from amusd.engine.native.library import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    LANES,
+    Layer,
+    Model,
+    library,
+    unavailable_reason,
+)
 from amusd.engine.native.packed_weights import FORMAT_NAMES, Arena, Packed, pack
 
-_FAMILIES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
-_GROWING = ("dynamic", "longrope")  # angles that depend on the length of the text
-_MATRICES = 4  # of a layer, once those with the same input are one
+_FAMILIES = {f"{family}ForCausalLM": family for family in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+_DYNAMIC_ROPE = ("dynamic", "longrope")  # angles that depend on the length of the sequence
+_MATRICES = 4  # of a layer: those with the same input are joined
+_EMBEDDING_FORMATS = {
+    torch.float32: FLOAT32,
+    torch.bfloat16: BFLOAT16,
+    torch.float16: FLOAT16,
+}
 
 
 class NativeModel:
-    """Weights in the arena, and the structures that point there."""
+    """The weights of a model in an arena, and the C structures that point to them."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         weights: WeightFormat,
-        head_ids: Tensor | None = None,
         num_outputs: int | None = None,
     ) -> None:
-        """Take over ``model``, which is not needed any more afterwards.
+        """Convert ``model``, which is not needed afterwards.
 
         Args:
-            model: one that ``reason_against`` has nothing against.
-            weights: how to keep them.
-            head_ids: token id of each row of a reduced head, ``[head_rows]``.
-            num_outputs: only the first so many rows of the head may come out.
+            model: a model for which ``reason_against`` returns None.
+            weights: how to store the weights.
+            num_outputs: only the first ``num_outputs`` rows of the head are computed.
         """
         self.functions: Any = library()
-        self._loses = weights is WeightFormat.INT8
+        self.family = _FAMILIES[type(model).__name__]
+        self._is_lossy = weights is WeightFormat.INT8
         config: Any = model.config
         body: Any = model.base_model
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -49,9 +61,8 @@ class NativeModel:
         self.head_dim = int(attention.head_dim)
         num_rows = int(head.weight.shape[0])
         self.num_outputs = min(num_outputs or num_rows, num_rows)
-        self.head_ids = head_ids
         self._num_layers = len(body.layers)
-        self._embedding = _smaller(body.embed_tokens.weight.detach())
+        self._embedding = _smallest(body.embed_tokens.weight.detach())  # [vocabulary, hidden]
         with torch.inference_mode():
             self._norms = [_norms(layer) for layer in body.layers]
             self._last_norm = _row(body.norm.weight)
@@ -62,10 +73,13 @@ class NativeModel:
         self._layers = self._layer_array()
         self.structure = Model(
             layers=self._layers,
+            embedding=self._embedding.data_ptr(),
             norm=self._last_norm.data_ptr(),
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             head=self._arena.matrices[-1],
+            vocabulary=len(self._embedding),
+            embedding_format=_EMBEDDING_FORMATS[self._embedding.dtype],
             num_layers=self._num_layers,
             hidden=self.hidden,
             intermediate=self.intermediate,
@@ -76,10 +90,11 @@ class NativeModel:
             eps=float(config.rms_norm_eps),
             scale=float(attention.scaling),
         )
+        self.address = ctypes.addressof(self.structure)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that a pass reads."""
+        """Bytes of weights that a forward pass reads."""
         return self._arena.num_bytes
 
     @property
@@ -87,23 +102,12 @@ class NativeModel:
         """The formats of the weights."""
         formats = ", ".join(sorted({FORMAT_NAMES[one.format] for one in self._arena.matrices}))
         is_smaller = formats != FORMAT_NAMES[0]
-        return f"{formats} without loss" if is_smaller and not self._loses else formats
-
-    @property
-    def summary(self) -> str:
-        """Size and formats of the weights, for people."""
-        return f"{self.weight_bytes / 1e6:.0f} MB of weights as {self.weight_format}"
+        return f"{formats} without loss" if is_smaller and not self._is_lossy else formats
 
     @property
     def num_key_rows(self) -> int:
-        """Key vectors of one token, in all layers and heads."""
+        """Number of key vectors of one token, in all layers and heads."""
         return self._num_layers * self.num_kv_heads
-
-    @torch.inference_mode()
-    def embed(self, ids: Sequence[int], to: Tensor) -> None:
-        """Write the embeddings of ``ids`` to the first rows of ``to`` [tokens, padded hidden]."""
-        rows = self._embedding[torch.tensor(ids)]
-        to[: len(ids), : self.hidden] = rows
 
     def _pack_layer(self, layer: Any, weights: WeightFormat) -> list[Packed]:
         attention, mlp = layer.self_attn, layer.mlp
@@ -130,28 +134,30 @@ class NativeModel:
 
 
 def reason_against(model: PreTrainedModel) -> str | None:
-    """Return why the native engine cannot serve ``model``; None if it can."""
-    if library() is None:
-        return "it was not built when this was installed, or the processor lacks AVX-512"
+    """Return why the native engine cannot run ``model``; None if it can."""
+    if (reason := unavailable_reason()) is not None:
+        return reason
     if model.device.type != "cpu" or model.dtype is not torch.float32:
-        return "it computes on CPU in float32"
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"it computes float32 on CPU, not {dtype} on {model.device}"
     if type(model).__name__ not in _FAMILIES:
-        return f"it knows {', '.join(sorted(_FAMILIES))}"
+        return f"it knows the families {', '.join(_FAMILIES.values())}, not {type(model).__name__}"
     return _reason_against_shape(model.config, model.base_model)
 
 
 def _reason_against_shape(config: Any, body: Any) -> str | None:
-    """Return what the native engine does not know about a model of one of its families."""
+    """Return why the native engine cannot run a model of one of its families; None if it can."""
     widths = (config.hidden_size, config.intermediate_size, body.layers[0].self_attn.head_dim)
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) if kinds is None else None
     unknown = {
-        f"the activation {config.hidden_act}": config.hidden_act != "silu",
-        f"sizes that are no multiples of {LANES}": any(width % LANES for width in widths),
+        f"activation {config.hidden_act}": config.hidden_act != "silu",
+        f"sizes that are not multiples of {LANES}": any(width % LANES for width in widths),
         "sliding windows": bool(window) or any(kind != "full_attention" for kind in kinds or ()),
-        f"positions of type {body.rotary_emb.rope_type}": body.rotary_emb.rope_type in _GROWING,
+        f"rotary embeddings of type {body.rotary_emb.rope_type}": body.rotary_emb.rope_type
+        in _DYNAMIC_ROPE,
     }
-    return next((f"it does not know {what}" for what, is_so in unknown.items() if is_so), None)
+    return next((f"it does not support {what}" for what, is_so in unknown.items() if is_so), None)
 
 
 def _joined(modules: Sequence[nn.Linear]) -> Tensor:
@@ -185,17 +191,17 @@ def _norms(layer: Any) -> dict[str, Tensor]:
 
 
 def _rotations(body: Any, config: Any) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of every position's angles, [context, head_dim / 2] each."""
+    """Return the cosines and sines of each position's angles, [context, head_dim / 2] each."""
     positions = torch.arange(int(config.max_position_embeddings))[None]
     cos, sin = body.rotary_emb(torch.empty(1, dtype=torch.float32), positions)
     half = cos.shape[-1] // 2
     return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
 
 
-def _smaller(table: Tensor) -> Tensor:
-    """Return the embeddings in half the bytes if that loses nothing, and in memory of their own."""
+def _smallest(table: Tensor) -> Tensor:
+    """Return the embeddings in the smallest lossless dtype, contiguous."""
     for dtype in (torch.bfloat16, torch.float16):
         smaller = table.to(dtype)
         if torch.equal(smaller.float(), table):
             return smaller
-    return table
+    return table.contiguous()

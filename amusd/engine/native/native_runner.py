@@ -1,82 +1,93 @@
-"""Passes of Llama-like models on CPU in float32, in C: one call a pass, many sessions in it.
+"""The native runner: one C call for the whole batch of a Llama-like model, float32 on CPU.
 
-What a token's result is made of never depends on what shares its pass, so this engine is exact
-as it is. Threads share the weights' panels; each output is still summed by one of them.
+A token's result never depends on the rest of the batch, so this runner is exact. Threads share
+the panels of the weights, and each output is summed by one thread.
 """
 
-import itertools
+import ctypes
+import struct
 import weakref
 from collections.abc import Sequence
-from ctypes import byref
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from amusd.engine.native import library as native
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.runners.runner import Chunk
+from amusd.engine.sampling.sampler import Sampler
+from amusd.protocol.errors import InvalidInputError
 
-_MOST_GROUP = 4  # query heads whose scores a thread keeps at once
+_MAX_GROUP = 4  # query heads whose scores a thread holds at once
+_CHUNK = struct.Struct("PPqqqq")  # the fields of the C structure; faster than ctypes attributes
+_MIN_TOKENS = 16  # of a workspace
 
 
 @dataclass(slots=True)
 class NativeCache:
-    """Keys and values of one slot.
+    """Keys and values of one sequence.
 
     ``keys`` [layers * kv_heads, capacity / 16, head_dim, 16], ``values`` [layers * kv_heads,
-    capacity, head_dim].
+    capacity, head_dim]. ``location`` is the address of each, and the capacity.
     """
 
     keys: Tensor
     values: Tensor
+    location: tuple[int, int, int] = field(init=False)
 
-    @property
-    def address(self) -> tuple[int, int, int]:
-        """Where keys and values lie, and for how many tokens."""
-        return self.keys.data_ptr(), self.values.data_ptr(), self.values.shape[1]
+    def __post_init__(self) -> None:
+        """Look up the addresses once, because each batch needs them."""
+        self.location = self.keys.data_ptr(), self.values.data_ptr(), self.values.shape[1]
 
 
 class NativeRunner:
-    """Greedy passes of a native model, with ``num_threads`` threads."""
+    """Runs batches of a native model with ``num_threads`` threads."""
 
-    def __init__(self, model: NativeModel, context_length: int, num_threads: int = 1) -> None:
-        """Run ``model`` over slots of up to ``context_length`` tokens.
+    name = "native"
 
-        ``num_threads`` counts the calling thread.
+    def __init__(
+        self, model: NativeModel, sampler: Sampler, context_length: int, num_threads: int = 1
+    ) -> None:
+        """Run ``model`` over sequences of up to ``context_length`` tokens.
+
+        ``num_threads`` includes the calling thread.
         """
         self._model = model
+        self._sampler = sampler
         self._context_length = context_length
         self._num_threads = num_threads
+        self._forward = model.functions.amusd_forward
         self._team = model.functions.amusd_team_open(num_threads)
         if not self._team:
             raise MemoryError(f"cannot start {num_threads} threads")
         weakref.finalize(self, model.functions.amusd_team_close, self._team)
-        self._workspace = _Workspace(model, context_length, num_threads, 1)
+        self._workspace = _Workspace(model, context_length, num_threads, _MIN_TOKENS)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that a pass reads."""
+        """Bytes of weights that a forward pass reads."""
         return self._model.weight_bytes
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that keys and values of a token take."""
+        """Bytes of one token's keys and values."""
         return 2 * 4 * self._model.num_key_rows * self._model.head_dim
 
     @property
     def weight_format(self) -> str:
-        """How the weights are kept."""
+        """How the weights are stored."""
         return self._model.weight_format
 
     @property
-    def summary(self) -> str:
-        """What it runs, for people."""
-        return f"{self._model.summary}, {self._num_threads} threads"
+    def family(self) -> str:
+        """The family of the model's architecture."""
+        return self._model.family
 
-    def make(self, capacity: int) -> NativeCache:
+    def allocate(self, capacity: int) -> NativeCache:
         """Return a buffer for ``capacity`` tokens; the system gives it memory as it fills."""
         rows, dim, blocks = self._model.num_key_rows, self._model.head_dim, -(-capacity // LANES)
         return NativeCache(
@@ -84,71 +95,52 @@ class NativeRunner:
         )
 
     def copy(self, donor: NativeCache, target: NativeCache, length: int) -> None:
-        """Copy the first ``length`` tokens' keys and values."""
+        """Copy the keys and values of the first ``length`` tokens."""
         blocks = -(-length // LANES)
         target.keys[:, :blocks] = donor.keys[:, :blocks]
         target.values[:, :length] = donor.values[:, :length]
 
-    def drop(self, buffer: NativeCache) -> None:
-        """Nothing to do: a buffer goes with its last reference."""
+    def free(self, buffer: NativeCache) -> None:
+        """Do nothing: a buffer is freed with its last reference."""
 
-    def tokens(self, pieces: Sequence[Chunk[NativeCache]]) -> list[int]:
-        """Run the pieces in one pass; return the greedy tokens of all outputs."""
-        return self._run(pieces, None)
+    def tokens(self, batch: Sequence[Chunk[NativeCache]]) -> list[int]:
+        """Run the batch; return the sampled tokens of all outputs."""
+        return self._sampler.merge(*self._run(batch, None))
 
-    def logits(self, pieces: Sequence[Chunk[NativeCache]]) -> Tensor:
-        """Run the pieces in one pass; return the logits of all outputs, [outputs, head]."""
-        count = sum(piece.num_outputs for piece in pieces)
-        logits = torch.empty(count, self._model.num_outputs)
-        self._run(pieces, logits)
+    def logits(self, batch: Sequence[Chunk[NativeCache]]) -> Tensor:
+        """Run the batch; return the logits of all outputs, [outputs, head]."""
+        num_outputs = sum(chunk.num_outputs for chunk in batch)
+        logits = torch.empty(num_outputs, self._model.num_outputs)
+        self._run(batch, logits)
         return logits
 
-    def _run(self, pieces: Sequence[Chunk[NativeCache]], logits: Tensor | None) -> list[int]:
-        ids = [token for piece in pieces for token in piece.tokens]
-        if len(ids) > self._workspace.num_tokens:
-            self._workspace = _Workspace(
-                self._model, self._context_length, self._num_threads, len(ids)
-            )
-        work, model = self._workspace, self._model
-        places, wanted = _places(pieces), _wanted(pieces)
-        model.embed(ids, work.hidden)
-        request = work.request
-        request.tokens = places.ctypes.data
-        request.wanted = wanted.ctypes.data
-        request.logits = None if logits is None else logits.data_ptr()
-        request.num_tokens, request.num_wanted = len(ids), len(wanted)
-        model.functions.amusd_forward(self._team, byref(model.structure), byref(request))
-        return work.answers(len(wanted), model.head_ids)
+    def _run(
+        self, batch: Sequence[Chunk[NativeCache]], logits: Tensor | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Run the batch; return the maxima of each thread's part and their rows of the head.
 
-
-def _places(pieces: Sequence[Chunk[NativeCache]]) -> Any:
-    """Return where each token's keys and values go, as ``Token`` of ``native.h``."""
-    rows = [
-        (*piece.buffer.address, position)
-        for piece in pieces
-        for position in range(piece.start, piece.start + len(piece.tokens))
-    ]
-    return np.array(rows, dtype=np.int64)
-
-
-def _wanted(pieces: Sequence[Chunk[NativeCache]]) -> Any:
-    """Return the rows after which an answer is due."""
-    ends = itertools.accumulate(len(piece.tokens) for piece in pieces)
-    rows = [
-        row
-        for end, piece in zip(ends, pieces, strict=True)
-        for row in range(end - piece.num_outputs, end)
-    ]
-    return np.array(rows, dtype=np.int64)
+        Both are [threads, outputs] and valid until the next run.
+        """
+        num_tokens = sum([len(chunk.tokens) for chunk in batch])
+        if num_tokens > self._workspace.max_tokens:
+            size = 1 << (num_tokens - 1).bit_length()
+            self._workspace = _Workspace(self._model, self._context_length, self._num_threads, size)
+        work = self._workspace
+        num_outputs = work.fill(batch)
+        work.request.logits = None if logits is None else logits.data_ptr()
+        if self._forward(self._team, self._model.address, work.address):
+            raise InvalidInputError("a token id is outside the model's vocabulary")
+        return work.maxima(num_outputs)
 
 
 class _Workspace:
-    """Buffers for passes over up to ``num_tokens`` tokens."""
+    """The buffers of forward passes over up to ``max_tokens`` tokens, which C reads and writes."""
 
     def __init__(
-        self, model: NativeModel, context_length: int, num_threads: int, num_tokens: int
+        self, model: NativeModel, context_length: int, num_threads: int, max_tokens: int
     ) -> None:
-        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+        self._num_threads = num_threads
         widths = {
             "hidden": model.hidden,
             "normed": model.hidden,
@@ -157,35 +149,51 @@ class _Workspace:
             "gate_up": 2 * model.intermediate,
             "mixed": model.intermediate,
         }
-        self._buffers = {
-            name: torch.zeros(num_tokens, padded(width)) for name, width in widths.items()
-        }
         widest = padded(max(widths["attended"], model.hidden, model.intermediate))
-        scratch_size = max(
-            padded(1) * (widest + num_tokens), _MOST_GROUP * (context_length + LANES)
-        )
-        self._scratch = torch.zeros(num_threads, scratch_size)
-        self._best = torch.zeros(num_threads * num_tokens)
-        self._ids = torch.zeros(num_threads * num_tokens, dtype=torch.int64)
-        self._num_threads = num_threads
+        scratch_size = max(padded(1) * (widest + max_tokens), _MAX_GROUP * (context_length + LANES))
+        buffers = {name: torch.zeros(max_tokens, padded(width)) for name, width in widths.items()}
+        buffers["scratch"] = torch.zeros(num_threads, scratch_size)
+        self._chunks = (native.Chunk * max_tokens)()
+        self._ids = (ctypes.c_int64 * max_tokens)()
+        self._maxima = np.zeros(num_threads * max_tokens, dtype=np.float32)
+        self._maxima_rows = np.zeros(num_threads * max_tokens, dtype=np.int64)
+        tokens, output_rows = (native.Token * max_tokens)(), (ctypes.c_int64 * max_tokens)()
+        self._referenced = (buffers, tokens, output_rows)  # C has their addresses
         self.request = Pass(
-            scratch=self._scratch.data_ptr(),
-            best=self._best.data_ptr(),
-            ids=self._ids.data_ptr(),
+            chunks=ctypes.addressof(self._chunks),
+            ids=ctypes.addressof(self._ids),
+            tokens=ctypes.addressof(tokens),
+            output_rows=ctypes.addressof(output_rows),
+            maxima=self._maxima.ctypes.data,
+            maxima_rows=self._maxima_rows.ctypes.data,
             scratch_size=scratch_size,
-            **{name: buffer.data_ptr() for name, buffer in self._buffers.items()},
+            **{name: buffer.data_ptr() for name, buffer in buffers.items()},
         )
+        self.address = ctypes.addressof(self.request)
 
-    @property
-    def hidden(self) -> Tensor:
-        """Where a pass takes embeddings from, [num_tokens, padded hidden]."""
-        return self._buffers["hidden"]
+    def fill(self, batch: Sequence[Chunk[NativeCache]]) -> int:
+        """Write the batch to where C reads it; return the number of outputs."""
+        offset = start = num_outputs = 0
+        for chunk in batch:
+            end = start + len(chunk.tokens)
+            self._ids[start:end] = list(chunk.tokens)
+            _CHUNK.pack_into(
+                self._chunks,
+                offset,
+                *chunk.buffer.location,
+                chunk.start,
+                end - start,
+                chunk.num_outputs,
+            )
+            offset += _CHUNK.size
+            start = end
+            num_outputs += chunk.num_outputs
+        request = self.request
+        request.num_chunks, request.num_tokens = len(batch), start
+        request.num_outputs = num_outputs
+        return num_outputs
 
-    def answers(self, count: int, head_ids: Tensor | None) -> list[int]:
-        """Return the ids of the largest logits; each thread has found that of its part."""
-        best = self._best[: self._num_threads * count].view(self._num_threads, count)
-        ids = self._ids[: self._num_threads * count].view(self._num_threads, count)
-        if self._num_threads > 1:
-            ids = ids.gather(0, best.argmax(0, keepdim=True))
-        tokens = ids[0] if head_ids is None else head_ids[ids[0]]
-        return [int(token) for token in tokens.tolist()]
+    def maxima(self, num_outputs: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return each thread's largest logits and their rows, ``[threads, outputs]`` each."""
+        size, shape = self._num_threads * num_outputs, (self._num_threads, num_outputs)
+        return self._maxima[:size].reshape(shape), self._maxima_rows[:size].reshape(shape)

@@ -1,4 +1,4 @@
-/* Brings weights into panels, in the smallest format that holds them without loss. */
+/* Packs weights into panels of INT8, and tells whether that loses anything. */
 
 #include "native.h"
 
@@ -18,7 +18,7 @@ static uint16_t half_bits(float value)
     return (uint16_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bits));
 }
 
-/* 32 weights as code * scale + offset; true if that gives the same numbers. */
+/* Encode 32 weights as code * scale + offset; true if that gives the same numbers. */
 static int encode(const float *weights, float scale, float offset, uint8_t *codes)
 {
     int same = 1;
@@ -36,7 +36,7 @@ static int encode(const float *weights, float scale, float offset, uint8_t *code
     return same;
 }
 
-/* 32 weights as GGUF's Q8_0 and Q4_1 store them, else the nearest; true if without loss. */
+/* Encode 32 weights as Q8_0 or Q4_1 of GGUF do, else to the nearest; true if without loss. */
 static int encode_block(const float *weights, float *scale, float *offset, uint8_t *codes)
 {
     __m512 first = _mm512_loadu_ps(weights), second = _mm512_loadu_ps(weights + LANES);
@@ -55,7 +55,8 @@ static int encode_block(const float *weights, float *scale, float *offset, uint8
     return 0;
 }
 
-/* weights [outputs][inputs] -> panels of INT8; true if without loss, or stops if it has to be. */
+/* Pack weights [outputs][inputs] into panels of INT8; true if without loss. With `exactly`, stop
+   at the first loss. */
 int amusd_pack_int8(const float *weights, size_t outputs, size_t inputs, int exactly, char *to)
 {
     static const float zeros[BLOCK];

@@ -1,50 +1,68 @@
-"""Chooses how a model is run: which kind of passes fits model, device and options.
+"""Selects the model runner: the fastest one that can run the model as the options ask.
 
-ModelRunner that sessions share, if the model can; else one session a pass, and the log says why.
+Candidates, fastest first:
+
+    CPU                  native, ragged, unbatched
+    CUDA                 padded, ragged, unbatched
+    other devices        ragged, unbatched
+
+Numerics exact excludes unbatched everywhere, and ragged on CUDA. Weights in int8 leave native
+only. Each candidate either runs the model or refuses with a reason. The selection keeps the
+reasons of the faster candidates.
 """
 
+import functools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from amusd.engine.interface import EngineOptions, Numerics
+from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.engine.kv.free_memory import free_bytes
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.native.native_loading import native_runner
-from amusd.engine.native.native_runner import NativeRunner
+from amusd.engine.native.native_loading import load_native_runner
 from amusd.engine.runners.graph_capture import CudaGraphs, direct
-from amusd.engine.runners.padded import EXACT_WINDOW, Buckets, PaddedRunner
-from amusd.engine.runners.ragged import RaggedRunner, exact_rows
-from amusd.engine.runners.runner import ModelRunner, Sampler
+from amusd.engine.runners.model_traits import (
+    reason_against_batching,
+    reason_against_exact,
+    uses_sliding_window,
+    weight_bytes,
+)
+from amusd.engine.runners.padded import PaddedRunner
+from amusd.engine.runners.ragged import RaggedRunner, exact_pass_tokens
+from amusd.engine.runners.runner import ModelRunner, RunnerRefusedError
 from amusd.engine.runners.self_check import (
     MISFITS,
     same_after_rollback,
     same_to_the_bit,
     same_when_batched,
 )
+from amusd.engine.runners.shape_buckets import EXACT_QUERY_LENGTH, Buckets
 from amusd.engine.runners.unbatched import UnbatchedRunner, bytes_per_token
+from amusd.engine.sampling.sampler import Sampler
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
 
 _LENGTH_UNIT = 64  # columns of a pool: attention kernels want multiples of 8 and more
-_MAX_PROBED_ROWS = 8
+_MAX_CHECKED_ROWS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerSelection:
-    """How an engine runs its model, and what its slots are told about memory, in tokens.
+    """The runner of a model, why it was selected, and the limits of its KV cache in tokens.
 
-    A pass reads ``weight_bytes`` of weights, which are kept as ``weight_format``.
+    ``reason`` is one line: why this runner and no faster one. ``unit`` is the granularity of a
+    sequence's memory. A forward pass reads ``weight_bytes`` of weights in ``weight_format``.
     """
 
-    passes: ModelRunner[Any]
+    runner: ModelRunner[Any]
+    reason: str
     max_batch: int
-    reuses: bool
+    reuse_prefixes: bool
     max_tokens: int
     context_length: int
     unit: int = 1
@@ -52,19 +70,35 @@ class RunnerSelection:
     weight_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@torch.inference_mode()
+def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelection:
+    """Return the fastest runner that can run the model as the options ask, and log the reason.
+
+    Raises:
+        InvalidInputError: the cache of the model cannot be rolled back, or no runner can run it
+            as the options ask.
+    """
+    case = _Case(loaded, options, Sampler(loaded.head_ids, loaded.num_outputs))
+    refusals: list[str] = []
+    for name in _candidates(case):
+        try:
+            selection = _BUILDERS[name](case)
+        except RunnerRefusedError as refusal:
+            refusals.append(f"{name} runner refused: {refusal}")
+        else:
+            selection = replace(selection, reason="; ".join(refusals) or selection.reason)
+            _report(case, selection, logging.WARNING if refusals else logging.INFO)
+            return selection
+    raise InvalidInputError(_advice(case, "; ".join(refusals)))
+
+
+@dataclass(frozen=True)
 class _Case:
-    """What a choice is made for: ``alone`` is what the model can do in any case."""
+    """What the selection is for."""
 
     loaded: LoadedModel
     options: EngineOptions
-    head: Sampler
-    alone: UnbatchedRunner
-    max_tokens: int
-
-    @property
-    def name(self) -> str:
-        return self.loaded.description.name
+    sampler: Sampler
 
     @property
     def is_exact(self) -> bool:
@@ -74,189 +108,191 @@ class _Case:
     def on_cuda(self) -> bool:
         return self.loaded.model.device.type == "cuda"
 
-    def choice(
-        self, passes: ModelRunner[Any], max_batch: int, reuses: bool = True
-    ) -> RunnerSelection:
-        """Return a choice of passes whose buffers take as much memory as they are asked for."""
-        context = self.loaded.description.context_length
-        reuses = reuses and self.options.reuse_prefixes
-        return RunnerSelection(
-            passes, max_batch, reuses, self.max_tokens, context, 1, *self.weights
-        )
-
     @property
-    def weights(self) -> tuple[str, int]:
-        """Format and bytes of the weights that a pass reads."""
-        return self.loaded.description.dtype, _weight_bytes(self.loaded.model)
+    def cache_bytes(self) -> int:
+        """How much memory keys and values may take."""
+        return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
+
+    @functools.cached_property
+    def unbatched(self) -> UnbatchedRunner:
+        """The runner that any model can use, and the reference of the self-checks."""
+        return _rollback_capable(self.loaded, self.sampler)
+
+    @functools.cached_property
+    def max_tokens(self) -> int:
+        """Tokens that fit in the memory for keys and values."""
+        return max(1, self.cache_bytes // bytes_per_token(self.unbatched))
+
+    def selection(self, runner: ModelRunner[Any], reason: str, **limits: Any) -> RunnerSelection:
+        """Return a selection with the usual limits, where ``limits`` has no others."""
+        usual = RunnerSelection(
+            runner=runner,
+            reason=reason,
+            max_batch=self.options.max_batch,
+            reuse_prefixes=self.options.reuse_prefixes,
+            max_tokens=self.max_tokens,
+            context_length=self.loaded.description.context_length,
+            weight_format=self.loaded.description.dtype,
+            weight_bytes=weight_bytes(self.loaded.model),
+        )
+        return replace(usual, **limits)
 
 
-@torch.inference_mode()
-def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelection:
-    """Return the fastest way of running the model that fits it and the options.
+def _candidates(case: _Case) -> list[str]:
+    """Return the names of the candidates, the fastest first."""
+    if case.options.weights is WeightFormat.INT8:
+        return ["native"]
+    on_cpu = case.loaded.model.device.type == "cpu"
+    fastest = ["padded"] if case.on_cuda else ["native"] if on_cpu else []
+    if case.is_exact:
+        return fastest if case.on_cuda else [*fastest, "ragged"]
+    return [*fastest, "ragged", "unbatched"]
+
+
+def _report(case: _Case, selection: RunnerSelection, level: int) -> None:
+    log.log(
+        level,
+        "%s: %s runner: %s; %.0f MB of weights as %s",
+        case.loaded.description.name,
+        selection.runner.name,
+        selection.reason,
+        selection.weight_bytes / 1e6,
+        selection.weight_format,
+    )
+
+
+def _advice(case: _Case, reasons: str) -> str:
+    """Return what to do if no candidate can run the model."""
+    found = case.loaded.description
+    if case.options.weights is WeightFormat.INT8:
+        return (
+            f"8-bit weights (--weights int8) need the native runner, which cannot run "
+            f"{found.name}: {reasons}; use --weights compact"
+        )
+    return (
+        f"numerics exact cannot be promised for {found.name} in {found.dtype} on "
+        f"{found.device}: {reasons}; use numerics fast, or another dtype or device"
+    )
+
+
+def _native(case: _Case) -> RunnerSelection:
+    """Build the native runner, which is exact in any case."""
+    runner = load_native_runner(case.loaded, case.options.weights, case.sampler)
+    return RunnerSelection(
+        runner=runner,
+        reason=f"{runner.family} family, float32 on CPU",
+        max_batch=case.options.max_batch,
+        reuse_prefixes=case.options.reuse_prefixes,
+        max_tokens=max(1, case.cache_bytes // runner.bytes_per_token),
+        context_length=case.loaded.description.context_length,
+        weight_format=runner.weight_format,
+        weight_bytes=runner.weight_bytes,
+    )
+
+
+def _padded(case: _Case) -> RunnerSelection:
+    """Build the padded runner, all shapes captured as CUDA graphs."""
+    _refuse_by_configuration(case)
+    num_rows = max(2, case.options.max_batch)
+    context = case.loaded.description.context_length
+    whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
+    with _misfits_refused():
+        length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
+        if length == 0:
+            raise InvalidInputError(
+                f"the memory for keys and values has no room for {num_rows} sessions: raise "
+                "--cache-mib, or lower --max-batch"
+            )
+        buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
+        capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
+        runner = PaddedRunner(case.loaded.model, buckets, case.sampler, capture)
+        num_shapes = runner.warm_up()
+        _check(case, runner, EXACT_QUERY_LENGTH, min(_MAX_CHECKED_ROWS, num_rows))
+    return case.selection(
+        runner,
+        f"CUDA graphs of {num_shapes} shapes",
+        max_tokens=num_rows * length,
+        context_length=min(context, length),
+        unit=length,
+    )
+
+
+def _ragged(case: _Case) -> RunnerSelection:
+    """Build the ragged runner."""
+    if case.options.max_batch == 1 and not case.is_exact:
+        raise RunnerRefusedError("max_batch is 1")
+    _refuse_by_configuration(case)
+    pass_tokens = exact_pass_tokens(case.loaded.model.dtype) if case.is_exact else 0
+    with _misfits_refused():
+        runner = RaggedRunner(case.loaded.model, case.sampler, pass_tokens)
+        _check(case, runner, pass_tokens, num_buffers=2)
+    return case.selection(runner, f"the fastest runner on {case.loaded.description.device}")
+
+
+def _unbatched(case: _Case) -> RunnerSelection:
+    """Build the unbatched runner, which runs every model that can be served."""
+    reuses = case.options.reuse_prefixes and not case.unbatched.copying_cache
+    return case.selection(case.unbatched, "", max_batch=1, reuse_prefixes=reuses)
+
+
+def _refuse_by_configuration(case: _Case) -> None:
+    """Raise RunnerRefusedError if the model is known not to work in batches as asked."""
+    reason = (
+        "the model only works with the cache of Transformers"
+        if case.unbatched.copying_cache
+        else reason_against_batching(case.loaded.model)
+    )
+    if reason is None and case.is_exact:
+        reason = reason_against_exact(case.loaded.model)
+    if reason is not None:
+        raise RunnerRefusedError(reason)
+
+
+def _check(case: _Case, runner: ModelRunner[Any], num_places: int, num_buffers: int) -> None:
+    """Raise RunnerRefusedError if the self-checks find that the runner is wrong for the model."""
+    output_size = case.loaded.description.output_size
+    if not same_when_batched(runner, case.unbatched, output_size):
+        raise RunnerRefusedError("its results differ from those of the unbatched runner")
+    if case.is_exact and not same_to_the_bit(runner, output_size, num_places, num_buffers):
+        raise RunnerRefusedError("a token's bits depend on its place in a batch or on the others")
+
+
+@contextmanager
+def _misfits_refused() -> Iterator[None]:
+    """Turn what a model raises that does not fit a runner into a refusal."""
+    try:
+        yield
+    except MISFITS as error:
+        text = str(error).strip().partition("\n")[0]
+        raise RunnerRefusedError(f"{type(error).__name__}: {text}") from error
+
+
+def _rollback_capable(loaded: LoadedModel, sampler: Sampler) -> UnbatchedRunner:
+    """Return an unbatched runner whose cache can be rolled back.
 
     Raises:
-        InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
+        InvalidInputError: there is none for this model.
     """
-    native = native_runner(loaded, options)
-    if native is not None:
-        return _native(loaded, options, native)
-    head = Sampler(loaded.head_ids, loaded.num_outputs)
-    alone = _alone(loaded, head)
-    max_tokens = max(1, _cache_bytes(loaded, options) // bytes_per_token(alone))
-    case = _Case(loaded, options, head, alone, max_tokens)
-    reason = "only the cache of Transformers fits it" if alone.growing else _why_alone(loaded.model)
-    if case.is_exact:
-        return _exact(case, reason or _why_inexact(loaded.model))
-    return _fast(case, reason)
-
-
-def _native(loaded: LoadedModel, options: EngineOptions, passes: NativeRunner) -> RunnerSelection:
-    """Return native passes, which are exact as they are."""
-    return RunnerSelection(
-        passes,
-        options.max_batch,
-        options.reuse_prefixes,
-        max(1, _cache_bytes(loaded, options) // passes.bytes_per_token),
-        loaded.description.context_length,
-        weight_format=passes.weight_format,
-        weight_bytes=passes.weight_bytes,
-    )
-
-
-def _fast(case: _Case, reason: str | None) -> RunnerSelection:
-    """Return passes that sessions share, unless there is a reason against; else lone ones."""
-    found: RunnerSelection | None = None
-    if case.on_cuda and reason is None:
-        found, against = _try(_static, case)
-        if found is None:
-            log.warning("%s runs without CUDA graphs: %s", case.name, against)
-    if found is None and case.options.max_batch > 1:
-        if reason is None:
-            found, reason = _try(_packed, case)
-        if found is None:
-            log.warning("%s runs one session a pass: %s", case.name, reason)
-    return found or case.choice(case.alone, 1, reuses=not case.alone.growing)
-
-
-def _exact(case: _Case, reason: str | None) -> RunnerSelection:
-    """Return exact passes, in the shape that suits the device."""
-    found: RunnerSelection | None = None
-    if reason is None:
-        found, reason = _try(_static if case.on_cuda else _packed, case)
-    description = case.loaded.description
-    if found is not None:
-        num_places, num_buffers = exact_rows(case.loaded.model.dtype), 2
-        if isinstance(found.passes, PaddedRunner):
-            num_places, num_buffers = EXACT_WINDOW, min(_MAX_PROBED_ROWS, found.passes.num_rows)
-        if same_to_the_bit(found.passes, description.output_size, num_places, num_buffers):
-            return found
-        reason = "a token's bits depend on its place in a pass or on what is beside it"
-    raise InvalidInputError(
-        f"numerics exact cannot be promised for {description.name} in {description.dtype} on "
-        f"{description.device}: {reason}; use numerics fast, or another number format or device"
-    )
-
-
-def _alone(loaded: LoadedModel, head: Sampler) -> UnbatchedRunner:
-    """Return passes of one session each that can be rolled back."""
     reasons = []
-    for growing in (False, True):
-        if growing and _sees_a_window(loaded.model):
-            break  # that cache forgets what is outside the window, so it cannot be rolled back
+    for copying_cache in (False, True):
+        if copying_cache and uses_sliding_window(loaded.model):
+            break  # that cache drops what is outside the window, so it cannot be rolled back
         try:
-            passes = UnbatchedRunner(loaded.model, head, growing)
-            if same_after_rollback(passes, loaded.description.output_size):
-                return passes
+            runner = UnbatchedRunner(loaded.model, sampler, copying_cache)
+            if same_after_rollback(runner, loaded.description.output_size):
+                return runner
             reasons.append("it answers differently after its cache is rolled back")
         except MISFITS as error:
             reasons.append(f"{type(error).__name__}: {error}")
     raise InvalidInputError(
-        f"{loaded.description.name} cannot be served, for its cache cannot be rolled back "
+        f"{loaded.description.name} cannot be served because its cache cannot be rolled back "
         f"(recurrent state?): {reasons[0]}; choose a model with attention over all tokens"
     )
 
 
-def _try(
-    make: Callable[[_Case], RunnerSelection], case: _Case
-) -> tuple[RunnerSelection | None, str]:
-    """Return what ``make`` makes if it gives the answers of lone passes; else None and why not."""
-    try:
-        choice = make(case)
-        if same_when_batched(choice.passes, case.alone, case.loaded.description.output_size):
-            return choice, ""
-    except MISFITS as error:
-        return None, f"{type(error).__name__} in a shared pass: {error}"
-    return None, "its answers in shared passes differ from those it gives alone"
-
-
-def _packed(case: _Case) -> RunnerSelection:
-    num_rows = exact_rows(case.loaded.model.dtype) if case.is_exact else 0
-    passes = RaggedRunner(case.loaded.model, case.head, num_rows)
-    return case.choice(passes, case.options.max_batch)
-
-
-def _static(case: _Case) -> RunnerSelection:
-    """Return static passes, all shapes warmed up; captured as graphs on CUDA."""
-    num_rows = max(2, case.options.max_batch)
-    context = case.loaded.description.context_length
-    whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
-    length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
-    if length == 0:
-        raise InvalidInputError(
-            f"the memory for keys and values has no room for {num_rows} sessions: raise "
-            "--cache-mib, or lower --max-batch"
-        )
-    buckets = (Buckets.exact if case.is_exact else Buckets.fast)(num_rows, length)
-    capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
-    passes = PaddedRunner(case.loaded.model, buckets, case.head, capture)
-    log.info("%s: %d shapes of passes are ready", case.name, passes.warm_up())
-    return RunnerSelection(
-        passes,
-        case.options.max_batch,
-        case.options.reuse_prefixes,
-        num_rows * length,
-        min(context, length),
-        length,
-        *case.weights,
-    )
-
-
-def _weight_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes of weights that a pass reads: of a table of embeddings only some rows."""
-    found = {id(weight): weight.nbytes for weight in model.parameters()}
-    table: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None or head.weight is not table.weight:
-        found.pop(id(table.weight), None)
-    return sum(found.values())
-
-
-def _cache_bytes(loaded: LoadedModel, options: EngineOptions) -> int:
-    """Return how much memory keys and values may take."""
-    return options.cache_mib << 20 or free_bytes(loaded.description.device) // 2
-
-
-def _why_alone(model: PreTrainedModel) -> str | None:
-    """Return why sessions cannot share passes, as far as the configuration tells."""
-    if _sees_a_window(model):
-        return "some of its layers attend to a window only"
-    way = model.config._attn_implementation
-    return None if way == "sdpa" else f"its attention is {way}, not sdpa"
-
-
-def _why_inexact(model: PreTrainedModel) -> str | None:
-    """Return why bits depend on a token's companions, where a probe might not notice."""
-    config = model.config.get_text_config()
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if (getattr(config, name, None) or 0) > 1:
-            return "how many tokens of a pass an expert gets depends on all of them"
-    return None
-
-
-def _sees_a_window(model: PreTrainedModel) -> bool:
-    """Whether some layer attends to less than all tokens before."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ()
-    if kinds:
-        return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None
+_BUILDERS: dict[str, Callable[[_Case], RunnerSelection]] = {
+    "native": _native,
+    "padded": _padded,
+    "ragged": _ragged,
+    "unbatched": _unbatched,
+}

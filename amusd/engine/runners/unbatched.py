@@ -1,4 +1,4 @@
-"""One session a pass, with a cache of its own: what every model can do that can be served."""
+"""The unbatched runner: one sequence a forward pass. It runs every model that can be served."""
 
 from collections.abc import Sequence
 
@@ -7,64 +7,70 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.engine.kv.sequence_cache import CopyingCache, SequenceCache
-from amusd.engine.runners.runner import GREEDY, Chunk, Sampler
+from amusd.engine.runners.runner import Chunk
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 
-SessionCache = SequenceCache | CopyingCache
+AnyCache = SequenceCache | CopyingCache
 
 
 class UnbatchedRunner:
-    """Runs each piece in a pass of its own, in the model's own way of attention."""
+    """Runs each chunk in a forward pass of its own, with the model's own attention."""
+
+    name = "unbatched"
 
     def __init__(
-        self, model: PreTrainedModel, head: Sampler = GREEDY, growing: bool = False
+        self, model: PreTrainedModel, sampler: Sampler = GREEDY, copying_cache: bool = False
     ) -> None:
-        """Run ``model``; ``growing``: with the cache of Transformers, which copies at each pass."""
-        self.model = model
-        self._head = head
-        self.growing = growing
+        """Run ``model``. ``copying_cache``: with the cache of Transformers, for any model."""
+        self._model = model
+        self._sampler = sampler
+        self.copying_cache = copying_cache
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
 
-    def make(self, capacity: int) -> SessionCache:
+    def allocate(self, capacity: int) -> AnyCache:
         """Return an empty cache."""
-        if self.growing:
-            return CopyingCache(config=self.model.config)
+        if self.copying_cache:
+            return CopyingCache(config=self._model.config)
         return SequenceCache(self._num_layers, capacity)
 
-    def copy(self, donor: SessionCache, target: SessionCache, length: int) -> None:
-        """Copy rows; growing caches are never asked to."""
+    @torch.inference_mode()
+    def copy(self, donor: AnyCache, target: AnyCache, length: int) -> None:
+        """Copy the first ``length`` tokens. A ``CopyingCache`` does not support it."""
         assert isinstance(donor, SequenceCache)
         assert isinstance(target, SequenceCache)
-        target.copy_rows(donor, length)
+        target.copy_prefix(donor, length)
 
-    def drop(self, buffer: SessionCache) -> None:
-        """Nothing to do: a cache goes with its last reference."""
+    def free(self, buffer: AnyCache) -> None:
+        """Do nothing: a cache is freed with its last reference."""
 
-    def logits(self, pieces: Sequence[Chunk[SessionCache]]) -> Tensor:
+    @torch.inference_mode()
+    def logits(self, batch: Sequence[Chunk[AnyCache]]) -> Tensor:
         """Return the logits of all outputs, [outputs, head]."""
-        return torch.cat([self._run(piece) for piece in pieces])
+        return torch.cat([self._run(chunk) for chunk in batch])
 
-    def tokens(self, pieces: Sequence[Chunk[SessionCache]]) -> list[int]:
-        """Return the greedy tokens of all outputs."""
-        tokens: list[int] = self._head.tokens(self.logits(pieces)).tolist()
+    @torch.inference_mode()
+    def tokens(self, batch: Sequence[Chunk[AnyCache]]) -> list[int]:
+        """Return the sampled tokens of all outputs."""
+        tokens: list[int] = self._sampler.sample(self.logits(batch)).tolist()
         return tokens
 
-    def _run(self, piece: Chunk[SessionCache]) -> Tensor:
-        piece.buffer.truncate(piece.start)
-        logits: Tensor = self.model(
-            input_ids=torch.tensor([list(piece.tokens)], device=self.model.device),
-            past_key_values=piece.buffer,
+    def _run(self, chunk: Chunk[AnyCache]) -> Tensor:
+        chunk.buffer.truncate(chunk.start)
+        logits: Tensor = self._model(
+            input_ids=torch.tensor([list(chunk.tokens)], device=self._model.device),
+            past_key_values=chunk.buffer,
             use_cache=True,
-            logits_to_keep=max(1, piece.num_outputs),  # some models refuse to make none
+            logits_to_keep=max(1, chunk.num_outputs),  # some models refuse to compute none
         ).logits[0]
-        return logits[len(logits) - piece.num_outputs :]
+        return logits[len(logits) - chunk.num_outputs :]
 
 
-def bytes_per_token(passes: UnbatchedRunner) -> int:
-    """Return what the keys and values of one token take in all layers, by running one."""
-    cache = passes.make(1)
-    passes.logits([Chunk(cache, 0, [0], 1)])
+def bytes_per_token(runner: UnbatchedRunner) -> int:
+    """Return the bytes of one token's keys and values in all layers, measured by running one."""
+    cache = runner.allocate(1)
+    runner.logits([Chunk(cache, 0, [0], 1)])
     num_bytes = 0
-    for layer in cache.layers:  # some hold nothing, for they use another one's
+    for layer in cache.layers:  # a layer that uses another one's keys has no tensors
         for part in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             num_bytes += 0 if part is None else int(part.nbytes)
     return max(1, num_bytes)

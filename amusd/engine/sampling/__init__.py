@@ -1,1 +1,1 @@
-"""Turns logits into tokens."""
+"""Turns logits into tokens. Nothing here runs a model or knows a sequence."""

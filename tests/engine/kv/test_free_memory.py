@@ -1,4 +1,4 @@
-"""How much memory is left, inside a container and outside."""
+"""The free memory of a device, inside and outside a container."""
 
 from pathlib import Path
 
@@ -17,12 +17,14 @@ def group(folder: Path, limit: str, used: int, idle_files: int) -> Path:
     return folder
 
 
-def test_without_a_container_it_is_what_the_system_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_container_the_memory_of_the_system_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(memory, "_CGROUP", Path("/nowhere"))
     assert free_bytes("cpu") > MIB
 
 
-def test_a_containers_limit_counts_but_not_idle_files(
+def test_the_limit_of_a_container_counts_and_idle_files_are_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_CGROUP", group(tmp_path, str(20 * MIB), 18 * MIB, 8 * MIB))
@@ -31,7 +33,7 @@ def test_a_containers_limit_counts_but_not_idle_files(
     assert free_bytes("cpu") == 0
 
 
-def test_a_container_without_a_limit_leaves_what_the_system_has(
+def test_without_a_limit_of_the_container_the_memory_of_the_system_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_CGROUP", group(tmp_path, "max", 30 * MIB, 0))

@@ -1,4 +1,4 @@
-"""Beginnings that are copied instead of computed: nobody can tell."""
+"""Prefix reuse: a copied prefix gives the same tokens as a computed one."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest, folder: str) -> ModelEngine:
 
 
 def expected_of(folder: str) -> list[int]:
-    """What follows the prompt where nothing is reused."""
+    """The tokens after the prompt if nothing is reused."""
     options = EngineOptions(cache_mib=8, reuse_prefixes=False)
     return answer(load_engine(ModelSource("tiny", folder), options=options), 0)
 
@@ -39,24 +39,24 @@ def answer(engine: ModelEngine, num_cached: int, slot: int | None = None) -> lis
     if slot is None:
         slot = engine.open(100)
         assert engine.reuse(slot, PROMPT) == num_cached
-    unread, tokens = PROMPT[engine.length(slot) :], []
+    pending, tokens = PROMPT[engine.length(slot) :], []
     for _ in range(20):
-        [[token]] = engine.run([ScheduledSequence(slot, unread, 1)])
+        [[token]] = engine.run([ScheduledSequence(slot, pending, 1)])
         tokens.append(token)
-        unread = [token]
+        pending = [token]
     engine.close(slot)
     return tokens
 
 
-def test_a_beginning_of_a_closed_session_is_reused(engine: ModelEngine, folder: str) -> None:
-    kept = engine.open(100)
-    engine.run([ScheduledSequence(kept, [*SHARED, 1, 2], 1)])
-    engine.close(kept)
+def test_a_prefix_of_a_closed_sequence_is_reused(engine: ModelEngine, folder: str) -> None:
+    retained = engine.open(100)
+    engine.run([ScheduledSequence(retained, [*SHARED, 1, 2], 1)])
+    engine.close(retained)
     assert answer(engine, len(SHARED)) == expected_of(folder)
 
 
 @pytest.mark.parametrize("what", ["rolled back", "closed", "both"])
-def test_what_becomes_of_the_donor_changes_nothing(
+def test_later_changes_of_the_donor_do_not_matter(
     engine: ModelEngine, folder: str, what: str
 ) -> None:
     donor, slot = engine.open(100), engine.open(100)
@@ -70,7 +70,7 @@ def test_what_becomes_of_the_donor_changes_nothing(
     assert answer(engine, 0, slot) == expected_of(folder)
 
 
-def test_what_becomes_of_the_copy_changes_nothing_for_the_donor(
+def test_later_changes_of_the_copy_do_not_matter_for_the_donor(
     engine: ModelEngine, folder: str
 ) -> None:
     donor, slot = engine.open(100), engine.open(100)
@@ -82,14 +82,14 @@ def test_what_becomes_of_the_copy_changes_nothing_for_the_donor(
     assert answer(engine, 0, donor) == expected_of(folder)
 
 
-def test_only_what_the_donor_still_holds_is_reused(engine: ModelEngine, folder: str) -> None:
+def test_only_tokens_that_the_donor_still_has_are_reused(engine: ModelEngine, folder: str) -> None:
     donor = engine.open(100)
     engine.run([ScheduledSequence(donor, SHARED, 1)])
     engine.truncate(donor, 30)
     assert answer(engine, 30) == expected_of(folder)
 
 
-def test_prompts_count_as_read_or_reused(engine: ModelEngine) -> None:
+def test_prompt_tokens_count_as_computed_or_cached(engine: ModelEngine) -> None:
     first, second = engine.open(100), engine.open(100)
     engine.run([ScheduledSequence(first, SHARED, 1, is_prompt=True)])
     engine.run([ScheduledSequence(first, [1], 1)])
@@ -98,14 +98,14 @@ def test_prompts_count_as_read_or_reused(engine: ModelEngine) -> None:
     assert (engine.usage.num_computed, engine.usage.num_cached) == (63, 60)
 
 
-def test_layers_without_rows_of_their_own_are_left_alone() -> None:
+def test_layers_without_tokens_of_their_own_are_not_copied() -> None:
     donor, target = SequenceCache(3, 20), SequenceCache(3, 30)
     states = torch.randn(1, 2, 8, 4)
-    donor.update(states, states, 1)  # layers 0 and 2 use what layer 1 holds
-    target.copy_rows(donor, 5)
+    donor.update(states, states, 1)  # layers 0 and 2 use the keys and values of layer 1
+    target.copy_prefix(donor, 5)
     assert target.length == 5
-    assert [layer.is_initialized for layer in target._slot_layers] == [False, True, False]
+    assert [layer.is_initialized for layer in target._own_layers] == [False, True, False]
     keys, _ = target.update(states[:, :, 5:], states[:, :, 5:], 1)
     assert torch.equal(keys, states)
-    target.copy_rows(SequenceCache(3, 20), 0)
+    target.copy_prefix(SequenceCache(3, 20), 0)
     assert target.length == 8

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: the same for the same model, another for any other."""
+"""Fingerprints of weights: equal for the same model, different for any other."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_the_same_model_has_the_same_fingerprint_under_any_name(tmp_path: Path) 
     assert len(found.pop()) == 32
 
 
-def test_other_weights_and_other_settings_have_another() -> None:
+def test_other_weights_and_other_settings_have_another_fingerprint() -> None:
     model = build("llama")
     config = model.config.to_diff_dict()
     found = [weights_fingerprint(model, config)]
@@ -34,7 +34,7 @@ def test_other_weights_and_other_settings_have_another() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_where_a_model_comes_from_does_not_matter() -> None:
+def test_the_origin_of_a_model_does_not_matter() -> None:
     model = build("gpt2")
     config = model.config.to_diff_dict()
     moved = config | {"_name_or_path": "/elsewhere", "transformers_version": "9", "x": object()}
@@ -42,7 +42,7 @@ def test_where_a_model_comes_from_does_not_matter() -> None:
     assert weights_fingerprint(model, moved) == weights_fingerprint(model, again)
 
 
-def test_a_synthetic_model_is_known_by_what_it_writes() -> None:
+def test_the_fingerprint_of_a_synthetic_model_covers_what_changes_its_tokens() -> None:
     model = SyntheticModel(seed=1)
     assert model.fingerprint == SyntheticModel(seed=1, pass_ms=5.0, batch=4).fingerprint
     assert model.fingerprint != SyntheticModel(seed=2).fingerprint

@@ -1,6 +1,8 @@
-"""The native engine against Transformers, and what it promises beyond that."""
+"""The native runner: the results of Transformers, exact bits, lossless formats, refusals."""
 
+import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,20 +12,22 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from amusd.engine.interface import EngineOptions, ScheduledSequence, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
-from amusd.engine.model_engine import ModelEngine
-from amusd.engine.native.library import BLOCK, library
-from amusd.engine.native.native_loading import native_runner
+from amusd.engine.model_engine import ModelEngine, serve
+from amusd.engine.native.library import BLOCK, unavailable_reason
+from amusd.engine.native.native_loading import load_native_runner
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.reference import decode_autoregressive
+from amusd.engine.runners.runner import RunnerRefusedError
 from amusd.engine.runners.selection import RunnerSelection
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
-    library() is None, reason="no C compiler when this was installed, or no AVX-512"
+    unavailable_reason() is not None, reason=f"no native engine: {unavailable_reason()}"
 )
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -37,12 +41,19 @@ def engine_of(
     return engine_with(NativeModel(model, weights), num_threads)
 
 
-def engine_with(model: NativeModel, num_threads: int = 1) -> ModelEngine:
-    passes = NativeRunner(model, CONTEXT, num_threads)
-    choice = RunnerSelection(
-        passes, 16, True, 10_000, CONTEXT, 1, passes.weight_format, passes.weight_bytes
+def engine_with(model: NativeModel, num_threads: int = 1, sampler: Sampler = GREEDY) -> ModelEngine:
+    runner = NativeRunner(model, sampler, CONTEXT, num_threads)
+    selection = RunnerSelection(
+        runner=runner,
+        reason="",
+        max_batch=16,
+        reuse_prefixes=True,
+        max_tokens=10_000,
+        context_length=CONTEXT,
+        weight_format=runner.weight_format,
+        weight_bytes=runner.weight_bytes,
     )
-    return ModelEngine(DESCRIPTION, choice)
+    return ModelEngine(DESCRIPTION, selection)
 
 
 def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
@@ -56,7 +67,7 @@ def tokens_of(rng: random.Random, count: int) -> list[int]:
 
 
 def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with weights that a smaller format holds."""
+    """Return the model with weights that a smaller format holds without loss."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.to(dtype).float())
@@ -64,7 +75,7 @@ def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def quantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with matrices as dequantised from GGUF's Q4_1 and Q8_0."""
+    """Return the model with matrices like those dequantised from Q4_1 and Q8_0 of GGUF."""
     with torch.no_grad():
         for index, weight in enumerate(p for p in model.parameters() if p.dim() == 2):
             blocks = weight.view(-1, BLOCK)
@@ -81,7 +92,7 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
+def test_its_results_are_those_of_transformers(family: str, num_threads: int) -> None:
     model = tiny.build(family)
     engine = engine_of(model, num_threads=num_threads)
     tokens = tokens_of(random.Random(0), 90)
@@ -96,38 +107,38 @@ def test_it_answers_as_transformers_does(family: str, num_threads: int) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_token_has_the_same_bits_whatever_shares_its_pass(family: str, num_threads: int) -> None:
+def test_a_token_has_the_same_bits_in_any_batch(family: str, num_threads: int) -> None:
     model = quantised(tiny.build(family))
     rng = random.Random(2)
     texts = [tokens_of(rng, rng.randint(40, 90)) for _ in range(5)]
-    alone = engine_of(model)
+    single = engine_of(model)
     expected = []
     for text in texts:
-        slot = alone.open(100)
+        slot = single.open(100)
         expected.append(
-            torch.cat([alone.logits([ScheduledSequence(slot, [token], 1)]) for token in text])
+            torch.cat([single.logits([ScheduledSequence(slot, [token], 1)]) for token in text])
         )
-    shared = engine_of(model, num_threads=num_threads)
-    slots = [shared.open(100) for _ in texts]
-    while any(shared.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
-        feeds, places = [], []
+    batched = engine_of(model, num_threads=num_threads)
+    slots = [batched.open(100) for _ in texts]
+    while any(batched.length(slot) < len(text) for slot, text in zip(slots, texts, strict=True)):
+        batch, places = [], []
         for index, (slot, text) in enumerate(zip(slots, texts, strict=True)):
-            held = shared.length(slot)
+            held = batched.length(slot)
             if rng.random() < 0.3:
                 held = max(0, held - rng.randint(0, 4))
-                shared.truncate(slot, held)
-            piece = text[held : held + rng.choice([1, 2, 5, 9, 30])]
-            if piece:
-                feeds.append(ScheduledSequence(slot, piece, len(piece)))
-                places += [(index, position) for position in range(held, held + len(piece))]
-        for row, (index, position) in zip(shared.logits(feeds), places, strict=True):
+                batched.truncate(slot, held)
+            chunk = text[held : held + rng.choice([1, 2, 5, 9, 30])]
+            if chunk:
+                batch.append(ScheduledSequence(slot, chunk, len(chunk)))
+                places += [(index, position) for position in range(held, held + len(chunk))]
+        for row, (index, position) in zip(batched.logits(batch), places, strict=True):
             assert torch.equal(row, expected[index][position])
 
 
 @pytest.mark.parametrize(
     ("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")]
 )
-def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: str) -> None:
+def test_a_smaller_lossless_format_is_used(dtype: torch.dtype, name: str) -> None:
     model = rounded(tiny.build("qwen2"), dtype)
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
     assert compact.weight_format == f"{name} without loss"
@@ -136,7 +147,7 @@ def test_a_smaller_format_is_used_if_it_loses_nothing(dtype: torch.dtype, name: 
     assert_same_bits(compact, plain)
 
 
-def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
+def test_weights_dequantised_from_gguf_are_stored_in_8_bits() -> None:
     model = quantised(tiny.build("llama"))
     compact, plain = engine_of(model), engine_of(model, WeightFormat.PLAIN)
     assert compact.weight_format == "int8 without loss"
@@ -144,22 +155,22 @@ def test_weights_out_of_a_gguf_are_eight_bits_again() -> None:
     assert_same_bits(compact, plain)
 
 
-def test_weights_that_no_smaller_format_holds_stay() -> None:
+def test_weights_stay_float32_if_no_smaller_format_is_lossless() -> None:
     assert engine_of(tiny.build("llama")).weight_format == "float32"
 
 
 def assert_same_bits(first: ModelEngine, second: ModelEngine) -> None:
     tokens = tokens_of(random.Random(4), 60)
     slots = [engine.open(80) for engine in (first, second)]
-    for piece in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
+    for chunk in (tokens[:1], tokens[1:4], tokens[4:13], tokens[13:]):
         found, expected = (
-            engine.logits([ScheduledSequence(slot, piece, len(piece))])
+            engine.logits([ScheduledSequence(slot, chunk, len(chunk))])
             for engine, slot in zip((first, second), slots, strict=True)
         )
         assert torch.equal(found, expected)
 
 
-def test_int8_is_near_and_not_the_same() -> None:
+def test_int8_is_close_but_not_equal() -> None:
     model = tiny.build("llama")
     engine = engine_of(model, WeightFormat.INT8)
     assert engine.weight_format == "int8"
@@ -170,7 +181,7 @@ def test_int8_is_near_and_not_the_same() -> None:
     assert torch.allclose(found, expected, atol=0.1 * float(expected.abs().max()))
 
 
-def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
+def test_a_prefix_of_another_sequence_is_copied() -> None:
     model = tiny.build("llama")
     engine, fresh = engine_of(model), engine_of(model)
     tokens = tokens_of(random.Random(6), 75)
@@ -186,33 +197,94 @@ def test_a_prompt_begun_by_another_session_is_not_computed_again() -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_reduced_head_and_unknown_rows_of_a_head() -> None:
+@pytest.mark.parametrize("token", [-1, tiny.VOCABULARY])
+def test_a_token_outside_the_vocabulary_is_refused_before_anything_runs(token: int) -> None:
+    engine = engine_of(tiny.build("llama"))
+    slot = engine.open(30)
+    with pytest.raises(InvalidInputError, match="outside the model's vocabulary"):
+        engine.run([ScheduledSequence(slot, [1, token], 1)])
+    engine.truncate(slot, 0)
+    assert engine.run([ScheduledSequence(slot, [1, 2], 1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_embeddings_of_any_format_are_widened_without_loss(dtype: torch.dtype) -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        weight = model.get_parameter("model.embed_tokens.weight")
+        weight.copy_(weight.to(dtype).float())
+    native = NativeModel(model, WeightFormat.COMPACT)
+    assert native._embedding.dtype is dtype
+    tokens = tokens_of(random.Random(8), 20)
+    engine = engine_with(native)
+    found = engine.logits([ScheduledSequence(engine.open(20), tokens, 20)])
+    expected = logits_of(model, tokens)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_reduced_head_and_a_limit_on_its_rows(num_threads: int) -> None:
     model = tiny.build("llama")
     tokens = tokens_of(random.Random(7), 20)
     expected = logits_of(model, tokens)
-    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100))
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, num_outputs=100), num_threads)
     [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == expected[:, :100].argmax(1).tolist()
     head_ids = torch.arange(1000, 1256)
-    engine = engine_with(NativeModel(model, WeightFormat.COMPACT, head_ids))
+    engine = engine_with(NativeModel(model, WeightFormat.COMPACT), num_threads, Sampler(head_ids))
     [found] = engine.run([ScheduledSequence(engine.open(30), tokens, 20)])
     assert found == [1000 + token for token in expected.argmax(1).tolist()]
 
 
-def test_what_does_not_fit_is_left_to_others() -> None:
-    window = MistralForCausalLM(MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8))
-    half = tiny.build("llama").bfloat16()
-    for model in (tiny.build("gpt2"), window, half):
-        assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
-    with pytest.raises(InvalidInputError, match="need native passes"):
-        native_runner(LoadedModel(half, DESCRIPTION), EngineOptions(weights=WeightFormat.INT8))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_supported_model_is_native_and_the_reason_names_its_family(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "amusd.engine.runners.selection")
+    engine = serve(LoadedModel(tiny.build(family), DESCRIPTION))
+    found = engine.description
+    reason = f"{family.capitalize()} family, float32 on CPU"
+    assert (found.runner, found.runner_reason) == ("native", reason)
+    [record] = caplog.records
+    assert record.levelno == logging.INFO
+    weights = f"{engine.weight_bytes / 1e6:.0f} MB of weights as float32"
+    assert record.getMessage() == f"tiny: native runner: {reason}; {weights}"
 
 
-def test_a_model_that_answers_otherwise_is_left_to_others() -> None:
+def test_int8_weights_need_the_native_runner() -> None:
+    loaded = LoadedModel(tiny.build("gpt2"), DESCRIPTION)
+    with pytest.raises(
+        InvalidInputError, match=r"need the native runner, .* GPT2.*; use --weights"
+    ):
+        serve(loaded, EngineOptions(weights=WeightFormat.INT8))
+
+
+WINDOWED = MistralConfig(**tiny.COMMON, **tiny.NO_SPECIAL, sliding_window=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: tiny.build("gpt2"), "families Llama, .*, not GPT2LMHeadModel"),
+        (lambda: MistralForCausalLM(WINDOWED), "it does not support sliding windows"),
+        (lambda: tiny.build("llama").bfloat16(), "float32 on CPU, not bfloat16 on cpu"),
+    ],
+)
+def test_a_model_outside_its_scope_is_refused_with_a_reason(
+    make: Callable[[], PreTrainedModel], reason: str
+) -> None:
+    loaded = LoadedModel(make(), DESCRIPTION)
+    for weights in (WeightFormat.COMPACT, WeightFormat.INT8):
+        with pytest.raises(RunnerRefusedError, match=reason):
+            load_native_runner(loaded, weights, GREEDY)
+
+
+def test_a_model_with_other_results_is_refused() -> None:
     model = tiny.build("llama")
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is not None
+    load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
     model.register_forward_hook(_twice_as_large)
-    assert native_runner(LoadedModel(model, DESCRIPTION), EngineOptions()) is None
+    with pytest.raises(RunnerRefusedError, match="differ from those of Transformers"):
+        load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Exact passes: a token's logits have the same bits however it comes to the model."""
+"""Numerics exact: a token's logits have the same bits in any batch and after any chunks."""
 
 import random
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from amusd.engine.interface import EngineOptions, Numerics, ScheduledSequence
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
-from amusd.engine.runners import selection as choice
-from amusd.engine.runners.padded import Buckets, PaddedRunner
+from amusd.engine.runners import selection as selection_module
+from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.self_check import same_to_the_bit
+from amusd.engine.runners.shape_buckets import Buckets
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
@@ -35,31 +36,36 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tiny.save(tiny.build(request.param), tmp_path_factory.mktemp(request.param))
 
 
-def packed(loaded: LoadedModel) -> ModelEngine:
+def ragged(loaded: LoadedModel) -> ModelEngine:
     return serve(loaded, EXACT)
 
 
-def static(loaded: LoadedModel) -> ModelEngine:
-    """What runs on CUDA with numerics exact, without graphs."""
+def padded(loaded: LoadedModel) -> ModelEngine:
+    """The runner on CUDA with numerics exact, without graphs."""
     num_rows, length = 5, 192
-    passes = PaddedRunner(loaded.model, Buckets.exact(num_rows, length))
-    tokens = num_rows * length
-    return ModelEngine(
-        loaded.description, RunnerSelection(passes, 4, True, tokens, length, unit=length)
+    selection = RunnerSelection(
+        runner=PaddedRunner(loaded.model, Buckets.exact(num_rows, length)),
+        reason="",
+        max_batch=4,
+        reuse_prefixes=True,
+        max_tokens=num_rows * length,
+        context_length=length,
+        unit=length,
     )
+    return ModelEngine(loaded.description, selection)
 
 
 Maker = Callable[[LoadedModel], ModelEngine]
 
 
-@pytest.fixture(params=[packed, static])
+@pytest.fixture(params=[ragged, padded])
 def make(request: pytest.FixtureRequest) -> Maker:
     found: Maker = request.param
     return found
 
 
 def one_by_one(engine: ModelEngine, text: list[int]) -> Tensor:
-    """Logits after each token of a text, one token a pass, alone: [tokens, head]."""
+    """Logits after each token of a text, one token a batch: [tokens, head]."""
     slot = engine.open(len(text))
     rows = [engine.logits([ScheduledSequence(slot, [token], 1)]) for token in text]
     engine.close(slot)
@@ -67,23 +73,23 @@ def one_by_one(engine: ModelEngine, text: list[int]) -> Tensor:
 
 
 def at_random(engine: ModelEngine, texts: list[list[int]], rng: random.Random) -> list[Tensor]:
-    """Logits after each token of each text, all at once: random cuts, companions, rollbacks."""
+    """Logits after each token of each text: random chunks, batches and rollbacks."""
     slots = {engine.open(rng.randint(len(text) + 12, 150)): text for text in texts}
     found: dict[int, list[Tensor]] = {slot: [] for slot in slots}
     while any(len(found[slot]) < len(text) for slot, text in slots.items()):
-        feeds = []
+        batch = []
         for slot in rng.sample(sorted(slots), rng.randint(1, len(slots))):
             rest = slots[slot][engine.length(slot) :][: rng.choice((1, 2, 5, 13))]
             wrong = [rng.randrange(256) for _ in range(rng.choice((0, 0, 3, 10)))]
             if rest:
-                feeds.append((ScheduledSequence(slot, rest + wrong, len(rest + wrong)), len(rest)))
-        if not feeds:
+                batch.append((ScheduledSequence(slot, rest + wrong, len(rest + wrong)), len(rest)))
+        if not batch:
             continue
-        outputs = engine.logits([feed for feed, _ in feeds])
-        for feed, num_right in feeds:
-            found[feed.slot] += list(outputs[:num_right])
-            outputs = outputs[feed.num_outputs :]
-            engine.truncate(feed.slot, len(found[feed.slot]))
+        outputs = engine.logits([scheduled for scheduled, _ in batch])
+        for scheduled, num_right in batch:
+            found[scheduled.slot] += list(outputs[:num_right])
+            outputs = outputs[scheduled.num_outputs :]
+            engine.truncate(scheduled.slot, len(found[scheduled.slot]))
     for slot in slots:
         engine.close(slot)
     return [torch.stack(found[slot]) for slot in slots]
@@ -94,7 +100,7 @@ def random_texts(rng: random.Random) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_schedule_gives_the_bits_of_one_token_a_pass_alone(
+def test_any_schedule_gives_the_bits_of_one_token_a_batch(
     folder: str, dtype: str, make: Maker
 ) -> None:
     engine = make(load_source(ModelSource("tiny", folder, dtype=dtype)))
@@ -108,7 +114,7 @@ def test_any_schedule_gives_the_bits_of_one_token_a_pass_alone(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_speculative_decoding_writes_the_same_in_any_number_format(
+def test_speculative_decoding_writes_the_same_in_any_dtype(
     folder: str, dtype: str, make: Maker
 ) -> None:
     engine = make(load_source(ModelSource("tiny", folder, dtype=dtype)))
@@ -119,8 +125,8 @@ def test_speculative_decoding_writes_the_same_in_any_number_format(
         assert decode_speculative(draft, engine, prompt, 60, lookahead) == expected
 
 
-def test_without_it_bits_do_depend_on_the_schedule(tmp_path: Path) -> None:
-    """So the tests above can fail."""
+def test_with_numerics_fast_bits_depend_on_the_schedule(tmp_path: Path) -> None:
+    """Shows that the tests above can fail."""
     folder = tiny.save(tiny.build("llama"), tmp_path)
     engine = load_engine(ModelSource("tiny", folder, dtype="bfloat16"), options=FAST)
     rng = random.Random(5)
@@ -133,7 +139,7 @@ def test_without_it_bits_do_depend_on_the_schedule(tmp_path: Path) -> None:
     assert differing > 0
 
 
-def test_a_reused_beginning_has_the_bits_of_a_computed_one(folder: str, make: Maker) -> None:
+def test_a_reused_prefix_has_the_bits_of_a_computed_one(folder: str, make: Maker) -> None:
     engine = make(load_source(ModelSource("tiny", folder, dtype="bfloat16")))
     text = [i * 13 % 256 for i in range(1, 50)]
     donor, slot = engine.open(60), engine.open(70)
@@ -147,22 +153,21 @@ def test_a_reused_beginning_has_the_bits_of_a_computed_one(folder: str, make: Ma
     assert torch.equal(found, one_by_one(engine, text)[40:])
 
 
-def test_the_probe_finds_passes_whose_shape_follows_what_is_in_them(folder: str) -> None:
+def test_the_self_check_notices_shapes_that_depend_on_the_batch(folder: str) -> None:
     loaded = load_source(ModelSource("tiny", folder))
-    passes = PaddedRunner(loaded.model, Buckets.fast(4, 192))
-    with torch.inference_mode():
-        assert not same_to_the_bit(passes, 256, num_places=8, num_sessions=2)
+    runner = PaddedRunner(loaded.model, Buckets.fast(4, 192))
+    assert not same_to_the_bit(runner, 256, num_places=8, num_buffers=2)
 
 
-def test_a_model_that_fails_the_probe_is_refused(
+def test_a_model_that_fails_the_self_check_is_refused(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "same_to_the_bit", lambda *_: False)
+    monkeypatch.setattr(selection_module, "same_to_the_bit", lambda *_: False)
     with pytest.raises(InvalidInputError, match="numerics exact cannot be promised for tiny"):
         load_engine(ModelSource("tiny", folder), options=EXACT)
 
 
-def test_experts_are_refused_for_their_share_of_a_pass_depends_on_its_tokens(
+def test_experts_are_refused_because_their_tokens_depend_on_the_batch(
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
@@ -172,9 +177,9 @@ def test_experts_are_refused_for_their_share_of_a_pass_depends_on_its_tokens(
         load_engine(ModelSource("experts", folder), options=EXACT)
 
 
-def test_a_part_of_a_piece_has_the_outputs_that_fall_in_it() -> None:
-    piece = Chunk("buffer", 10, [1, 2, 3, 4, 5], num_outputs=2)
-    parts = [piece.part(0, 2), piece.part(2, 4), piece.part(4, 5)]
+def test_a_part_of_a_chunk_has_the_outputs_of_its_tokens() -> None:
+    chunk = Chunk("buffer", 10, [1, 2, 3, 4, 5], num_outputs=2)
+    parts = [chunk.part(0, 2), chunk.part(2, 4), chunk.part(4, 5)]
     assert [(part.start, part.tokens, part.num_outputs) for part in parts] == [
         (10, [1, 2], 0),
         (12, [3, 4], 1),

@@ -1,4 +1,4 @@
-"""Passes of fixed shapes."""
+"""The padded runner: fixed shapes give the tokens of the unbatched runner."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from amusd.engine.interface import ScheduledSequence
+from amusd.engine.interface import EngineOptions, ScheduledSequence
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.model_engine import ModelEngine, load_engine
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners.graph_capture import Function, Replay
-from amusd.engine.runners.padded import Buckets, PaddedRunner, Shape
+from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.selection import RunnerSelection
+from amusd.engine.runners.shape_buckets import Buckets, Shape
 from amusd.protocol.errors import CacheFullError, LimitExceededError
 from tests import tiny
 
@@ -25,7 +26,7 @@ BUCKETS = Buckets.fast(NUM_ROWS, LENGTH)
 
 
 class Recorded:
-    """A capture that, like a graph, runs over the tensors it was made with, and counts."""
+    """A capture that reuses its tensors as a graph does, and counts its calls."""
 
     def __init__(self) -> None:
         self.num_captured = 0
@@ -33,7 +34,7 @@ class Recorded:
 
     def __call__(self, function: Function, inputs: Tensor) -> Replay:
         self.num_captured += 1
-        outputs = function(inputs)  # as a warm-up does: it must leave no trace
+        outputs = function(inputs)  # a warm-up must leave no trace
 
         def replay() -> tuple[Tensor, Tensor]:
             self.num_replays += 1
@@ -53,33 +54,47 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def engine_of(
     loaded: LoadedModel, capture: Recorded | None = None, reuses: bool = True
 ) -> ModelEngine:
-    passes = PaddedRunner(loaded.model, BUCKETS, capture=capture or Recorded())
-    choice = RunnerSelection(passes, NUM_ROWS, reuses, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH)
-    return ModelEngine(loaded.description, choice)
+    runner = PaddedRunner(loaded.model, BUCKETS, capture=capture or Recorded())
+    return engine_with(loaded, runner, reuses)
 
 
-def test_it_writes_what_the_model_writes_alone(loaded: LoadedModel, tmp_path: Path) -> None:
-    alone = load_engine(ModelSource("alone", tiny.save(loaded.model, tmp_path)))
-    static = engine_of(loaded)
-    expected = decode_autoregressive(alone, PROMPT, 60)
-    assert decode_autoregressive(static, PROMPT, 60) == expected
+def engine_with(loaded: LoadedModel, runner: PaddedRunner, reuses: bool = True) -> ModelEngine:
+    selection = RunnerSelection(
+        runner=runner,
+        reason="",
+        max_batch=NUM_ROWS,
+        reuse_prefixes=reuses,
+        max_tokens=NUM_ROWS * LENGTH,
+        context_length=LENGTH,
+        unit=LENGTH,
+    )
+    return ModelEngine(loaded.description, selection)
+
+
+def test_it_writes_what_the_unbatched_runner_writes(loaded: LoadedModel, tmp_path: Path) -> None:
+    options = EngineOptions(max_batch=1)
+    folder = tiny.save(loaded.model, tmp_path)
+    unbatched = load_engine(ModelSource("unbatched", folder), options=options)
+    padded = engine_of(loaded)
+    expected = decode_autoregressive(unbatched, PROMPT, 60)
+    assert decode_autoregressive(padded, PROMPT, 60) == expected
     draft = engine_of(LoadedModel(tiny.perturbed(loaded.model, 0.05), loaded.description))
-    assert decode_speculative(draft, static, PROMPT, 60, lookahead=5) == expected
+    assert decode_speculative(draft, padded, PROMPT, 60, lookahead=5) == expected
 
 
-def test_sessions_side_by_side_write_what_each_writes_alone(loaded: LoadedModel) -> None:
+def test_each_sequence_of_a_batch_writes_what_it_writes_alone(loaded: LoadedModel) -> None:
     engine = engine_of(loaded)
     prompts = [PROMPT[:3], PROMPT[5:95], PROMPT[2:30], PROMPT[50:51]]
     expected = [decode_autoregressive(engine, prompt, 8) for prompt in prompts]
     slots = [engine.open(len(prompt) + 8) for prompt in prompts]
-    feeds = [
+    batch = [
         ScheduledSequence(slot, prompt, 1) for slot, prompt in zip(slots, prompts, strict=True)
     ]
     written: list[list[int]] = [[] for _ in prompts]
     for _ in range(8):
-        found = engine.run(feeds)
+        found = engine.run(batch)
         written = [text + tokens for text, tokens in zip(written, found, strict=True)]
-        feeds = [
+        batch = [
             ScheduledSequence(slot, text[-1:], 1) for slot, text in zip(slots, written, strict=True)
         ]
     assert written == expected
@@ -101,35 +116,30 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_after_the_warm_up_no_session_waits_for_a_capture(llama: LoadedModel) -> None:
     capture = Recorded()
-    passes = PaddedRunner(llama.model, BUCKETS, capture=capture)
-    with torch.inference_mode():
-        num_shapes = passes.warm_up()
+    runner = PaddedRunner(llama.model, BUCKETS, capture=capture)
+    num_shapes = runner.warm_up()
     assert capture.num_captured == num_shapes == len(BUCKETS.shapes())
-    engine = ModelEngine(
-        llama.description,
-        RunnerSelection(passes, NUM_ROWS, True, NUM_ROWS * LENGTH, LENGTH, unit=LENGTH),
-    )
+    engine = engine_with(llama, runner)
     slots = [engine.open(300) for _ in range(NUM_ROWS)]
     engine.run([ScheduledSequence(slot, PROMPT * 2, 1) for slot in slots])
-    decode_feeds = [ScheduledSequence(slot, [1, 2, 3], 3) for slot in slots[:2]]
-    engine.run(decode_feeds)
+    engine.run([ScheduledSequence(slot, [1, 2, 3], 3) for slot in slots[:2]])
     assert capture.num_captured == num_shapes
-    assert capture.num_replays == 5  # 198 tokens a row in windows of 64, then one pass
+    assert capture.num_replays == 5  # 198 tokens a row in chunks of 64, then one pass
 
 
-def test_a_pass_takes_the_smallest_shape_that_fits() -> None:
+def test_a_pass_has_the_smallest_shape_that_fits() -> None:
     assert Buckets((1, 2, 4), (1, 2, 4, 8, 16, 32, 64), (256, 400)) == BUCKETS
-    assert BUCKETS.fit(rows=3, tokens=5, columns=256) == Shape(4, 8, 256)
-    assert BUCKETS.fit(rows=1, tokens=1, columns=257) == Shape(1, 1, 400)
+    assert BUCKETS.fit(batch=3, query_length=5, kv_length=256) == Shape(4, 8, 256)
+    assert BUCKETS.fit(batch=1, query_length=1, kv_length=257) == Shape(1, 1, 400)
     assert Buckets.exact(4, 400).shapes() == [Shape(4, 8, 400)]
     wide = Buckets.fast(32, 256)
-    assert wide.window_limit(32) == 16
-    assert all(shape.batch * shape.window <= 512 for shape in wide.shapes())
+    assert wide.query_limit(32) == 16
+    assert all(shape.batch * shape.query_length <= 512 for shape in wide.shapes())
 
 
-def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedModel) -> None:
+def test_rows_are_freed_and_the_oldest_retained_sequence_is_evicted(llama: LoadedModel) -> None:
     engine = engine_of(llama)
-    for start in range(6):  # each leaves a text that is kept for reuse
+    for start in range(6):  # each leaves a retained sequence
         slot = engine.open(50)
         engine.run([ScheduledSequence(slot, PROMPT[start : start + 40], 1)])
         engine.close(slot)
@@ -144,11 +154,21 @@ def test_rows_are_given_back_and_the_oldest_kept_text_makes_room(llama: LoadedMo
         engine.open(LENGTH + 1)
 
 
-def test_a_kept_beginning_is_copied_from_row_to_row(llama: LoadedModel) -> None:
+def test_sessions_that_repeat_one_prompt_do_not_use_up_the_rows(llama: LoadedModel) -> None:
+    engine = engine_of(llama)
+    for _ in range(2 * NUM_ROWS):
+        slot = engine.open(50)
+        engine.run([ScheduledSequence(slot, PROMPT[:40], 1)])
+        engine.close(slot)
+    slots = [engine.open(50) for _ in range(NUM_ROWS)]
+    assert len({engine._cache[slot] for slot in slots}) == NUM_ROWS
+
+
+def test_a_retained_prefix_is_copied_from_row_to_row(llama: LoadedModel) -> None:
     engine, without = engine_of(llama), engine_of(llama, reuses=False)
-    kept = engine.open(120)
-    engine.run([ScheduledSequence(kept, PROMPT[:60], 1)])
-    engine.close(kept)
+    retained = engine.open(120)
+    engine.run([ScheduledSequence(retained, PROMPT[:60], 1)])
+    engine.close(retained)
     slot, other = engine.open(120), without.open(120)
     assert engine.reuse(slot, PROMPT) == 60
     assert without.reuse(other, PROMPT) == 0

@@ -1,4 +1,4 @@
-"""ModelRunner that several sessions share: what each gets is what it gets alone."""
+"""The ragged runner: each sequence of a batch gets the tokens of the unbatched runner."""
 
 import random
 
@@ -22,25 +22,25 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def alone(folder: str) -> ModelEngine:
+def unbatched(folder: str) -> ModelEngine:
     return load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=1))
 
 
 @pytest.fixture
-def shared(folder: str) -> ModelEngine:
+def ragged(folder: str) -> ModelEngine:
     engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=16))
     assert engine.max_batch == 16
     return engine
 
 
-def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_alone(
-    alone: ModelEngine, shared: ModelEngine
+def test_sixteen_sequences_that_join_leave_and_roll_back_write_what_each_writes_alone(
+    unbatched: ModelEngine, ragged: ModelEngine
 ) -> None:
     rng = random.Random(1)
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 40))] for _ in range(16)]
     lengths = [rng.randint(5, 40) for _ in prompts]
     expected = [
-        decode_autoregressive(alone, prompt, length)
+        decode_autoregressive(unbatched, prompt, length)
         for prompt, length in zip(prompts, lengths, strict=True)
     ]
     waiting = list(range(16))
@@ -49,37 +49,37 @@ def test_sixteen_sessions_that_join_leave_and_roll_back_write_what_each_writes_a
     while waiting or slots:
         while waiting and (len(slots) < 3 or rng.random() < 0.5):
             name = waiting.pop()
-            slots[name] = shared.open(120)
+            slots[name] = ragged.open(120)
             texts[name] = list(prompts[name])
-        feeds = {}
+        batch = {}
         for name in rng.sample(sorted(slots), rng.randint(1, len(slots))):
-            unread = texts[name][shared.length(slots[name]) :]
+            rest = texts[name][ragged.length(slots[name]) :]
             wrong = [rng.randrange(256) for _ in range(rng.randint(0, 4))]
-            feeds[name] = ScheduledSequence(slots[name], unread + wrong, len(wrong) + 1)
-        found = shared.run(list(feeds.values()))
-        for name, tokens in zip(feeds, found, strict=True):
-            texts[name].append(tokens[0])  # what was guessed behind it is rolled back
-            shared.truncate(slots[name], len(texts[name]) - 1)
+            batch[name] = ScheduledSequence(slots[name], rest + wrong, len(wrong) + 1)
+        found = ragged.run(list(batch.values()))
+        for name, tokens in zip(batch, found, strict=True):
+            texts[name].append(tokens[0])  # wrong tokens are rolled back
+            ragged.truncate(slots[name], len(texts[name]) - 1)
             if len(texts[name]) == len(prompts[name]) + lengths[name]:
                 assert texts[name][len(prompts[name]) :] == expected[name]
-                shared.close(slots.pop(name))
-    assert shared.num_open == 0
+                ragged.close(slots.pop(name))
+    assert ragged.num_open == 0
 
 
-def test_a_prompt_in_pieces_beside_others_is_read_as_a_whole(
-    alone: ModelEngine, shared: ModelEngine
+def test_a_chunked_prefill_beside_others_gives_the_token_of_a_whole_one(
+    unbatched: ModelEngine, ragged: ModelEngine
 ) -> None:
     prompt = [i * 11 % 256 for i in range(1, 41)]
-    [expected] = decode_autoregressive(alone, prompt, 1)
-    slot, other = shared.open(60), shared.open(60)
-    assert shared.run([ScheduledSequence(slot, prompt[:17], 0)]) == [[]]
+    [expected] = decode_autoregressive(unbatched, prompt, 1)
+    slot, other = ragged.open(60), ragged.open(60)
+    assert ragged.run([ScheduledSequence(slot, prompt[:17], 0)]) == [[]]
     assert [
         len(one)
-        for one in shared.run(
+        for one in ragged.run(
             [ScheduledSequence(other, [1], 1), ScheduledSequence(slot, prompt[17:20], 0)]
         )
     ] == [1, 0]
-    _, found = shared.run(
+    _, found = ragged.run(
         [ScheduledSequence(other, [2], 1), ScheduledSequence(slot, prompt[20:], 1)]
     )
     assert found == [expected]

@@ -1,4 +1,4 @@
-"""How a model is run: which passes are chosen, what the log says, what is refused."""
+"""Which runner a model gets, what the log and the description say, and what is refused."""
 
 import logging
 from collections.abc import Callable
@@ -15,12 +15,11 @@ from amusd.engine.kv.sequence_cache import CopyingCache
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
 from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
-from amusd.engine.runners import selection as choice
+from amusd.engine.runners import selection as selection_module
 from amusd.engine.runners.graph_capture import direct
 from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner
-from amusd.engine.runners.runner import refuse_variants
-from amusd.engine.runners.selection import select_runner
+from amusd.engine.runners.transformers_hooks import refuse_variants
 from amusd.engine.runners.unbatched import UnbatchedRunner
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
@@ -43,8 +42,23 @@ def windowed(tmp_path: Path) -> str:
     return tiny.save(MistralForCausalLM(config), tmp_path)
 
 
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+NOT_NATIVE = "native runner refused: this test disables it"
+
+
+@pytest.fixture(autouse=True)
+def _logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, selection_module.log.name)
+
+
+def assert_selected(
+    engine: ModelEngine, caplog: pytest.LogCaptureFixture, runner: str, reason: str, level: int
+) -> None:
+    """Assert that the description has runner and reason, and that the log has them once."""
+    found = engine.description
+    assert (found.runner, found.runner_reason) == (runner, reason)
+    records = [r for r in caplog.records if r.name == selection_module.log.name]
+    assert [r.levelno for r in records] == [level]
+    assert records[0].getMessage().startswith(f"{found.name}: {runner} runner: {reason}; ")
 
 
 def greedy(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]:
@@ -57,59 +71,71 @@ def greedy(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]
     return tokens[len(prompt) :]
 
 
-def test_a_plain_model_shares_passes_and_nothing_is_said(
+def test_without_the_native_runner_a_model_is_ragged_and_the_log_warns(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = select_runner(load_source(ModelSource("tiny", folder)), EngineOptions())
-    assert isinstance(found.passes, RaggedRunner)
-    assert found.max_batch == 32
-    assert warnings_of(caplog) == []
+    engine = load_engine(ModelSource("tiny", folder))
+    assert isinstance(engine._runner, RaggedRunner)
+    assert engine.max_batch == 32
+    assert_selected(engine, caplog, "ragged", NOT_NATIVE, logging.WARNING)
 
 
-def test_a_window_takes_turns_and_the_log_says_why(
+def test_batches_of_one_sequence_need_no_ragged_runner(
+    folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(max_batch=1))
+    reason = f"{NOT_NATIVE}; ragged runner refused: max_batch is 1"
+    assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
+
+
+def test_a_sliding_window_is_unbatched_and_the_reason_says_why(
     windowed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = load_source(ModelSource("windowed", windowed))
     engine = serve(loaded)
     assert engine.max_batch == 1
-    assert warnings_of(caplog) == [
-        "windowed runs one session a pass: some of its layers attend to a window only"
-    ]
+    why = "some layers attend to a sliding window only"
+    reason = f"{NOT_NATIVE}; ragged runner refused: {why}"
+    assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
     expected = greedy(loaded, PROMPT, 20)
     assert decode_autoregressive(engine, PROMPT, 20) == expected
     draft = serve(LoadedModel(tiny.perturbed(loaded.model, 0.05), loaded.description))
     assert decode_speculative(draft, engine, PROMPT, 20, lookahead=4) == expected
 
 
-def test_eager_attention_takes_turns_and_the_log_says_why(
+def test_eager_attention_is_unbatched_and_the_reason_says_why(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = load_source(ModelSource("eager", folder))
     loaded.model.set_attn_implementation("eager")
     engine = serve(loaded)
-    assert isinstance(select_runner(loaded, EngineOptions()).passes, UnbatchedRunner)
-    assert "one session a pass: its attention is eager, not sdpa" in warnings_of(caplog)[0]
+    assert isinstance(engine._runner, UnbatchedRunner)
+    reason = f"{NOT_NATIVE}; ragged runner refused: its attention is eager, not sdpa"
+    assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
     assert decode_autoregressive(engine, PROMPT, 10) == greedy(loaded, PROMPT, 10)
 
 
 Forward = Callable[..., Any]
 
 
-def test_a_model_that_differs_in_shared_passes_takes_turns(
+def test_a_model_with_other_results_in_batches_is_unbatched(
     folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = load_source(ModelSource("odd", folder))
     forward: Forward = loaded.model.forward
 
-    def odd(*args: Any, **kwargs: Any) -> Any:  # sees how many tokens share its pass
+    def odd(*args: Any, **kwargs: Any) -> Any:  # its logits depend on the batch
         output = forward(*args, **kwargs)
-        if "packed" in kwargs:
-            output.logits = output.logits * len(kwargs["packed"].sizes)
+        if "ragged" in kwargs:
+            output.logits = output.logits * len(kwargs["ragged"].sizes)
         return output
 
     monkeypatch.setattr(loaded.model, "forward", odd)
-    assert serve(loaded).max_batch == 1
-    assert "differ from those it gives alone" in warnings_of(caplog)[0]
+    engine = serve(loaded)
+    assert engine.max_batch == 1
+    why = "its results differ from those of the unbatched runner"
+    reason = f"{NOT_NATIVE}; ragged runner refused: {why}"
+    assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
 
 
 def test_a_model_that_takes_only_the_cache_of_transformers_is_served_with_it(
@@ -126,21 +152,25 @@ def test_a_model_that_takes_only_the_cache_of_transformers_is_served_with_it(
 
     monkeypatch.setattr(loaded.model, "forward", picky)
     engine = serve(loaded, EngineOptions(cache_mib=8))
-    assert isinstance(engine._slots[engine.open(10)], CopyingCache)
-    assert "only the cache of Transformers fits it" in warnings_of(caplog)[0]
+    assert isinstance(engine._cache[engine.open(10)], CopyingCache)
+    why = "the model only works with the cache of Transformers"
+    reason = f"{NOT_NATIVE}; ragged runner refused: {why}"
+    assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
     expected = greedy(loaded, PROMPT, 20)
     assert decode_autoregressive(engine, PROMPT, 20) == expected
     draft = serve(LoadedModel(tiny.perturbed(tiny.build("llama"), 0.05), loaded.description))
     assert decode_speculative(draft, engine, PROMPT, 20, lookahead=4) == expected
-    kept, slot = engine.open(60), engine.open(60)
-    engine.run([ScheduledSequence(kept, list(range(40)), 1)])
+    donor, slot = engine.open(60), engine.open(60)
+    engine.run([ScheduledSequence(donor, list(range(40)), 1)])
     assert engine.reuse(slot, list(range(50))) == 0
     with pytest.raises(InvalidInputError, match="exact cannot be promised"):
         serve(loaded, EXACT)
 
 
-def test_exact_is_refused_where_sessions_cannot_share_passes(windowed: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"attend to a window only; use numerics fast"):
+def test_exact_is_refused_where_sequences_cannot_be_batched(windowed: str) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"attend to a sliding window only; use numerics fast"
+    ):
         load_engine(ModelSource("windowed", windowed), options=EXACT)
 
 
@@ -154,34 +184,39 @@ def test_the_limit_counts_what_keys_and_values_really_take(folder: str) -> None:
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose as for CUDA, and run without graphs."""
-    monkeypatch.setattr(choice._Case, "on_cuda", True)
-    monkeypatch.setattr(choice, "CudaGraphs", lambda _: direct)
+    """Select as on CUDA, and run without graphs."""
+    monkeypatch.setattr(selection_module._Case, "on_cuda", True)
+    monkeypatch.setattr(selection_module, "CudaGraphs", lambda _: direct)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
 @pytest.mark.parametrize("numerics", list(Numerics))
-def test_cuda_gets_passes_of_fixed_shapes(folder: str, numerics: Numerics) -> None:
+def test_cuda_gets_the_padded_runner(
+    folder: str, numerics: Numerics, caplog: pytest.LogCaptureFixture
+) -> None:
     loaded = load_source(ModelSource("tiny", folder))
     options = EngineOptions(max_batch=2, cache_mib=8, numerics=numerics)
     engine = serve(loaded, options)
-    assert isinstance(engine._passes, PaddedRunner)
+    assert isinstance(engine._runner, PaddedRunner)
+    num_shapes = 1 if numerics is Numerics.EXACT else 28
+    assert_selected(engine, caplog, "padded", f"CUDA graphs of {num_shapes} shapes", logging.INFO)
     assert engine.max_batch == 2
     assert engine.usage.max_tokens == 2 * 448  # the context in whole units, for each session
     assert decode_autoregressive(engine, PROMPT, 10) == greedy(loaded, PROMPT, 10)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_cuda_without_graphs_packs_passes_and_the_log_says_why(
+def test_cuda_without_graphs_gets_the_ragged_runner_and_the_reason_says_why(
     folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(_: torch.device) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(choice, "CudaGraphs", failing)
+    monkeypatch.setattr(selection_module, "CudaGraphs", failing)
     engine = load_engine(ModelSource("tiny", folder), options=EngineOptions(cache_mib=16))
-    assert isinstance(engine._passes, RaggedRunner)
-    assert "tiny runs without CUDA graphs: RuntimeError" in warnings_of(caplog)[0]
+    assert isinstance(engine._runner, RaggedRunner)
+    why = "RuntimeError: operation not permitted when stream is capturing"
+    assert_selected(engine, caplog, "ragged", f"padded runner refused: {why}", logging.WARNING)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
@@ -191,7 +226,7 @@ def test_too_little_memory_for_all_sessions_is_refused(folder: str) -> None:
         load_engine(ModelSource("tiny", folder), options=options)
 
 
-def test_attention_of_another_kind_is_not_taken_for_plain() -> None:
+def test_attention_of_another_kind_is_refused() -> None:
     refuse_variants({"sliding_window": None, "dropout": 0.0})
     with pytest.raises(NotImplementedError, match="softcap"):
         refuse_variants({"softcap": 30.0})
