@@ -4,9 +4,9 @@ Rules of this file
 - All times are seconds since the request arrived, on the orchestrator's clock. Times of a device's
   own clock are converted: see ``_clock_shift``.
 - The work of one device is in order and never overlaps. The gaps are idle time.
-- The last steps of a proposal drafted its tokens, one token each. In a session's first proposal the
-  steps before them are prefill; in later proposals they are steps whose tokens were dropped. An
-  n-gram lookup drafts several tokens in one step, which gets the outcome of the first token.
+- The last steps of the model's proposal drafted its tokens, one token each. In a session's first
+  proposal the steps before them are prefill; in later proposals they are steps whose tokens were
+  dropped. Proposals of an n-gram lookup, and those without tokens, took no step of their own.
 """
 
 import enum
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from amusd.analysis.timeline import Timeline, TimelineEvent, TokenOutcome, token_outcomes
+from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import DeviceTime, Forward, Proposal, Rollback, Verdict
 
 
@@ -25,7 +26,6 @@ class Kind(enum.Enum):
     ACCEPTED = "accepted"
     REJECTED = "rejected"
     WASTED = "wasted"
-    EMPTY = "empty proposal"
     AUTOREGRESSIVE = "autoregressive"
     CONFIRMED = "all accepted"
     CORRECTED = "corrected"
@@ -133,7 +133,7 @@ def checks(devices: DeviceTimelines) -> Iterator[Check]:
                 passes[work.message.epoch, work.message.position + index] = work
     for step in last_steps.values():
         checked_by = passes.get((step.message.epoch, step.message.position))
-        if checked_by is not None and step.kind not in (Kind.PREFILL, Kind.EMPTY):
+        if checked_by is not None and step.kind is not Kind.PREFILL:
             yield Check(step, checked_by)
 
 
@@ -193,8 +193,8 @@ def _step_kinds(
 ) -> list[Kind]:
     """Return the kind of each step of a proposal; ``surplus`` for steps without a token."""
     num_steps = len(proposal.steps)
-    if not outcomes:
-        return ([surplus] * num_steps)[:-1] + [Kind.EMPTY] * min(1, num_steps)
+    if not outcomes or proposal.source is not DraftSource.MODEL:
+        return [surplus] * num_steps
     of_tokens = [Kind(outcome.value) for outcome in outcomes]
     if num_steps < len(outcomes):
         return of_tokens[:1] * num_steps

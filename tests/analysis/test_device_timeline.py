@@ -104,11 +104,12 @@ def test_the_last_steps_of_a_proposal_drafted_its_tokens() -> None:
     assert verify == [Kind.PREFILL, Kind.PREFILL, Kind.CORRECTED]
 
 
-def test_a_lookup_has_the_outcome_of_its_first_token() -> None:
-    found = Proposal(0, 3, (6, 7, 8), source=DraftSource.LOOKUP, steps=worked(2))
+def test_a_lookup_has_no_step_of_its_own() -> None:
+    drafted = Proposal(0, 2, (5,), num_steps=1, steps=worked(1))
+    found = Proposal(0, 3, (6, 7, 8), source=DraftSource.LOOKUP, num_steps=1, steps=worked(2))
     verdict = Verdict(0, 3, 3, 1, 9, passes=worked(4))
-    draft, verify = kinds(devices_of((1, FIRST), (3, found), (6, verdict)))
-    assert draft == [Kind.ACCEPTED]
+    draft, verify = kinds(devices_of((1, FIRST), (2, drafted), (3, found), (6, verdict)))
+    assert draft == [Kind.ACCEPTED, Kind.WASTED]  # the model's step before the lookup was dropped
     assert verify == [Kind.CORRECTED]
 
 
@@ -124,9 +125,11 @@ def test_the_kind_of_a_pass_depends_on_what_it_checked() -> None:
     assert verify == [Kind.PREFILL, Kind.AUTOREGRESSIVE, Kind.CONFIRMED]
 
 
-def test_a_step_without_a_token_is_an_empty_proposal() -> None:
-    draft, _ = kinds(devices_of((3, Proposal(0, 2, (), num_steps=2, steps=worked(1, 2)))))
-    assert draft == [Kind.PREFILL, Kind.EMPTY]
+def test_the_steps_before_an_empty_proposal_are_prefill_or_wasted() -> None:
+    first = Proposal(0, 2, (), num_steps=2, steps=worked(1, 2))
+    second = Proposal(0, 2, (), num_steps=1, steps=worked(3))
+    draft, _ = kinds(devices_of((3, first), (4, second)))
+    assert draft == [Kind.PREFILL, Kind.PREFILL, Kind.WASTED]
 
 
 def test_a_service_that_reports_no_times_has_an_empty_timeline() -> None:
