@@ -29,7 +29,7 @@ class Leg(enum.Enum):
     VERDICT = "end of a pass to verdict processed"
     ROLLBACK = "rollback decided to draft step started"
     PROPOSAL = "end of a draft step to proposal processed"
-    FORWARD = "tokens forwarded to pass started"
+    FORWARD = "forward sent to pass started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def message_latencies(timeline: Timeline) -> Iterator[Latency]:
     """Yield the latencies of all messages, leg by leg.
 
     In a cycle are: the verdict that calls for the rollback, the rollback, the first proposal of the
-    new epoch, and the first tokens forwarded in it. Messages of services that report no times are
+    new epoch, and the first forward in it. Messages of services that report no times are
     left out.
     """
     yield from _verdict_latencies(timeline)
@@ -114,19 +114,26 @@ def _proposal_latencies(timeline: Timeline) -> Iterator[Latency]:
     first = _first_proposals(timeline)
     rolled_back = _rolled_back_epochs(timeline)
     for event in timeline.events:
-        if isinstance(event.message, Proposal) and event.message.steps:
-            proposal = event.message
+        proposal = event.message
+        if (
+            isinstance(proposal, Proposal)
+            and proposal.steps
+            and proposal.source is DraftSource.MODEL
+        ):
             ended = _busy(timeline, proposal.steps[-1], proposal).ended_seconds
             in_cycle = proposal is first[proposal.epoch] and proposal.epoch in rolled_back
             yield Latency(Leg.PROPOSAL, event.seconds - ended, in_cycle)
 
 
 def _forward_latencies(timeline: Timeline) -> Iterator[Latency]:
-    """Yield the time from forwarded tokens to the pass over them, if the device was idle."""
+    """Yield the time from a forward to the pass that it starts, if the device was idle.
+
+    A forward without tokens starts a pass without proposals.
+    """
     passes = _works(timeline, Verdict)
-    waiting = _rolled_back_epochs(timeline)  # their first tokens have yet to be forwarded
+    waiting = _rolled_back_epochs(timeline)  # for their first forward
     for event in timeline.events:
-        if not isinstance(event.message, Forward) or not event.message.tokens:
+        if not isinstance(event.message, Forward):
             continue
         in_cycle = event.message.epoch in waiting
         waiting.discard(event.message.epoch)
@@ -145,8 +152,12 @@ def _next_pass(passes: list[_Busy], seconds: float) -> _Busy | None:
 
 
 def _checks(verdict: Proposal | Verdict, forward: Forward) -> bool:
-    """Whether a verdict's pass ran over the first token of ``forward``."""
-    if not isinstance(verdict, Verdict) or verdict.epoch != forward.epoch:
+    """Whether ``forward`` started a verdict's pass: over its first token, or without proposals."""
+    if not isinstance(verdict, Verdict):
+        return False
+    if not forward.tokens:
+        return verdict.position == forward.position
+    if verdict.epoch != forward.epoch:
         return False
     return verdict.position <= forward.position < verdict.position + verdict.num_checked
 
@@ -158,21 +169,18 @@ def _end_of_running(steps: list[_Busy], seconds: float) -> float:
 
 
 def _first_proposals(timeline: Timeline) -> dict[int, Proposal]:
-    """Return the first proposal of each epoch that reports its steps."""
+    """Return the first proposal of each epoch that the model wrote, and that reports its steps."""
     first: dict[int, Proposal] = {}
     for event in timeline.events:
-        if isinstance(event.message, Proposal) and event.message.steps:
-            first.setdefault(event.message.epoch, event.message)
+        message = event.message
+        if isinstance(message, Proposal) and message.steps and message.source is DraftSource.MODEL:
+            first.setdefault(message.epoch, message)
     return first
 
 
 def _first_step(proposal: Proposal) -> DeviceTime:
-    """Return the step that drafted the first token; the steps before it were dropped.
-
-    A model drafts one token a step, an n-gram lookup drafts all its tokens in one.
-    """
-    is_lookup = proposal.source is DraftSource.LOOKUP
-    num_own = 1 if is_lookup else max(1, len(proposal.tokens))
+    """Return the step that drafted the model's first token; the steps before it were dropped."""
+    num_own = max(1, len(proposal.tokens))
     return proposal.steps[-min(num_own, len(proposal.steps))]
 
 

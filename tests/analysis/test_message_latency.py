@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 
 from amusd.analysis.message_latency import (
@@ -106,12 +105,28 @@ def test_clocks_that_were_set_make_no_rollback_negative() -> None:
     assert legs_ms(timeline, Leg.ROLLBACK) == [0.0]
 
 
-@pytest.mark.parametrize(("source", "started"), [(DraftSource.MODEL, 2.0), (DraftSource.LOOKUP, 3)])
-def test_a_lookup_drafts_all_its_tokens_in_one_step(source: DraftSource, started: float) -> None:
-    steps = worked((0.5, 1), (2, 2.5), (3, 3.5))
-    proposal = Proposal(1, 4, (8, 9), source=source, steps=steps)
+def test_the_first_step_of_several_collected_tokens_ends_the_rollback() -> None:
+    proposal = Proposal(1, 4, (8, 9), steps=worked((0.5, 1), (2, 2.5), (3, 3.5)))
     timeline = timeline_from((1.5, Rollback(1, 4, 9)), (5.0, proposal))
-    assert legs_ms(timeline, Leg.ROLLBACK) == [started - 1.5]
+    assert legs_ms(timeline, Leg.ROLLBACK) == [0.5]
+
+
+def test_an_ngram_lookup_has_no_step_and_no_leg() -> None:
+    steps = worked((0.5, 1), (2, 2.5))  # of the model, and dropped
+    proposal = Proposal(1, 4, (8, 9), source=DraftSource.LOOKUP, steps=steps)
+    timeline = timeline_from((1.5, Rollback(1, 4, 9)), (5.0, proposal))
+    assert legs_ms(timeline, Leg.ROLLBACK) == legs_ms(timeline, Leg.PROPOSAL) == []
+
+
+def test_a_pass_without_proposals_is_started_by_its_forward() -> None:
+    timeline = timeline_from(
+        (2.0, Rollback(1, 4, 9)),
+        (2.0, Forward(1, 4, ())),
+        (6.0, Forward(1, 4, (8,))),  # while the pass runs
+        (7.5, Verdict(0, 4, 0, 0, 8, passes=worked((2.25, 7)))),
+    )
+    assert legs_ms(timeline, Leg.FORWARD, in_cycle=True) == [0.25]
+    assert legs_ms(timeline, Leg.FORWARD, in_cycle=False) == []
 
 
 def test_a_forward_during_a_pass_waits_for_the_pass_and_does_not_count() -> None:
