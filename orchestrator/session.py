@@ -1,7 +1,7 @@
 """One generation: receive, decide, dispatch. The controller decides; this carries it out.
 
 Events of both links are taken one by one on the event loop, and a decision is carried out in the
-order that latency asks for: rollback and forward leave first, then tokens go to the client's
+order that latency asks for: forward and rollback leave first, then tokens go to the client's
 outbox. Nothing here waits: links and outbox are bounded queues with writers of their own.
 
 The session owns its links and its timer, and ends them all. A replica that refuses the session
@@ -139,12 +139,13 @@ class Session:
                 return self._on_verify_lost(event)
 
     def _carry_out(self, decision: Decision) -> None:
+        # A forward is first: the verify model may be idle, the draft works in any case.
+        if decision.forward is not None and self._verify is not None:
+            self._verify.send(decision.forward)
         if self._draft is not None:
             for message in (decision.rollback, decision.advance):
                 if message is not None:
                     self._draft.send(message)
-        if decision.forward is not None and self._verify is not None:
-            self._verify.send(decision.forward)
         if decision.rollback is not None:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:

@@ -103,7 +103,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an event. The caller carries it out in the order of the fields."""
+    """What follows from an event: what to send, and the tokens that became final."""
 
     rollback: Rollback | None = None
     advance: Advance | None = None

@@ -1,7 +1,7 @@
 """The controller of one session: from each event to what has to be sent.
 
 Rules of this file
-- It decides. The caller carries the decisions out, in the order of their fields.
+- It decides. The caller carries the decisions out.
 - It has no clock: every event comes with the time, in seconds of one monotonic clock.
 - Tokens come from the ledger alone. The speculation policy only says when a pass starts, and how
   many proposals it checks.
