@@ -1,4 +1,4 @@
-"""Draft sessions that share steps, prompts and memory."""
+"""Draft sessions that share batches, prompts and memory."""
 
 from dataclasses import replace
 
@@ -10,8 +10,8 @@ from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, CacheFullError
 from amusd.protocol.events import Advance, Proposal, Rollback
-from draft_service.draft_worker import DraftOpening, DraftWorker
-from draft_service.drafters import HybridDrafter, ModelDrafter
+from draft_service.drafters import model_drafter
+from draft_service.drafting import DraftOpening, DraftWorker
 from tests.counting import CountingEngine
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
@@ -52,9 +52,11 @@ def run(worker: DraftWorker) -> None:
         pass
 
 
-def make(prefill_tokens: int = 256, **settings: int) -> tuple[CountingEngine, DraftWorker]:
+def make(
+    prefill_budget: int = 256, with_ngrams: bool = False, **settings: int
+) -> tuple[CountingEngine, DraftWorker]:
     engine = CountingEngine(replace(MODEL, **settings))
-    return engine, DraftWorker(ModelDrafter(engine, prefill_tokens), LIMITS)
+    return engine, DraftWorker(model_drafter(engine, with_ngrams), LIMITS, prefill_budget)
 
 
 # Time and prompts
@@ -71,8 +73,19 @@ def test_a_shared_step_is_whole_as_latency_and_divided_as_use_of_the_device() ->
     assert long.device_seconds == pytest.approx(3 * short.device_seconds)
 
 
-def test_a_long_prompt_does_not_hold_up_those_who_draft() -> None:
-    engine, worker = make(prefill_tokens=50)
+def test_a_long_prompt_is_computed_in_chunks() -> None:
+    engine, worker = make(prefill_budget=2)
+    client = Client(worker, "a", [1, 2, 3, 4, 5])
+    for num_chunks in (1, 2):
+        assert worker.step()
+        assert (len(engine.passes), client.sent) == (num_chunks, [])
+    run(worker)
+    assert engine.sizes() == [[2], [2], [1]]
+    assert client.sent == [(0, 5, tuple(own(client.prompt, 1)))]
+
+
+def test_a_long_prompt_does_not_block_sessions_that_draft() -> None:
+    engine, worker = make(prefill_budget=50)
     drafting = Client(worker, "drafting", [1], ahead=8)
     worker.step()
     for number in range(3):
@@ -81,26 +94,24 @@ def test_a_long_prompt_does_not_hold_up_those_who_draft() -> None:
         worker.step()
     assert len(drafting.proposals) == 6
     assert all(1 in sizes and sum(sizes) - 1 <= 50 for sizes in engine.sizes()[1:])
-    readers = [[feed.slot for feed in feeds if feed.is_prompt] for feeds in engine.passes[1:]]
-    assert readers == [[2], [3], [4], [2], [3]]
+    prefill = [[feed.slot for feed in feeds if feed.is_prompt] for feeds in engine.passes[1:]]
+    assert prefill == [[2], [3], [4], [2], [3]]
 
 
-def test_more_sessions_than_a_step_takes_have_their_turns_all_the_same() -> None:
-    _, worker = make(prefill_tokens=20, batch=2)
+def test_more_sessions_than_a_batch_takes_are_all_drafted_round_robin() -> None:
+    _, worker = make(prefill_budget=20, batch=2)
     for number in range(4):
-        Client(worker, f"reading {number}", [400 + number, *SYSTEM[:199]])
+        Client(worker, f"prefill {number}", [400 + number, *SYSTEM[:199]])
     drafting = [Client(worker, f"drafting {number}", [number], ahead=8) for number in range(2)]
     for _ in range(12):
         worker.step()
     assert all(len(client.proposals) >= 3 for client in drafting)
 
 
-@pytest.mark.parametrize("lookup", [False, True])
-def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once(lookup: bool) -> None:
-    engine = CountingEngine(MODEL)
-    model = ModelDrafter(engine, 256)
-    worker = DraftWorker(HybridDrafter(model) if lookup else model, LIMITS)
-    # What comes last occurs nowhere before, so that nothing is looked up.
+@pytest.mark.parametrize("with_ngrams", [False, True])
+def test_a_system_prompt_that_eight_prompts_share_is_computed_once(with_ngrams: bool) -> None:
+    engine, worker = make(with_ngrams=with_ngrams)
+    # The last tokens occur nowhere before, so n-gram lookup finds nothing.
     prompts = [[*SYSTEM, 450 + number, 460 + number] for number in range(8)]
     clients = [Client(worker, str(number), prompt) for number, prompt in enumerate(prompts)]
     run(worker)
@@ -110,15 +121,16 @@ def test_a_system_prompt_that_eight_begin_with_at_once_is_computed_once(lookup: 
     assert engine.usage.hit_rate > 0.8
 
 
-def test_a_look_up_beside_steps_of_the_model_is_charged_little() -> None:
-    engine = CountingEngine(replace(MODEL, pass_ms=5))
-    worker = DraftWorker(HybridDrafter(ModelDrafter(engine, 256)), LIMITS)
-    looking = Client(worker, "looking", [1, 2, 3, 9, 1, 2, 3])
+def test_ngram_lookup_beside_batches_of_the_model_costs_no_time() -> None:
+    engine, worker = make(with_ngrams=True, pass_ms=5)
     drafting = Client(worker, "drafting", [4, 5, 6, 7])
+    looking = Client(worker, "looking", [1, 2, 3, 9, 1, 2, 3])
     run(worker)
-    looked_up, drafted = looking.proposals[0], drafting.proposals[0]
-    assert looked_up.source is DraftSource.LOOKUP
-    assert 0 < 4 * looked_up.device_seconds == pytest.approx(drafted.device_seconds)
+    [looked_up], [drafted] = looking.proposals, drafting.proposals
+    assert (looked_up.source, looked_up.tokens) == (DraftSource.LOOKUP, (9,))
+    assert looked_up.draft_seconds == looked_up.device_seconds == looked_up.num_steps == 0
+    assert drafted.device_seconds == drafted.draft_seconds >= 0.005
+    assert engine.sizes() == [[4]]
 
 
 # Memory
@@ -129,22 +141,22 @@ def waiting_beside_another(worker: DraftWorker) -> Client:
     return Client(worker, "second", [3, 4], ahead=3)
 
 
-def test_who_waits_for_memory_says_so_that_nobody_waits_for_its_drafts() -> None:
+def test_a_session_that_waits_for_memory_says_that_it_has_nothing_to_propose() -> None:
     _, worker = make(memory=30)
     client = waiting_beside_another(worker)
     assert client.sent == [(0, 2, ())]
-    worker.advance("second", Advance(0, 2, (7,)))
-    worker.advance("second", Advance(0, 3, (8, 9)))
+    worker.receive("second", Advance(0, 2, (7,)))
+    worker.receive("second", Advance(0, 3, (8, 9)))
     assert client.sent[1:] == [(0, 3, ()), (0, 5, ())]
     run(worker)
     assert len(client.proposals) == 3
     assert (worker.num_sessions, worker.num_waiting) == (1, 1)
 
 
-def test_who_has_waited_for_memory_drafts_from_where_it_is() -> None:
+def test_a_session_that_gets_memory_drafts_from_where_it_is() -> None:
     engine, worker = make(memory=30)
     client = waiting_beside_another(worker)
-    worker.advance("second", Advance(0, 2, (7,)))
+    worker.receive("second", Advance(0, 2, (7,)))
     worker.rollback("second", Rollback(1, 4, 8))
     worker.close("first")
     run(worker)
@@ -154,14 +166,14 @@ def test_who_has_waited_for_memory_drafts_from_where_it_is() -> None:
     assert engine.usage.num_reserved == worker.num_sessions == 0
 
 
-def test_who_waits_may_be_rolled_back_without_a_slot() -> None:
+def test_a_session_that_waits_for_memory_can_be_rolled_back() -> None:
     _, worker = make(memory=30)
     client = waiting_beside_another(worker)
     assert worker.rollback("second", Rollback(1, 3, 8)) == 0
     assert client.sent[-1] == (1, 3, ())
 
 
-def test_who_waited_long_enough_is_refused_and_makes_way() -> None:
+def test_a_session_that_waited_too_long_is_refused_and_makes_way() -> None:
     _, worker = make(memory=30)
     second = waiting_beside_another(worker)
     third = Client(worker, "third", [5, 6])

@@ -1,4 +1,7 @@
-"""Draft and verify services without engines, on loopback, that a test has in its hand."""
+"""Draft and verify services without engines on loopback, under the control of a test.
+
+They run on the test's event loop, and record the requests that they receive.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -44,7 +47,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     """Verifies with a synthetic model; with ``refusal`` set it ends its sessions with that.
 
     ``num_computed`` requests of a stream are read before it is refused. The status of the first
-    ``num_lost`` refusals is lost on the way.
+    ``num_lost`` refusals is lost on the way. After ``num_free_passes`` passes of a session, the
+    next one waits for ``may_go_on``.
     """
 
     model: ModelDescription = MODEL
@@ -52,6 +56,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     refusal: grpc.StatusCode | None = None
     num_computed: int = 1
     num_lost: int = 0
+    num_free_passes: int = 1 << 30
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
     proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
 
@@ -59,7 +65,7 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
         self, request_iterator: AsyncIterator[verify_pb2.VerifyRequest], context: Context
     ) -> None:
         session: VerifySession | None = None
-        num_computed = 0
+        num_computed = num_passes = 0
         async for request in request_iterator:
             num_computed += 1
             if request.HasField("open"):
@@ -83,6 +89,9 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
                 step = request.proposals
                 session.offer(step.epoch, step.position, tuple(step.token_ids))
             while session.is_due:
+                if num_passes >= self.num_free_passes:
+                    await self.may_go_on.wait()
+                num_passes += 1
                 await context.write(codec.verdict_to_proto(one_pass(session)))
 
     async def GetVerifyInfo(  # noqa: N802
@@ -103,39 +112,105 @@ def one_pass(session: VerifySession) -> Verdict:
     return session.end_pass(predictions, 0.001)
 
 
+class FakeDraftSession:
+    """The stream of one drafting session, and where it is."""
+
+    def __init__(self, opening: draft_pb2.ProposeOpen, context: Context) -> None:
+        self.head, self.epoch = len(opening.token_ids), opening.epoch
+        self._context = context
+        self._writing = asyncio.Lock()  # advances and rollbacks come in different calls
+
+    async def propose(self, tokens: list[int]) -> None:
+        """Send a proposal; no tokens: there is nothing to propose."""
+        async with self._writing:
+            proposal = draft_pb2.Proposal(epoch=self.epoch, position=self.head, token_ids=tokens)
+            self.head += len(tokens)
+            await self._context.write(draft_pb2.ProposeResponse(proposal=proposal))
+
+
 @dataclass
 class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
-    """Proposes the right next ``num_proposed`` tokens once, then says it has nothing."""
+    """Proposes the next ``num_proposed`` tokens once, then says that it has nothing.
+
+    The tokens are right, unless ``is_wrong``. Rollbacks are answered at once, refused ones with
+    ``rollback_refusal``; without ``answers``, only the test answers them. With ``breaks`` set, a
+    rollback ends its stream with that status instead. ``events`` has the advances, rollbacks and
+    answers by their epoch, in order. ``ended`` is set when a Propose stream has ended.
+    """
 
     model: ModelDescription = MODEL
     num_sessions: int = 0
     refusal: grpc.StatusCode | None = None
     num_proposed: int = 0
+    is_wrong: bool = False
+    answers: bool = True
+    rollback_refusal: grpc.StatusCode | None = None
+    breaks: grpc.StatusCode | None = None
     opened: list[draft_pb2.ProposeOpen] = field(default_factory=list)
+    rollbacks: list[draft_pb2.RollbackRequest] = field(default_factory=list)
+    rollback_streams: list[Context] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    sessions: dict[str, FakeDraftSession] = field(default_factory=dict)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Propose(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: Context
     ) -> None:
-        head, epoch = 0, 0
-        async for request in request_iterator:
-            tokens: list[int] = []
-            if request.HasField("open"):
-                self.opened.append(request.open)
-                if self.refusal is not None:
-                    await context.abort(self.refusal, "the service is shutting down")
-                head, epoch = len(request.open.token_ids), request.open.epoch
-                tokens = written(list(request.open.token_ids), self.num_proposed)
-            else:
-                step = request.advance
-                head = max(head, step.position + len(step.token_ids))
-            proposal = draft_pb2.Proposal(epoch=epoch, position=head, token_ids=tokens)
-            await context.write(draft_pb2.ProposeResponse(proposal=proposal))
-            head += len(tokens)
+        session: FakeDraftSession | None = None
+        try:
+            async for request in request_iterator:
+                if request.HasField("open"):
+                    session = await self._open(request.open, context)
+                else:
+                    assert session is not None
+                    await self._advance(session, request.advance)
+        finally:
+            self.ended.set()
 
-    async def Rollback(  # noqa: N802
-        self, request: draft_pb2.RollbackRequest, context: Context
-    ) -> draft_pb2.RollbackResponse:
-        return draft_pb2.RollbackResponse()
+    async def Rollback(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[draft_pb2.RollbackRequest], context: Context
+    ) -> None:
+        self.rollback_streams.append(context)
+        async for request in request_iterator:
+            self.rollbacks.append(request)
+            self.events.append(f"rollback {request.epoch}")
+            if self.breaks is grpc.StatusCode.OK:
+                return
+            if self.breaks is not None:
+                await context.abort(self.breaks, "the stream is broken")
+            if self.answers:
+                await self.answer(request)
+
+    async def answer(self, request: draft_pb2.RollbackRequest) -> None:
+        """Answer a rollback on the last Rollback stream."""
+        response = draft_pb2.RollbackResponse(session_id=request.session_id, epoch=request.epoch)
+        refusal = self.rollback_refusal
+        if refusal is not None:
+            code: int = refusal.value[0]
+            response.error.code, response.error.message = code, "the rollback is refused"
+        self.events.append(f"answer {request.epoch}")
+        await self.rollback_streams[-1].write(response)
+        session = self.sessions.get(request.session_id)
+        if refusal is None and session is not None:
+            session.epoch, session.head = request.epoch, request.verified_position
+            await session.propose([])
+
+    async def _open(self, opening: draft_pb2.ProposeOpen, context: Context) -> FakeDraftSession:
+        self.opened.append(opening)
+        if self.refusal is not None:
+            await context.abort(self.refusal, "the service is shutting down")
+        session = self.sessions[opening.session_id] = FakeDraftSession(opening, context)
+        tokens = written(list(opening.token_ids), self.num_proposed)
+        if self.is_wrong:
+            tokens = [(token + 1) % MODEL.output_size for token in tokens]
+        await session.propose(tokens)
+        return session
+
+    async def _advance(self, session: FakeDraftSession, advance: draft_pb2.ProposeAdvance) -> None:
+        self.events.append(f"advance {advance.epoch}")
+        if advance.epoch == session.epoch:
+            session.head = max(session.head, advance.position + len(advance.token_ids))
+            await session.propose([])
 
     async def GetDraftInfo(  # noqa: N802
         self, request: draft_pb2.GetDraftInfoRequest, context: Context
@@ -148,7 +223,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
 
 
 class Host:
-    """A server with one of the above on it."""
+    """A server with one of these services on it."""
 
     def __init__(self, service: FakeVerify | FakeDraft) -> None:
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -163,14 +238,14 @@ class Host:
         self.port = 0
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve, and return where."""
+        """Serve, and return the address."""
         self.port = self.server.add_insecure_port(f"{host}:{port}")
         await self.server.start()
         await self.set_serving(True)
         return f"{host}:{self.port}"
 
     async def set_serving(self, serving: bool) -> None:
-        """Say so to who asks for the service's health."""
+        """Set the health of the service."""
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if serving else statuses.NOT_SERVING
         await self._health.set(self._name, status)
@@ -179,5 +254,5 @@ class Host:
 async def becomes_true(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds that other tasks bring about."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # nobody tells
+        while not condition():  # noqa: ASYNC110  # nothing signals it
             await asyncio.sleep(0.01)

@@ -1,9 +1,8 @@
-"""Pools and the sessions on them, with services in this process and names that we resolve."""
+"""Pools and the sessions on them, with services in this process and names that a test resolves."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
@@ -11,18 +10,14 @@ import pytest
 
 from amusd.fleet.load_balancing import ReplicaState
 from amusd.fleet.vocabulary import Vocabulary
-from amusd.observe.observer import Observer, RequestWatch
 from amusd.protocol.errors import (
     AmusdError,
     InvalidInputError,
     LimitExceededError,
     UnavailableError,
 )
-from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 from orchestrator.backends import Backends
-from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session, SessionPlan
 from tests.orchestrator.replicas import (
     MODEL,
     FakeDraft,
@@ -31,27 +26,7 @@ from tests.orchestrator.replicas import (
     becomes_true,
     written,
 )
-
-Serve = Callable[..., Awaitable[str]]
-
-
-@pytest.fixture
-async def hosts() -> AsyncIterator[list[Host]]:
-    """Servers that end with the test."""
-    running: list[Host] = []
-    yield running
-    await asyncio.gather(*(host.server.stop(0) for host in running))
-
-
-@pytest.fixture
-def serve(hosts: list[Host]) -> Serve:
-    """Starts a service, and returns its address."""
-
-    async def start(service: FakeVerify | FakeDraft, host: str = "127.0.0.1", port: int = 0) -> str:
-        hosts.append(Host(service))
-        return await hosts[-1].start(host, port)
-
-    return start
+from tests.orchestrator.running_backends import Serve, generate, running
 
 
 class Names:
@@ -66,40 +41,8 @@ class Names:
         return self.addresses[host]
 
 
-@asynccontextmanager
-async def running(
-    verify: str, draft: str = "", names: Names | None = None
-) -> AsyncIterator[Backends]:
-    settings = OrchestratorSettings(
-        verify=verify,
-        draft=draft,
-        default_strategy=Strategy.AMUSD if draft else Strategy.AUTOREGRESSIVE,
-        resolve_interval_seconds=0.02,
-    )
-    backends = Backends(settings, names)
-    task = asyncio.create_task(backends.run())
-    try:
-        yield backends
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 def used(backends: Backends) -> list[str]:
     return [replica.address for replica in backends.verify.usable]
-
-
-async def generate(backends: Backends, strategy: Strategy) -> Outcome:
-    """Write 12 tokens, which have to be the model's own."""
-    tokens: list[int] = []
-
-    async def emit(some: tuple[int, ...]) -> None:
-        tokens.extend(some)
-
-    plan = SessionPlan("one", (1, 2), strategy, 4, FinishRule(12, frozenset()), 10.0, 5.0)
-    outcome = await Session(backends, plan, emit, RequestWatch(Observer("orchestrator"))).run()
-    assert tokens == written([1, 2], 12)
-    return outcome
 
 
 async def check_refused(
@@ -127,12 +70,12 @@ async def test_a_name_is_a_pool_whose_replicas_come_and_go(serve: Serve) -> None
         await becomes_true(lambda: used(backends) == [f"127.0.0.2:{port}", f"127.0.0.3:{port}"])
         assert leaving.replica.state is ReplicaState.DRAINING
         assert backends.num_replicas()["verify", ReplicaState.DRAINING] == 1
-        leaving.give_up()
-        leaving.give_up()  # counts once
+        leaving.release()
+        leaving.release()  # counts once
         await becomes_true(lambda: len(backends.verify.replicas) == 2)
 
 
-async def test_a_name_that_is_forgotten_leaves_the_pool_as_it_was(
+async def test_a_name_that_no_longer_resolves_leaves_the_pool_as_it_was(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = int((await serve(FakeVerify())).rpartition(":")[2])
@@ -147,14 +90,16 @@ async def test_a_name_that_is_forgotten_leaves_the_pool_as_it_was(
     assert len(lines) == 1
 
 
-async def test_a_name_may_come_late() -> None:
+async def test_a_name_that_does_not_resolve_is_reported_with_advice() -> None:
     names = Names()
     async with running("pool:1", names=names) as backends:
         with pytest.raises(UnavailableError, match=r"'pool' resolves to nothing.*--verify"):
             await backends.connect(0.2)
 
 
-async def test_a_replica_that_ends_need_not_wait_for_us(serve: Serve, hosts: list[Host]) -> None:
+async def test_a_replica_that_shuts_down_does_not_wait_for_a_health_watch(
+    serve: Serve, hosts: list[Host]
+) -> None:
     first, second = await serve(FakeVerify()), await serve(FakeVerify())
     async with running(f"{first},{second}") as backends:
         await becomes_true(lambda: used(backends) == sorted([first, second]))
@@ -176,14 +121,14 @@ async def test_a_replica_that_serves_again_is_used_again(serve: Serve, hosts: li
         await becomes_true(lambda: used(backends) == [address])
 
 
-async def test_a_service_of_another_role_is_said(serve: Serve) -> None:
+async def test_a_service_of_another_role_is_reported_with_advice(serve: Serve) -> None:
     draft = await serve(FakeDraft())
     async with running(draft) as backends:
         with pytest.raises(UnavailableError, match=r"does not know amusd\.v1\.VerifyService.*port"):
             await backends.connect(0.5)
 
 
-async def test_what_a_replica_says_counts(serve: Serve) -> None:
+async def test_the_load_that_replicas_report_decides_which_one_is_taken(serve: Serve) -> None:
     busy, idle = await serve(FakeVerify(num_sessions=5)), await serve(FakeVerify())
     async with running(f"{busy},{idle}") as backends:
         await becomes_true(lambda: len(used(backends)) == 2)
@@ -220,12 +165,12 @@ async def test_an_orchestrator_whose_whole_pool_has_another_model_is_outdated(
         outdated = asyncio.create_task(backends.until_outdated())
         await asyncio.sleep(0.1)
         assert not outdated.done()  # a session still runs
-        lease.give_up()
+        lease.release()
         with pytest.raises(UnavailableError, match=r"another model.*'other'.*restart"):
             await outdated
 
 
-async def test_drafts_of_another_vocabulary_end_the_start(serve: Serve) -> None:
+async def test_draft_replicas_of_another_vocabulary_prevent_the_start(serve: Serve) -> None:
     verify = await serve(FakeVerify())
     draft = await serve(FakeDraft(replace(MODEL, vocabulary=Vocabulary.of(["a"]))))
     async with running(verify, draft) as backends:
@@ -233,7 +178,9 @@ async def test_drafts_of_another_vocabulary_end_the_start(serve: Serve) -> None:
             await backends.connect(10)
 
 
-async def test_one_fitting_draft_is_enough(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_draft_replica_of_the_right_vocabulary_is_enough(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     verify, good = await serve(FakeVerify()), await serve(FakeDraft())
     bad = await serve(FakeDraft(replace(MODEL, vocabulary=Vocabulary.of(["a"]))))
     async with running(verify, f"{good},{bad}") as backends:
@@ -259,7 +206,7 @@ async def test_a_session_that_a_replica_refuses_is_opened_on_another(serve: Serv
         assert [one.load.num_own for one in backends.verify.replicas] == [0, 0]
 
 
-async def test_what_was_proposed_goes_along_to_the_other_replica(serve: Serve) -> None:
+async def test_the_tail_is_sent_again_to_the_other_replica(serve: Serve) -> None:
     ending = FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE, num_computed=2)
     going_on = FakeVerify(num_sessions=9)
     addresses = await serve(ending), await serve(going_on)
@@ -275,7 +222,7 @@ async def test_what_was_proposed_goes_along_to_the_other_replica(serve: Serve) -
     assert not outcome.statistics.fallback_reason
 
 
-async def test_a_session_that_all_refuse_ends_with_advice(serve: Serve) -> None:
+async def test_a_session_that_every_replica_refuses_ends_with_advice(serve: Serve) -> None:
     services = [FakeVerify(refusal=grpc.StatusCode.UNAVAILABLE) for _ in range(3)]
     await check_refused(serve, services, UnavailableError, r"just refused the session.*try again")
     assert [len(service.opened) for service in services] == [1, 1, 1]
@@ -287,7 +234,7 @@ async def test_the_number_of_tries_is_bounded(serve: Serve) -> None:
     assert sum(len(service.opened) for service in services) == 4
 
 
-async def test_a_session_that_is_wrong_is_refused_once(serve: Serve) -> None:
+async def test_an_invalid_session_is_not_tried_on_another_replica(serve: Serve) -> None:
     services = [FakeVerify(refusal=grpc.StatusCode.INVALID_ARGUMENT) for _ in range(2)]
     await check_refused(serve, services, InvalidInputError)
     assert sum(len(service.opened) for service in services) == 1
@@ -299,13 +246,13 @@ async def test_a_refusal_whose_status_was_lost_is_asked_for_again(serve: Serve) 
     assert len(service.opened) == 3
 
 
-async def test_a_status_that_is_always_lost_is_not_asked_for_for_ever(serve: Serve) -> None:
+async def test_a_status_that_is_always_lost_is_asked_for_four_times(serve: Serve) -> None:
     service = FakeVerify(refusal=grpc.StatusCode.RESOURCE_EXHAUSTED, num_lost=99)
     await check_refused(serve, [service], UnavailableError, "its log says why")
     assert len(service.opened) == 4
 
 
-async def test_a_draft_that_refuses_is_replaced(serve: Serve) -> None:
+async def test_a_draft_replica_that_refuses_is_replaced_by_another(serve: Serve) -> None:
     verify = await serve(FakeVerify())
     ending, going_on = FakeDraft(refusal=grpc.StatusCode.UNAVAILABLE), FakeDraft(num_sessions=9)
     addresses = await serve(ending), await serve(going_on)
@@ -317,7 +264,7 @@ async def test_a_draft_that_refuses_is_replaced(serve: Serve) -> None:
     assert not outcome.statistics.fallback_reason
 
 
-async def test_without_any_draft_a_session_goes_on(serve: Serve) -> None:
+async def test_a_session_goes_on_without_any_draft(serve: Serve) -> None:
     verify = await serve(FakeVerify())
     draft = FakeDraft(refusal=grpc.StatusCode.UNAVAILABLE)
     address = await serve(draft)

@@ -15,6 +15,7 @@ from amusd.prompts import Prompt
 from amusd.protocol.errors import UnavailableError
 from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+from tests.process.rollbacks import Rollbacks
 from tests.process.services import VOCABULARY, Service, Starter, start_trio
 from tests.process.synthetic import expected_output
 
@@ -75,6 +76,8 @@ def test_a_draft_service_that_drains_still_serves_its_open_sessions(start: Start
         stub = draft_pb2_grpc.DraftServiceStub(channel)
         requests, proposals = open_draft(stub, "old")
         next(proposals)
+        rollbacks = Rollbacks(stub)
+        assert not rollbacks.roll_back(1, 4, 9, "old").HasField("error")
         tell_to_end(service, channel)
         assert check(channel, "amusd.v1.DraftService") == NOT_SERVING
         assert check(channel, "live") == SERVING
@@ -85,13 +88,16 @@ def test_a_draft_service_that_drains_still_serves_its_open_sessions(start: Start
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in str(caught.value.details())
 
-        rollback = draft_pb2.RollbackRequest(
-            session_id="old", epoch=1, verified_position=4, corrected_token_id=9, lookahead=4
-        )
-        stub.Rollback(rollback, timeout=10)
-        assert any(one.proposal.epoch == 1 for one in proposals)
+        # Open rollback streams are served until the end, and so are new ones.
+        assert not rollbacks.roll_back(2, 5, 9, "old").HasField("error")
+        assert not Rollbacks(stub).roll_back(3, 6, 9, "old").HasField("error")
+        assert any(one.proposal.epoch == 3 for one in proposals)
         requests.put(None)
-        assert not [one for one in proposals if one.proposal.epoch > 1]
+        assert not [one for one in proposals if one.proposal.epoch > 3]
+        # An open rollback stream does not delay the end.
+        with pytest.raises(grpc.RpcError) as caught:
+            rollbacks.answer()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert service.process.wait(20) == 0
     assert "Traceback" not in service.log.read_text()
 

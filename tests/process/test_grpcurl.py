@@ -1,19 +1,22 @@
-"""What anyone with grpcurl sees: reflection, health, an answer and an error."""
+"""The services called with grpcurl: reflection, health, answers and errors."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.process.services import VERIFY_MODEL, Trio
 from tests.process.synthetic import expected_output
+from tests.process.test_draft_stream import PROMPT, Stream, drafted
 
 pytestmark = pytest.mark.process
 
 GRPCURL = str(Path(sys.executable).with_name("grpcurl"))
 GENERATE = "amusd.v1.OrchestratorService/Generate"
+ROLLBACK = "amusd.v1.DraftService/Rollback"
 
 
 def grpcurl(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -24,6 +27,17 @@ def grpcurl(*arguments: str) -> "subprocess.CompletedProcess[str]":
         timeout=60,
         check=False,
     )
+
+
+def answers_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    """Return the messages that a call was answered with."""
+    assert done.returncode == 0, done.stderr
+    answers, rest = [], done.stdout.strip()
+    while rest:
+        answer, end = json.JSONDecoder().raw_decode(rest)
+        answers.append(answer)
+        rest = rest[end:].strip()
+    return answers
 
 
 def test_every_service_lists_what_it_serves(trio: Trio) -> None:
@@ -46,12 +60,7 @@ def test_every_service_says_that_it_is_healthy(trio: Trio) -> None:
 def test_a_request_in_json_is_answered(trio: Trio) -> None:
     request = {"tokens": {"ids": [1, 2]}, "max_tokens": 9, "strategy": "STRATEGY_AMUSD"}
     done = grpcurl("-d", json.dumps(request), trio.orchestrator.address, GENERATE)
-    assert done.returncode == 0, done.stderr
-    answers, rest = [], done.stdout.strip()
-    while rest:
-        answer, end = json.JSONDecoder().raw_decode(rest)
-        answers.append(answer)
-        rest = rest[end:].strip()
+    answers = answers_of(done)
     tokens = [token for one in answers[:-1] for token in one["chunk"]["token_ids"]]
     assert tokens == expected_output(VERIFY_MODEL, (1, 2), 9)
     assert answers[-1]["completion"]["finish_reason"] == "FINISH_REASON_LENGTH"
@@ -62,3 +71,28 @@ def test_a_bad_request_in_json_gets_its_status(trio: Trio) -> None:
     assert done.returncode != 0
     assert "Code: InvalidArgument" in done.stderr
     assert "prompt is empty" in done.stderr
+
+
+def test_rollbacks_in_json_are_answered(trio: Trio) -> None:
+    own = drafted(PROMPT, 4)
+    at = {"session_id": "grpcurl", "verified_position": 5, "corrected_token_id": own[1]}
+    requests = [{**at, "epoch": 1}, {**at, "epoch": 1}]
+    with trio.draft.channel() as channel:
+        stream = Stream(channel).open("grpcurl")
+        stream.proposals(4)
+        done = grpcurl("-d", "".join(map(json.dumps, requests)), trio.draft.address, ROLLBACK)
+        first, repeated = answers_of(done)
+        assert first == {"session_id": "grpcurl", "epoch": 1, "num_dropped": 3}
+        assert repeated["error"]["code"] == 9
+        assert "too old" in repeated["error"]["message"]
+        assert {proposal.epoch for proposal in stream.proposals(4)} == {1}
+        stream.end()
+
+
+def test_a_rollback_of_an_unknown_session_is_answered_with_its_code(trio: Trio) -> None:
+    request = {"session_id": "unknown", "epoch": 1, "verified_position": 4}
+    done = grpcurl("-d", json.dumps(request), trio.draft.address, ROLLBACK)
+    [answer] = answers_of(done)
+    assert (answer["session_id"], answer["epoch"]) == ("unknown", 1)
+    assert answer["error"]["code"] == 5
+    assert "no session 'unknown' is open" in answer["error"]["message"]

@@ -1,4 +1,4 @@
-"""The verify service spoken to directly, as the orchestrator does."""
+"""The verify service called directly, as an orchestrator does."""
 
 import collections
 import queue
@@ -85,7 +85,35 @@ def test_an_open_is_answered_with_the_first_token(stream: Stream) -> None:
     assert verdict.pass_seconds >= 0.004
 
 
-def test_a_pass_accepts_the_right_ones_and_corrects_the_first_wrong_one(stream: Stream) -> None:
+def test_verdicts_hold_no_pass_times_by_default(stream: Stream) -> None:
+    assert not stream.open().verdict().passes
+    stream.propose(4, *OWN[1:3])
+    assert not stream.verdict().passes
+
+
+def test_verdicts_hold_the_times_of_their_passes_on_request(stream: Stream) -> None:
+    verdicts = [stream.open(record_times=True).verdict()]
+    stream.propose(4, *OWN[1:3])
+    verdicts.append(stream.verdict())
+    for verdict in verdicts:
+        [one] = verdict.passes  # the prompt is shorter than a chunk
+        assert one.seconds == pytest.approx(verdict.pass_seconds)
+    first, second = (verdict.passes[0] for verdict in verdicts)
+    ended = first.started_unix_nanos + first.seconds * 1e9
+    assert ended <= second.started_unix_nanos + 1e6  # the two clocks differ by microseconds
+
+
+def test_the_first_verdict_holds_the_time_of_every_chunk_of_the_prompt(stream: Stream) -> None:
+    prompt = [(7 * index) % 512 for index in range(300)]  # more than the prefill budget
+    verdict = stream.open(token_ids=prompt, max_position=400, record_times=True).verdict()
+    assert len(verdict.passes) > 1
+    seconds = sum(one.seconds for one in verdict.passes)
+    assert seconds == pytest.approx(verdict.pass_seconds)
+    starts = [one.started_unix_nanos for one in verdict.passes]
+    assert starts == sorted(starts)
+
+
+def test_a_pass_accepts_the_right_tokens_and_corrects_the_first_wrong_one(stream: Stream) -> None:
     stream.open().verdict()
     stream.propose(4, OWN[1], OWN[2], (OWN[3] + 1) % 512, OWN[4])
     verdict = stream.verdict()
@@ -93,9 +121,11 @@ def test_a_pass_accepts_the_right_ones_and_corrects_the_first_wrong_one(stream: 
     assert verdict.next_token_id == OWN[3]
 
 
-def test_what_arrives_during_a_pass_is_checked_in_one_pass_after_it(stream: Stream) -> None:
+def test_proposals_that_arrive_during_a_pass_are_checked_together_in_the_next(
+    stream: Stream,
+) -> None:
     stream.open()
-    for offset in range(10):  # all sent while the prompt is read
+    for offset in range(10):  # all sent while the prompt is computed
         stream.propose(3 + offset, OWN[offset])
     written, passes = 0, 0
     while written < 10:
@@ -106,7 +136,7 @@ def test_what_arrives_during_a_pass_is_checked_in_one_pass_after_it(stream: Stre
     assert passes <= 4
 
 
-def test_an_empty_proposal_asks_for_a_plain_pass(stream: Stream) -> None:
+def test_an_empty_proposal_asks_for_a_pass_without_proposals(stream: Stream) -> None:
     stream.open().verdict()
     stream.propose(4)
     verdict = stream.verdict()
@@ -156,10 +186,10 @@ BAD_OPENS: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", BAD_OPENS)
 def test_a_bad_open_is_refused(stream: Stream, channel: grpc.Channel, case: str) -> None:
-    fields, status, words = BAD_OPENS[case]
+    fields, status, message = BAD_OPENS[case]
     code, details = stream.open(**fields).refused()
     assert code is status
-    assert words in details
+    assert message in details
     assert num_sessions(channel) == 0
 
 

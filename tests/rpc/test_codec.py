@@ -6,7 +6,7 @@ from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import CacheUsage
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.events import DeviceTime, Proposal, Verdict
+from amusd.protocol.events import Advance, DeviceTime, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
@@ -17,6 +17,34 @@ def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
     steps = (DeviceTime(1 << 60, 0.125), DeviceTime((1 << 60) + 1, 0.125))
     proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps)
     assert codec.proposal_from_proto(codec.proposal_to_proto(proposal).proposal) == proposal
+
+
+def test_a_proposal_without_times_has_none_in_its_message() -> None:
+    message = codec.proposal_to_proto(Proposal(1, 5, (7, 8), source=DraftSource.LOOKUP)).proposal
+    assert (message.num_steps, message.draft_seconds, len(message.steps)) == (0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "advance", [Advance(1, 5, (7, 8), 4, 3), Advance(1, 5, (7,)), Advance(0, 0, (), 0, 1)]
+)
+def test_an_advance_keeps_what_it_asks_of_the_draft(advance: Advance) -> None:
+    request = codec.advance_to_proto(advance)
+    assert request.WhichOneof("step") == "advance"
+    assert codec.advance_from_proto(request.advance) == advance
+
+
+@pytest.mark.parametrize("rollback", [Rollback(2, 7, 9, 5, 3, 4), Rollback(2, 7, 9)])
+def test_a_rollback_keeps_its_session_and_what_it_asks_of_the_draft(rollback: Rollback) -> None:
+    request = codec.rollback_to_proto(rollback, "one")
+    assert request.session_id == "one"
+    assert codec.rollback_from_proto(request) == rollback
+
+
+@pytest.mark.parametrize("forward", [Forward(2, 7, (9, 8), 5), Forward(2, 7, ())])
+def test_a_forward_keeps_its_tokens_and_its_limit(forward: Forward) -> None:
+    request = codec.forward_to_proto(forward)
+    assert request.WhichOneof("step") == "proposals"
+    assert codec.forward_from_proto(request.proposals) == forward
 
 
 @pytest.mark.parametrize("number", [0, 99])

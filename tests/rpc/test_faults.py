@@ -37,16 +37,22 @@ async def outcome(error: BaseException) -> tuple[grpc.StatusCode, str]:
     return code, details
 
 
+STATUSES = [
+    (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.UnknownSessionError, grpc.StatusCode.NOT_FOUND),
+    (errors.DuplicateSessionError, grpc.StatusCode.ALREADY_EXISTS),
+    (errors.LimitExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.NotServedError, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
+]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
-        (errors.PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
-        (errors.UnknownSessionError, grpc.StatusCode.NOT_FOUND),
-        (errors.DuplicateSessionError, grpc.StatusCode.ALREADY_EXISTS),
-        (errors.LimitExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (errors.NotServedError, grpc.StatusCode.UNIMPLEMENTED),
-        (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
+        *STATUSES,
+        (errors.CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.StatusLostError, grpc.StatusCode.UNAVAILABLE),
         (errors.AmusdError, grpc.StatusCode.INTERNAL),
     ],
@@ -57,8 +63,33 @@ async def test_every_error_of_the_project_has_its_status_and_keeps_its_message(
     assert await outcome(error("do this")) == (status, "do this")
 
 
+def below(kind: type[errors.AmusdError]) -> set[type[errors.AmusdError]]:
+    """Return all kinds of errors below ``kind``."""
+    children = set(kind.__subclasses__())
+    return children.union(*map(below, children))
+
+
 def test_no_error_of_the_project_is_without_a_status() -> None:
-    assert set(errors.AmusdError.__subclasses__()) <= set(faults._STATUS_OF)
+    kinds = below(errors.AmusdError)
+    assert {errors.CacheFullError, errors.StatusLostError} < kinds
+    assert kinds <= set(faults._STATUS_OF)
+
+
+@pytest.mark.parametrize(("error", "status"), STATUSES)
+def test_a_status_code_in_an_answer_becomes_its_error_again(
+    error: type[errors.AmusdError], status: grpc.StatusCode
+) -> None:
+    code: int = status.value[0]
+    found = faults.error_of_code(code, "do this")
+    assert type(found) is error
+    assert str(found) == "do this"
+
+
+@pytest.mark.parametrize("code", [0, grpc.StatusCode.INTERNAL.value[0], 99])
+def test_any_other_status_code_in_an_answer_means_unavailable(code: int) -> None:
+    found = faults.error_of_code(code, "do this")
+    assert type(found) is errors.UnavailableError
+    assert str(found) == "do this"
 
 
 async def test_an_unexpected_error_is_logged_but_not_sent(

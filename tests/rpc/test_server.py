@@ -1,7 +1,7 @@
 """What health says over a service's life, in one process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc.aio
 import pytest
@@ -18,7 +18,10 @@ SERVICE = "amusd.v1.VerifyService"
 
 
 class FailingWorker:
-    """Fails at its first pass."""
+    """Fails at its first batch."""
+
+    def __init__(self) -> None:
+        self.flush: Callable[[], None] = lambda: None
 
     def step(self) -> bool:
         raise RuntimeError("out of memory")

@@ -1,25 +1,29 @@
-"""The engine thread: commands between passes, in order, and no exception is lost."""
+"""The engine thread: commands between batches, in order, errors reported, and few handovers."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
 
 from amusd.protocol.errors import UnavailableError
+from amusd.rpc.outbox import Outbox
 from amusd.serving.engine_thread import EngineThread
 
 TIMEOUT_SECONDS = 30.0
 
 
-class ModelRunner:
-    """A worker whose passes the test lets through one by one; it logs what happens."""
+class SteppedWorker:
+    """A worker whose batches the test lets end one by one; it logs what happens."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.flush: Callable[[], None] = lambda: None
         self.thread = threading.current_thread()
         self.num_due = 0
         self.error: Exception | None = None
+        self.on_batch: Callable[[], None] = lambda: None
         self.idle = threading.Event()
         self._begun = threading.Semaphore(0)
         self._may_end = threading.Semaphore(0)
@@ -34,17 +38,19 @@ class ModelRunner:
         self.log.append("begin")
         self._begun.release()
         assert self._may_end.acquire(timeout=TIMEOUT_SECONDS)
+        self.on_batch()
         self.log.append("end")
         return True
 
-    def ask(self, num_passes: int) -> None:
-        self.num_due += num_passes
+    def ask(self, num_batches: int) -> None:
+        self.idle.clear()
+        self.num_due += num_batches
 
     def wait_for_begin(self) -> None:
         assert self._begun.acquire(timeout=TIMEOUT_SECONDS)
 
-    def let_end(self, num_passes: int = 1) -> None:
-        self._may_end.release(num_passes)
+    def let_end(self, num_batches: int = 1) -> None:
+        self._may_end.release(num_batches)
 
 
 class Note:
@@ -53,14 +59,18 @@ class Note:
     def __init__(self, word: str) -> None:
         self._word = word
 
-    def __call__(self, worker: ModelRunner) -> str:
+    def __call__(self, worker: SteppedWorker) -> str:
         worker.log.append(self._word)
         return self._word
 
 
+def note(word: str) -> Callable[[SteppedWorker], None]:
+    return lambda worker: worker.log.append(word)
+
+
 @pytest.fixture
-def thread() -> Iterator[EngineThread[ModelRunner]]:
-    thread = EngineThread("engine", ModelRunner)
+def thread() -> Iterator[EngineThread[SteppedWorker]]:
+    thread = EngineThread("engine", SteppedWorker)
     thread.start()
     worker = thread.ready.result(TIMEOUT_SECONDS)
     yield thread
@@ -69,18 +79,20 @@ def thread() -> Iterator[EngineThread[ModelRunner]]:
 
 
 @pytest.fixture
-def worker(thread: EngineThread[ModelRunner]) -> ModelRunner:
+def worker(thread: EngineThread[SteppedWorker]) -> SteppedWorker:
     return thread.ready.result(TIMEOUT_SECONDS)
 
 
-def in_a_pass(thread: EngineThread[ModelRunner], worker: ModelRunner, num_passes: int = 1) -> None:
-    """Return when the first of ``num_passes`` has begun; it does not end by itself."""
-    thread.submit(lambda it: it.ask(num_passes))
+def in_a_batch(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker, num_batches: int = 1
+) -> None:
+    """Return when the first of ``num_batches`` has begun; it does not end by itself."""
+    thread.submit(lambda it: it.ask(num_batches))
     worker.wait_for_begin()
 
 
 def test_the_worker_is_made_on_the_thread_and_commands_run_there(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
     ran_on = thread.submit(lambda _: threading.current_thread()).result(TIMEOUT_SECONDS)
     assert ran_on is worker.thread
@@ -88,25 +100,31 @@ def test_the_worker_is_made_on_the_thread_and_commands_run_there(
     assert ran_on.name == "engine"
 
 
-def test_a_command_answers_through_its_future(thread: EngineThread[ModelRunner]) -> None:
+def test_a_command_answers_through_its_future(thread: EngineThread[SteppedWorker]) -> None:
     assert thread.submit(Note("hello")).result(TIMEOUT_SECONDS) == "hello"
 
 
-def test_commands_run_in_the_order_in_which_they_were_submitted(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+def test_commands_run_in_order_whether_submitted_or_posted(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
     words = [f"command {index}" for index in range(100)]
-    futures = [thread.submit(Note(word)) for word in words]
-    assert [future.result(TIMEOUT_SECONDS) for future in futures] == words
+    futures = []
+    for index, word in enumerate(words):
+        if index % 3:
+            thread.post(note(word))
+        else:
+            futures.append(thread.submit(Note(word)))
+    assert [future.result(TIMEOUT_SECONDS) for future in futures] == words[::3]
     assert worker.log == words
 
 
-def test_commands_run_between_passes_and_all_of_them_before_the_next(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+def test_commands_run_between_batches_and_all_of_them_before_the_next(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
-    in_a_pass(thread, worker, num_passes=2)
-    for word in ("first", "second", "third"):
-        thread.submit(Note(word))
+    in_a_batch(thread, worker, num_batches=2)
+    thread.submit(Note("first"))
+    thread.post(note("second"))
+    thread.submit(Note("third"))
     worker.let_end()
     worker.wait_for_begin()
     worker.let_end()
@@ -115,18 +133,32 @@ def test_commands_run_between_passes_and_all_of_them_before_the_next(
 
 
 def test_a_busy_worker_needs_no_commands_to_go_on(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
     worker.let_end(5)
-    thread.submit(lambda it: it.ask(5))
+    thread.post(lambda it: it.ask(5))
+    thread.submit(Note("asked")).result(TIMEOUT_SECONDS)
     assert worker.idle.wait(TIMEOUT_SECONDS)
-    assert worker.log == ["begin", "end"] * 5
+    assert [word for word in worker.log if word != "asked"] == ["begin", "end"] * 5
+
+
+def test_a_posted_command_wakes_an_idle_worker(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    thread.submit(Note("idle from now on")).result(TIMEOUT_SECONDS)
+    assert worker.idle.wait(TIMEOUT_SECONDS)
+    thread.post(lambda it: it.ask(1))
+    worker.wait_for_begin()
+    worker.let_end()
+
+
+# Errors
 
 
 def test_an_exception_goes_to_its_future_and_the_thread_goes_on(
-    thread: EngineThread[ModelRunner],
+    thread: EngineThread[SteppedWorker],
 ) -> None:
-    def fail(_: ModelRunner) -> None:
+    def fail(_: SteppedWorker) -> None:
         raise KeyError("lost")
 
     failed = thread.submit(fail)
@@ -135,8 +167,23 @@ def test_an_exception_goes_to_its_future_and_the_thread_goes_on(
     assert thread.submit(Note("still there")).result(TIMEOUT_SECONDS) == "still there"
 
 
-def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[ModelRunner]) -> None:
-    def leave(_: ModelRunner) -> None:
+def test_an_exception_of_a_posted_command_is_logged_and_the_thread_goes_on(
+    thread: EngineThread[SteppedWorker], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: SteppedWorker) -> None:
+        raise KeyError("lost")
+
+    thread.post(fail)
+    assert thread.submit(Note("still there")).result(TIMEOUT_SECONDS) == "still there"
+    [record] = caplog.records
+    assert "a command of the engine thread failed" in record.message
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
+    assert not thread.failed.done()
+
+
+def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[SteppedWorker]) -> None:
+    def leave(_: SteppedWorker) -> None:
         raise SystemExit
 
     with pytest.raises(SystemExit):
@@ -145,9 +192,9 @@ def test_a_command_cannot_end_the_thread_by_exiting(thread: EngineThread[ModelRu
 
 
 def test_a_command_that_was_cancelled_is_not_run(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
-    in_a_pass(thread, worker)
+    in_a_batch(thread, worker)
     cancelled = thread.submit(Note("cancelled"))
     after = thread.submit(Note("after"))
     assert cancelled.cancel()
@@ -156,25 +203,43 @@ def test_a_command_that_was_cancelled_is_not_run(
     assert worker.log == ["begin", "end", "after"]
 
 
+def test_a_batch_that_fails_ends_the_thread_and_failed_holds_its_error(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    worker.error = RuntimeError("out of memory")
+    thread.submit(Note("wake up"))
+    assert isinstance(thread.failed.exception(TIMEOUT_SECONDS), RuntimeError)
+    with pytest.raises(UnavailableError, match="is ending"):
+        thread.submit(Note("too late"))
+    with pytest.raises(UnavailableError, match="is ending"):
+        thread.post(note("too late"))
+
+
+# Start and stop
+
+
 def test_before_the_worker_is_made_the_service_is_loading() -> None:
     may_load = threading.Event()
 
-    def load() -> ModelRunner:
+    def load() -> SteppedWorker:
         assert may_load.wait(TIMEOUT_SECONDS)
-        return ModelRunner()
+        return SteppedWorker()
 
     thread = EngineThread("engine", load)
     thread.start()
     with pytest.raises(UnavailableError, match="loading its model"):
         thread.submit(Note("too early"))
+    with pytest.raises(UnavailableError, match="loading its model"):
+        thread.post(note("too early"))
     may_load.set()
-    thread.ready.result(TIMEOUT_SECONDS)
+    worker = thread.ready.result(TIMEOUT_SECONDS)
     assert thread.submit(Note("now")).result(TIMEOUT_SECONDS) == "now"
+    assert worker.log == ["now"]
     assert thread.stop(TIMEOUT_SECONDS)
 
 
-def test_why_the_worker_could_not_be_made_is_told_by_ready() -> None:
-    def load() -> ModelRunner:
+def test_ready_holds_why_the_worker_could_not_be_made() -> None:
+    def load() -> SteppedWorker:
         raise OSError("no such file")
 
     thread = EngineThread("engine", load)
@@ -184,35 +249,130 @@ def test_why_the_worker_could_not_be_made_is_told_by_ready() -> None:
     assert thread.stop(TIMEOUT_SECONDS)
 
 
-def test_whoever_stops_waiting_for_ready_does_not_cancel_it(
-    thread: EngineThread[ModelRunner],
+def test_a_caller_that_stops_waiting_for_ready_does_not_cancel_it(
+    thread: EngineThread[SteppedWorker],
 ) -> None:
-    futures: tuple[Future[ModelRunner] | Future[None], ...] = (thread.ready, thread.failed)
+    futures: tuple[Future[SteppedWorker] | Future[None], ...] = (thread.ready, thread.failed)
     assert not any(future.cancel() for future in futures)
 
 
-def test_a_pass_that_fails_ends_the_thread_and_is_told_by_failed(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
+def test_a_stop_lets_the_running_batch_end(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
 ) -> None:
-    worker.error = RuntimeError("out of memory")
-    thread.submit(Note("wake up"))
-    assert isinstance(thread.failed.exception(TIMEOUT_SECONDS), RuntimeError)
-    with pytest.raises(UnavailableError, match="is ending"):
-        thread.submit(Note("too late"))
-
-
-def test_a_stop_lets_the_pass_that_runs_end(
-    thread: EngineThread[ModelRunner], worker: ModelRunner
-) -> None:
-    in_a_pass(thread, worker, num_passes=3)
+    in_a_batch(thread, worker, num_batches=3)
     assert not thread.stop(timeout_seconds=0.0)
     worker.let_end()
     assert thread.stop(TIMEOUT_SECONDS)
     assert worker.log == ["begin", "end"]
 
 
-def test_after_a_stop_no_command_is_taken(thread: EngineThread[ModelRunner]) -> None:
+def test_commands_that_come_in_the_last_batch_are_refused_and_not_run(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    in_a_batch(thread, worker)
+    late = thread.submit(Note("late"))
+    thread.post(note("late"))
+    worker.on_batch = fail
+    worker.let_end()
+    with pytest.raises(UnavailableError, match="is ending"):
+        late.result(TIMEOUT_SECONDS)
+    assert thread.stop(TIMEOUT_SECONDS)
+    assert worker.log == ["begin"]
+
+
+def test_after_a_stop_no_command_is_taken(thread: EngineThread[SteppedWorker]) -> None:
     assert thread.stop(TIMEOUT_SECONDS)
     with pytest.raises(UnavailableError, match="is ending: use another replica"):
         thread.submit(Note("too late"))
+    with pytest.raises(UnavailableError, match="is ending: use another replica"):
+        thread.post(note("too late"))
     assert not thread.failed.done()
+
+
+# Handovers to the event loop
+
+
+class CountingHandovers:
+    """Counts the calls that other threads hand to the running event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        loop = asyncio.get_running_loop()
+        self._call_soon_threadsafe = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", self._count)
+
+    def _count(self, callback: Callable[..., object], *arguments: object) -> asyncio.Handle:
+        self.num += 1
+        return self._call_soon_threadsafe(callback, *arguments)
+
+
+async def take(outbox: Outbox[str], num_messages: int) -> list[str]:
+    """Return the next messages of an outbox."""
+    messages: list[str] = []
+    filled = asyncio.Event()
+
+    async def write(message: str) -> None:
+        messages.append(message)
+        if len(messages) == num_messages:
+            filled.set()
+
+    drained = asyncio.create_task(outbox.drain(write))
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        await filled.wait()
+    drained.cancel()
+    return messages
+
+
+async def test_a_batch_is_handed_over_at_once_for_all_its_sessions(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread.postbox.attach()
+    outboxes: list[Outbox[str]] = [Outbox(100) for _ in range(5)]
+    handovers = CountingHandovers(monkeypatch)
+
+    def send() -> None:
+        for word in ("one", "two"):
+            for outbox in outboxes:
+                thread.postbox.put(outbox, word)
+
+    worker.on_batch = send
+    worker.let_end(3)
+    thread.post(lambda it: it.ask(3))
+    assert await asyncio.to_thread(worker.idle.wait, TIMEOUT_SECONDS)
+    assert await asyncio.gather(*(take(one, 6) for one in outboxes)) == [["one", "two"] * 3] * 5
+    # One of them is the end of asyncio.to_thread.
+    assert handovers.num == 3 + 1
+
+
+async def test_the_commands_before_a_batch_are_handed_over_with_it(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread.postbox.attach()
+    outbox: Outbox[str] = Outbox(100)
+    in_a_batch(thread, worker)
+    handovers = CountingHandovers(monkeypatch)
+    for number in range(10):
+        thread.post(lambda _, word=str(number): thread.postbox.put(outbox, word))  # type: ignore[misc]
+    worker.let_end()
+    assert await take(outbox, 10) == [str(number) for number in range(10)]
+    assert handovers.num == 1
+
+
+async def test_the_worker_may_hand_over_before_its_batch_ends(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    thread.postbox.attach()
+    outbox: Outbox[str] = Outbox(100)
+
+    def ask_and_flush(it: SteppedWorker) -> None:
+        it.ask(1)
+        thread.postbox.put(outbox, "early")
+        it.flush()
+
+    thread.post(ask_and_flush)
+    worker.wait_for_begin()
+    assert await take(outbox, 1) == ["early"]
+    worker.let_end()

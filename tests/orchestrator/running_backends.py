@@ -1,0 +1,51 @@
+"""Pools that run for the time of a test, and generations on them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from amusd.observe.observer import Observer, RequestWatch
+from amusd.protocol.finish import FinishRule
+from amusd.protocol.strategy import Strategy
+from orchestrator.addresses import Resolver
+from orchestrator.backends import Backends
+from orchestrator.orchestrator_settings import OrchestratorSettings
+from orchestrator.session import Outcome, Session, SessionPlan
+from tests.orchestrator.replicas import written
+
+Serve = Callable[..., Awaitable[str]]
+"""Starts a service, and returns its address."""
+
+
+@asynccontextmanager
+async def running(
+    verify: str, draft: str = "", names: Resolver | None = None
+) -> AsyncIterator[Backends]:
+    """Run the pools of both roles; ``names`` resolves host names."""
+    settings = OrchestratorSettings(
+        verify=verify,
+        draft=draft,
+        default_strategy=Strategy.AMUSD if draft else Strategy.AUTOREGRESSIVE,
+        resolve_interval_seconds=0.02,
+    )
+    backends = Backends(settings, names)
+    task = asyncio.create_task(backends.run())
+    try:
+        yield backends
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def generate(
+    backends: Backends, strategy: Strategy, draft_timeout_seconds: float = 5.0
+) -> Outcome:
+    """Write 12 tokens; all that come have to be the model's own, and no token may be missing."""
+    tokens: list[int] = []
+    plan = SessionPlan(
+        "one", (1, 2), strategy, 4, FinishRule(12, frozenset()), 10.0, draft_timeout_seconds
+    )
+    watch = RequestWatch(Observer("orchestrator"))
+    outcome = await Session(backends, plan, tokens.extend, watch).run()
+    assert tokens == written([1, 2], 12)
+    return outcome
