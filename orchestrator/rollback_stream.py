@@ -68,6 +68,10 @@ class RollbackStream:
                     listener.answered(response)
         except grpc.aio.AioRpcError as call_error:
             error = faults.error_of(call_error, "draft service")
+        except asyncio.CancelledError:
+            if not call.cancelled():
+                raise  # this task was cancelled, not the call
+            error = UnavailableError("draft service: does not take its rollbacks")
         finally:
             writer.cancel()
             call.cancel()

@@ -67,7 +67,7 @@ class FakeService:
         self.cache: KVCacheManager[list[int]] = KVCacheManager(
             memory,
             CONTEXT,
-            make=lambda capacity: [],
+            allocate=lambda capacity: [],
             copy=(lambda donor, target, length: None) if reuses_prefixes else None,
         )
         self.scheduler: Scheduler[FakeSequence] = Scheduler(
@@ -89,23 +89,27 @@ class FakeService:
         sequence = make_sequence(name, [1] if prompt is None else prompt, capacity, proposed)
         self.scheduler.check_new(name)
         self.scheduler.add(sequence)
-        self.scheduler.check_integrity()
+        self.check_integrity()
         return sequence
 
     def remove(self, name: str) -> list[FakeSequence]:
         admitted = self.scheduler.remove(name)
-        self.scheduler.check_integrity()
+        self.check_integrity()
         return admitted
 
     def give_up(self, name: str) -> list[FakeSequence]:
         admitted = self.scheduler.give_up(name)
-        self.scheduler.check_integrity()
+        self.check_integrity()
         return admitted
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity()
+        self.cache.check_integrity()
 
     def run_batch(self) -> list[Scheduled[FakeSequence]]:
         """Schedule the next batch, put its tokens into the KV cache, and take its outputs."""
         batch = self.scheduler.schedule()
-        self.scheduler.check_integrity()
+        self.check_integrity()
         for one in batch:
             sequence, slot = one.sequence, slot_of(one.sequence)
             self.cache.extend(slot, one.tokens, one.is_prefill)
