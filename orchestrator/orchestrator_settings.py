@@ -47,8 +47,8 @@ class OrchestratorSettings:
         at_least=1,
     )
     amusd_lookahead: int = setting(
-        16,
-        "Maximum speculation length of a request with the strategy amusd that sets none.",
+        32,
+        "Maximum look-ahead of the draft for a request with the strategy amusd that sets none.",
         unit="tokens",
         at_least=1,
     )

@@ -13,7 +13,7 @@ from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
 _MAX_EXPIRED_WAITS = 3
-_COLLECTED_SHARE = 1 / 3  # of a pass, for which drafted tokens are collected while it runs
+_COLLECTED_SHARE = 1 / 10  # of a pass, for which drafted tokens are collected while it runs
 
 
 class SpeculationPolicy(Protocol):
@@ -124,7 +124,7 @@ class Asynchronous:
 
     @property
     def tokens_per_proposal(self) -> int:
-        """Return as many tokens as the draft writes in a third of a pass.
+        """Return as many tokens as the draft writes in a tenth of a pass.
 
         Each message costs time on both hosts, and those that arrive while a pass runs are of no
         use before its end.

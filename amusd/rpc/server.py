@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
+from amusd.rpc.time_slices import shorten_time_slices
 from amusd.rpc.tuning import freeze_garbage
 from amusd.settings import check_bounds, setting
 
@@ -77,6 +78,7 @@ class ServiceShell:
 
         Health answers for ``service``, a full name; calls of its ``session_rpc`` are sessions.
         """
+        shorten_time_slices()  # gRPC's threads inherit it
         self._drain = Drain(service, session_rpc)
         self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
         self._listen = listen

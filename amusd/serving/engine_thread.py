@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.outbox import Postbox
+from amusd.rpc.time_slices import restore_time_slice
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class EngineThread(Generic[Work]):
             raise UnavailableError(_ENDING)
 
     def _main(self) -> None:
+        restore_time_slice()  # the service's other threads may preempt this one
         try:
             worker = self._make_worker()
         except Exception as error:

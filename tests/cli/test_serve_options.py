@@ -66,7 +66,7 @@ EXPECTED = {
         ("--default-max-tokens", "AMUSD_DEFAULT_MAX_TOKENS", 256),
         ("--default-strategy", "AMUSD_DEFAULT_STRATEGY", Strategy.AMUSD),
         ("--speculative-lookahead", "AMUSD_SPECULATIVE_LOOKAHEAD", 5),
-        ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 16),
+        ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
         ("--verify-timeout", "AMUSD_VERIFY_TIMEOUT", 120.0),
