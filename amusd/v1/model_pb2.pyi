@@ -26,21 +26,21 @@ class _DraftSource:
 class _DraftSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftSource.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DRAFT_SOURCE_UNSPECIFIED: _DraftSource.ValueType  # 0
-    """With tokens: a draft service that does not say, counted as the model. A service sends none."""
+    """Not sent."""
     DRAFT_SOURCE_MODEL: _DraftSource.ValueType  # 1
     """The draft model."""
     DRAFT_SOURCE_LOOKUP: _DraftSource.ValueType  # 2
-    """A look-up: the last tokens occurred earlier in the session, and this followed them there."""
+    """The n-gram lookup: the last tokens occurred earlier in the session, and these followed there."""
 
 class DraftSource(_DraftSource, metaclass=_DraftSourceEnumTypeWrapper):
     """What wrote a proposed token."""
 
 DRAFT_SOURCE_UNSPECIFIED: DraftSource.ValueType  # 0
-"""With tokens: a draft service that does not say, counted as the model. A service sends none."""
+"""Not sent."""
 DRAFT_SOURCE_MODEL: DraftSource.ValueType  # 1
 """The draft model."""
 DRAFT_SOURCE_LOOKUP: DraftSource.ValueType  # 2
-"""A look-up: the last tokens occurred earlier in the session, and this followed them there."""
+"""The n-gram lookup: the last tokens occurred earlier in the session, and these followed there."""
 Global___DraftSource: _TypeAlias = DraftSource  # noqa: Y015
 
 @_typing.final
@@ -120,16 +120,16 @@ class ModelInfo(_message.Message):
     Empty: the model has none, and prompts come as token ids.
     """
     numerics: _builtins.str
-    """How far a token's result may depend on what else shares its pass: "fast" (a near tie may
-    turn with the pass's shape) or "exact" (never). Empty: the service does not say.
+    """Whether a token's result may depend on the rest of its batch: "fast" (the batch's shape may turn
+    a near tie) or "exact" (never). Empty: the service runs no model (prompt lookup).
     """
     weight_format: _builtins.str
-    """How the weights are kept: "compact" (smaller without loss, where possible), "plain", or
-    "int8" (with loss: another output). Empty: the service does not say.
+    """The format of the weights in memory, such as "bfloat16" or "8 bits without loss"; "int8" loses
+    precision and changes the output. Empty: the service runs no model (prompt lookup).
     """
     weights_fingerprint: _builtins.str
     """A hash of the model's settings and of samples of its weights: equal for the same model,
-    whatever its name. Empty: the service does not say.
+    whatever its name. Empty: the service runs no model (prompt lookup).
     """
     runner: _builtins.str
     """How the service runs batches of the model: "native" (C on CPU), "padded" (fixed shapes, as
@@ -176,8 +176,8 @@ Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
 @_typing.final
 class CacheUsage(_message.Message):
-    """Memory of a service for keys and values, in tokens. What is open is reserved as a whole when
-    a session opens, so that no session runs out of memory later.
+    """The KV cache of a service, in tokens. A session reserves its memory as a whole when it opens, so
+    no session runs out of memory later.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -188,17 +188,17 @@ class CacheUsage(_message.Message):
     NUM_COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Tokens that fit in all; 0 if the service keeps no keys and values (prompt lookup)."""
+    """Tokens that fit in; 0 if the service has no KV cache (prompt lookup)."""
     num_reserved_tokens: _builtins.int
     """Tokens reserved for open sessions, at most max_tokens."""
     num_retained_tokens: _builtins.int
-    """Tokens kept of closed sessions in case a prompt begins like them; they make room when it
-    is needed. With num_reserved_tokens at most max_tokens.
+    """Tokens of closed sessions that are kept for prompts with the same prefix, and evicted when
+    memory is needed. With num_reserved_tokens at most max_tokens.
     """
     num_computed_tokens: _builtins.int
-    """Tokens of prompts that went through the model since the start."""
+    """Prompt tokens that the model has computed since the start."""
     num_cached_tokens: _builtins.int
-    """Tokens of prompts that were computed before for another session, and copied. The hit rate
+    """Prompt tokens that were copied from another session's KV cache instead. The hit rate
     is num_cached_tokens / (num_cached_tokens + num_computed_tokens).
     """
     def __init__(
