@@ -13,6 +13,7 @@ from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
 _MAX_EXPIRED_WAITS = 3
+_WRITTEN_SHARE = 0.6  # of a pass, within which the draft has to write all it may
 _COLLECTED_SHARE = 1 / 10  # of a pass, for which drafted tokens are collected while it runs
 
 
@@ -124,16 +125,19 @@ class Asynchronous:
 
     @property
     def tokens_per_proposal(self) -> int:
-        """Return as many tokens as the draft writes in a tenth of a pass.
+        """Return all tokens up to the look-ahead if the draft writes them well within a pass.
 
-        Each message costs time on both hosts, and those that arrive while a pass runs are of no
-        use before its end.
+        Else return as many as it writes in a tenth of a pass. Each message costs time on both
+        hosts, and tokens that arrive while a pass runs are of no use before its end.
         """
         step_seconds = self._times.draft_seconds
         if self._last_pass_seconds is None or not step_seconds:
             return 1
+        lookahead = self._length.useful_lookahead()
+        if lookahead * step_seconds <= self._last_pass_seconds * _WRITTEN_SHARE:
+            return lookahead
         num_tokens = int(self._last_pass_seconds * _COLLECTED_SHARE / step_seconds)
-        return min(max(1, num_tokens), self._length.max_checked)
+        return min(max(1, num_tokens), lookahead)
 
     def first_proposal(self, now_seconds: float) -> int:
         """Return as many tokens as the next pass waits for, so that they come in one message."""

@@ -124,8 +124,8 @@ class ModelInfo(_message.Message):
     a near tie) or "exact" (never). Empty: the service runs no model (prompt lookup).
     """
     weight_format: _builtins.str
-    """The format of the weights in memory, such as "bfloat16" or "8 bits without loss"; "int8" loses
-    precision and changes the output. Empty: the service runs no model (prompt lookup).
+    """The format of the weights in memory, such as "bfloat16" or "int8 without loss"; "int8" alone
+    loses precision and changes the output. Empty: the service runs no model (prompt lookup).
     """
     weights_fingerprint: _builtins.str
     """A hash of the model's settings and of samples of its weights: equal for the same model,
