@@ -56,15 +56,17 @@ class Outbox(Generic[Item]):
         self._items: deque[Item | AmusdError] = deque()
         self._max_items = max_items
         self._is_closed = False
+        self._overflow: LimitExceededError | None = None
         self._filled: asyncio.Future[None] | None = None
+        self._writing: asyncio.Task[Any] | None = None  # runs ``drain``, and writes a message
 
     def put(self, item: Item | AmusdError) -> None:
         """Add a message; an error ends the stream after the messages before it."""
         if self._is_closed:
             return
         if len(self._items) == self._max_items:
-            self._is_closed = True
-            item = LimitExceededError(f"{self._max_items} messages wait to be read: read faster")
+            self._end_for_overflow()
+            return
         self._items.append(item)
         self._wake()
 
@@ -74,17 +76,46 @@ class Outbox(Generic[Item]):
         self._wake()
 
     async def drain(self, write: Callable[[Item], Awaitable[None]]) -> None:
-        """Write messages as they come until the outbox is closed, or raise the error that comes."""
+        """Write messages as they come until the outbox is closed, or raise the error that comes.
+
+        Raises:
+            LimitExceededError: the peer does not read, and too many messages wait for it.
+        """
         while True:
             while self._items:
                 item = self._items.popleft()
                 if isinstance(item, AmusdError):
                     raise item
-                await write(item)
+                await self._write(write, item)
+            if self._overflow is not None:
+                raise self._overflow
             if self._is_closed:
                 return
             self._filled = asyncio.get_running_loop().create_future()
             await self._filled
+
+    async def _write(self, write: Callable[[Item], Awaitable[None]], item: Item) -> None:
+        """Write a message; an overflow interrupts it, because it may never end."""
+        task = asyncio.current_task()
+        self._writing = task
+        try:
+            await write(item)
+        except asyncio.CancelledError:
+            if self._overflow is None or task is None:
+                raise
+            task.uncancel()
+            raise self._overflow from None
+        finally:
+            self._writing = None
+
+    def _end_for_overflow(self) -> None:
+        self._is_closed = True
+        self._overflow = LimitExceededError(
+            f"{self._max_items} messages wait to be read: read faster"
+        )
+        if self._writing is not None:
+            self._writing.cancel()
+        self._wake()
 
     def _wake(self) -> None:
         if self._filled is not None and not self._filled.done():

@@ -81,9 +81,9 @@ def test_without_the_epoch_check_of_the_verify_service_a_session_fails() -> None
     assert "PreconditionError" in outcomes(verify=EpochBlindVerifySession)
 
 
-def test_the_ledgers_epoch_check_of_verdicts_keeps_a_failing_verify_service_from_lying() -> None:
-    found = islice(outcomes(verify=EpochBlindVerifySession), NUM_SEEDS)
-    assert "wrong output" not in found
+def test_a_verify_service_that_ignores_epochs_changes_the_output() -> None:
+    # It may accept a stale token where the ledger holds another one: verdicts count tokens only.
+    assert "wrong output" in outcomes(verify=EpochBlindVerifySession)
 
 
 def test_without_the_epoch_check_of_proposals_a_lawful_draft_looks_broken() -> None:

@@ -13,6 +13,15 @@ NEXT = 999
 LIMITS = ServiceLimits(max_sessions=5, max_context=CONTEXT, max_lookahead=4, max_waiting=2)
 
 
+@dataclass(frozen=True)
+class FakeOpening:
+    """What a session is opened with."""
+
+    session_id: str
+    tokens: list[int]
+    capacity: int = 200
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class FakeSequence(Sequence):
     """A sequence that is due whenever the test says so, and records the errors it is sent."""

@@ -267,7 +267,7 @@ def test_a_stop_lets_the_running_batch_end(
 
 
 def test_commands_that_come_in_the_last_batch_are_refused_and_not_run(
-    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise RuntimeError("out of memory")
@@ -281,6 +281,7 @@ def test_commands_that_come_in_the_last_batch_are_refused_and_not_run(
         late.result(TIMEOUT_SECONDS)
     assert thread.stop(TIMEOUT_SECONDS)
     assert worker.log == ["begin"]
+    assert [record.message for record in caplog.records] == ["the engine thread failed"]
 
 
 def test_after_a_stop_no_command_is_taken(thread: EngineThread[SteppedWorker]) -> None:

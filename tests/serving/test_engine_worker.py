@@ -17,18 +17,11 @@ from amusd.protocol.errors import (
 )
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.sequence import Send
-from tests.serving.fake_serving import FakeSequence, make_sequence, slot_of
+from tests.serving.fake_serving import FakeOpening, FakeSequence, make_sequence, slot_of
 
 MODEL = SyntheticModel(vocabulary=500, batch=8)
 LIMITS = ServiceLimits(max_sessions=8, max_context=1000, max_lookahead=4, max_waiting=2)
 PROMPT = list(range(100))
-
-
-@dataclass(frozen=True)
-class FakeOpening:
-    session_id: str
-    tokens: list[int]
-    capacity: int = 200
 
 
 @dataclass

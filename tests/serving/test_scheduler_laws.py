@@ -256,7 +256,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "service"))
     def nothing_is_forgotten(self) -> None:
         scheduler = self.service.scheduler
-        scheduler.check_integrity()
+        self.service.check_integrity()
         for name, record in self.records.items():
             assert scheduler.get(name) is record.sequence
             assert (
@@ -304,12 +304,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             for one in self.service.scheduler.runnable()
             if self.records[one.session_id].room > 0
         }
-        for name, record in self.records.items():
-            record.sequence.due = name in todo
         num_tokens = sum(len(self.records[name].sequence.known) for name in todo)
         for _ in range(num_tokens):
-            if todo:
-                todo -= {one.sequence.session_id for one in self.run_batch() if one.num_outputs}
+            for name, record in self.records.items():
+                record.sequence.due = name in todo
+            # Each batch computes at least one of the tokens.
+            todo -= {one.sequence.session_id for one in self.run_batch() if one.num_outputs}
         assert not todo
 
     def pick(self, which: int) -> Record:
