@@ -107,7 +107,7 @@ class Scheduler(Generic[SequenceT]):
     @property
     def num_open(self) -> int:
         """Number of sequences that have memory."""
-        return len(self._sequences) - len(self._waiting)
+        return sum(sequence.slot is not None for sequence in self._sequences.values())
 
     @property
     def num_waiting(self) -> int:

@@ -89,7 +89,7 @@ class Sequence(ABC):
     @property
     @abstractmethod
     def is_due(self) -> bool:
-        """Whether the next batch has something to do for it."""
+        """Whether it wants a part in the next batch; there is a token to compute then."""
 
     @property
     def is_runnable(self) -> bool:

@@ -1,4 +1,4 @@
-"""A collector of traces in this process: what an OTLP endpoint has been sent."""
+"""An OTLP collector in this process: it keeps all traces that it receives."""
 
 import threading
 from collections.abc import Iterator

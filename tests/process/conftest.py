@@ -1,4 +1,4 @@
-"""Services as processes, each ended by whoever started it."""
+"""Services as processes that end with their tests."""
 
 from collections.abc import Iterator
 from pathlib import Path

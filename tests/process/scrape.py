@@ -1,4 +1,4 @@
-"""Reads what services export for Prometheus."""
+"""Reads the metrics that services export for Prometheus."""
 
 import socket
 import urllib.request
@@ -19,7 +19,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Scrape:
-    """What a service exported at one moment."""
+    """The metrics of a service at one moment."""
 
     values: dict[str, float] = field(default_factory=dict)
     """Samples by name, those with labels added up, buckets left out."""
@@ -32,7 +32,7 @@ class Scrape:
 
 
 def scrape(port: int) -> Scrape:
-    """Return what the service with this metrics port exports."""
+    """Return the metrics of the service with this metrics port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     result = Scrape()
@@ -51,7 +51,7 @@ def scrape(port: int) -> Scrape:
 
 @dataclass(frozen=True)
 class WatchedTrio:
-    """Three services with metrics, and the ports of these."""
+    """Three services with metrics, and their metrics ports."""
 
     orchestrator: Service
     draft: Service

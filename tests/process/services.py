@@ -20,7 +20,7 @@ DRAFT_MODEL = f"synthetic:agreement=0.7,pass_ms=1,vocabulary={VOCABULARY},contex
 
 @dataclass
 class Service:
-    """A service process, its address, and where its log goes."""
+    """A service process, its address and its log file."""
 
     role: str
     process: "subprocess.Popen[bytes]"
@@ -66,17 +66,17 @@ def start_service(log: Path, role: str, *flags: str) -> Service:
 
 
 def listening(role: str, process: "subprocess.Popen[bytes]", log: Path) -> Service:
-    """Wait for the line in which a service says where it listens; no address: it has ended."""
+    """Wait for the line with the address of a service; an empty address: it has ended."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        assert selector.select(START_SECONDS), f"{role} says nothing: {log.read_text()}"
+        assert selector.select(START_SECONDS), f"{role} prints no address: {log.read_text()}"
     words = process.stdout.readline().decode().split()
     return Service(role, process, words[-1] if words else "", log)
 
 
 def becomes_true(condition: Callable[[], bool], within_seconds: float = 10.0) -> bool:
-    """Wait until a condition holds that a service brings about; whether it does in time."""
+    """Wait until a condition holds that a service brings about; return whether it does in time."""
     end = time.monotonic() + within_seconds
     while not condition():
         if time.monotonic() > end:

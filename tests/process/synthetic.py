@@ -1,4 +1,4 @@
-"""What the synthetic verify model writes, computed here."""
+"""The output of a synthetic verify model, computed in the test."""
 
 from amusd.engine.synthetic import SyntheticModel
 

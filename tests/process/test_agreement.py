@@ -1,4 +1,4 @@
-"""Drafts from hopeless to perfect: the same tokens, and the statistics that follow from it."""
+"""Drafts of every agreement: the same tokens, and the statistics that follow from it."""
 
 from collections.abc import Iterator
 

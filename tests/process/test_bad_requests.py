@@ -1,4 +1,4 @@
-"""Requests that the orchestrator refuses: the status, one line of help, and no harm done."""
+"""Requests that the orchestrator refuses: the status, one line of advice, and no harm done."""
 
 import grpc
 import pytest
@@ -100,12 +100,12 @@ CASES = {
 def test_a_bad_request_gets_its_status_and_says_what_to_do(
     trio: Trio, client: Client, case: str
 ) -> None:
-    request, status, words = CASES[case]
+    request, status, message = CASES[case]
     with trio.orchestrator.channel() as channel, pytest.raises(grpc.RpcError) as caught:
         list(rpc.OrchestratorServiceStub(channel).Generate(request, timeout=20))
     assert caught.value.code() is status
     details = str(caught.value.details())
-    assert words in details
+    assert message in details
     assert "\n" not in details
     assert client.generate(Prompt(tokens=(1,)), Options(max_tokens=3)).wait().tokens
 

@@ -1,4 +1,4 @@
-"""The commands that people type, as processes."""
+"""The commands of the command line, as processes."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 PAIR = ("--draft", DRAFT_MODEL, "--verify", VERIFY_MODEL)
 
 
-def test_generate_prints_the_text_and_what_it_took(trio: Trio) -> None:
+def test_generate_prints_the_text_and_the_statistics(trio: Trio) -> None:
     address = trio.orchestrator.address
     done = amusd("generate", "hello", "--raw", "--max-tokens", "30", "--address", address)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_generate_starts_and_ends_services_of_its_own(
     assert left == []
 
 
-def test_compare_says_that_all_strategies_write_the_same(trio: Trio) -> None:
+def test_compare_reports_that_all_strategies_write_the_same(trio: Trio) -> None:
     address = trio.orchestrator.address
     done = amusd(
         "compare", "hello", "--raw", "--max-tokens", "20", "--repeat", "2", "--address", address
@@ -125,17 +125,17 @@ BAD_COMMANDS = {
 
 
 @pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_a_bad_command_says_what_is_wrong_in_one_line(case: str) -> None:
-    arguments, words = BAD_COMMANDS[case]
+def test_a_bad_command_ends_with_one_line_that_says_why(case: str) -> None:
+    arguments, message = BAD_COMMANDS[case]
     done = amusd(*arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert words in done.stderr
+    assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ('{"prompt": ', "line 2: not JSON"),
         ('{"prompt": ""}', "line 2: needs a prompt"),
@@ -144,12 +144,12 @@ def test_a_bad_command_says_what_is_wrong_in_one_line(case: str) -> None:
         ("[1]", "line 2: needs a prompt"),
     ],
 )
-def test_a_bad_line_of_a_prompt_file_is_named(tmp_path: Path, line: str, words: str) -> None:
+def test_a_bad_line_of_a_prompt_file_is_named(tmp_path: Path, line: str, message: str) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(f'{{"prompt": "fine"}}\n{line}\n')
     done = amusd("bench", "--prompts", str(prompts), *PAIR)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert str(prompts) in done.stderr
 
 

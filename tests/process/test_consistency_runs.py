@@ -1,4 +1,4 @@
-"""``amusd consistency`` as people run it."""
+"""``amusd consistency`` as a process."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def prompts(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_all_ways_of_decoding_are_compared_with_plain_decoding_alone(
+def test_every_strategy_numerics_and_batch_size_is_compared_with_plain_decoding(
     prompts: str, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.json"
@@ -47,7 +47,9 @@ def test_all_ways_of_decoding_are_compared_with_plain_decoding_alone(
 
 
 @pytest.mark.slow
-def test_in_bfloat16_exact_writes_the_same_in_every_way(prompts: str, tmp_path: Path) -> None:
+def test_in_bfloat16_exact_numerics_write_the_same_with_every_strategy(
+    prompts: str, tmp_path: Path
+) -> None:
     verify, near = tiny.build("llama"), tiny.perturbed(tiny.build("llama"), 0.05)
     folders = [tiny.save(verify, tmp_path / "verify"), tiny.save(near, tmp_path / "draft")]
     models = ["--verify", folders[0], "--draft", folders[1], "--dtype", "bfloat16"]
@@ -60,13 +62,13 @@ def test_in_bfloat16_exact_writes_the_same_in_every_way(prompts: str, tmp_path: 
     assert len(exact) == 2
     assert not any(one["num_differing"] for one in exact)
     assert not any(one["num_fallbacks"] for one in found)
-    # Whether a fast pass turns a tie here is the processor's; if one does, it was a near one.
+    # Whether fast numerics differ here depends on the processor; if they do, at a near tie.
     for one in (difference for way in found for difference in way["differences"]):
         assert one["tie"]["num_spacings"] < 16
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--batch-sizes", "0"], "cannot read batch sizes '0'"),
         (["--batch-sizes", "two"], "cannot read batch sizes 'two'"),
@@ -75,9 +77,9 @@ def test_in_bfloat16_exact_writes_the_same_in_every_way(prompts: str, tmp_path: 
         (["--output", "/nowhere/report.json"], "no folder /nowhere"),
     ],
 )
-def test_what_cannot_be_read_is_refused_before_anything_starts(
-    prompts: str, arguments: list[str], words: str
+def test_a_bad_argument_is_refused_before_anything_starts(
+    prompts: str, arguments: list[str], message: str
 ) -> None:
     done = run("--prompts", prompts, *arguments)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr

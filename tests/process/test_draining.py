@@ -1,4 +1,4 @@
-"""Services that are told to end: health, refusals, open sessions, and the last word."""
+"""Services that shut down: health, refusals, open sessions and final statuses."""
 
 import signal
 import time
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.process
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-# 10 ms a token: 100 tokens take a second, long enough to meet a service in the middle of it.
+# 10 ms a token: 100 tokens take a second, long enough for a signal to come in the middle.
 SLOW = f"synthetic:pass_ms=10,vocabulary={VOCABULARY},context=6000"
 LONG_GRACE = ("--grace", "60")
 
 
 def watch(channel: grpc.Channel, name: str = "") -> Iterator[int]:
-    """Yield what health says of ``name``, as it changes."""
+    """Yield the health of ``name``, as it changes."""
     request = health_pb2.HealthCheckRequest(service=name)
     for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=60):
         yield int(answer.status)
@@ -102,7 +102,7 @@ def test_a_draft_service_that_drains_still_serves_its_open_sessions(start: Start
     assert "Traceback" not in service.log.read_text()
 
 
-def test_a_new_connection_learns_why_it_is_refused(start: Starter) -> None:
+def test_a_session_on_a_new_connection_is_refused_with_the_reason(start: Starter) -> None:
     service = start("verify", "--model", SLOW, *LONG_GRACE)
     service.wait_until_serving()
     opening = verify_pb2.VerifyRequest(
@@ -136,7 +136,7 @@ def test_a_generation_outlives_the_signal_within_the_grace(start: Starter, role:
     assert service.process.wait(20) == 0
 
 
-def test_a_session_that_outlasts_the_grace_ends_with_words(start: Starter) -> None:
+def test_a_session_that_outlasts_the_grace_ends_with_the_reason(start: Starter) -> None:
     trio = start_trio(start, SLOW, SLOW, orchestrator_flags=("--grace", "0.5"))
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
         generation = client.generate(Prompt(tokens=(2,)), Options(Strategy.AMUSD, 5000))
@@ -165,7 +165,7 @@ def test_a_second_signal_does_not_wait_for_the_grace(start: Starter) -> None:
     assert "by a second signal" in str(error.details())
 
 
-def test_watches_of_health_do_not_delay_the_end(start: Starter) -> None:
+def test_health_watches_do_not_delay_the_end(start: Starter) -> None:
     service = start("verify", "--model", SLOW, *LONG_GRACE)
     service.wait_until_serving()
     with service.channel() as channel:
@@ -177,7 +177,9 @@ def test_watches_of_health_do_not_delay_the_end(start: Starter) -> None:
             next(seen)
 
 
-def test_an_old_connection_is_given_up_without_harm_to_its_calls(start: Starter) -> None:
+def test_a_connection_over_its_maximum_age_is_closed_without_harm_to_its_calls(
+    start: Starter,
+) -> None:
     trio = start_trio(start, SLOW, SLOW, orchestrator_flags=("--max-connection-age", "0.5"))
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
         for prompt in ((2,), (3,)):  # two seconds each

@@ -46,13 +46,13 @@ def orchestrate(start: Starter, verify: str, draft: str, *flags: str) -> Service
 
 
 def states(client: Client) -> dict[str, pb.ReplicaState.ValueType]:
-    """Return what the orchestrator thinks of each replica, by address."""
+    """Return the state of each replica as the orchestrator reports it, by address."""
     info = client.server_info()
     return {one.address: one.state for one in (*info.verify_replicas, *info.draft_replicas)}
 
 
 def generates(client: Client, strategy: Strategy = Strategy.AMUSD) -> bool:
-    """Generate a little; whether it was drafted for."""
+    """Generate 20 tokens; return whether the draft was kept."""
     generation = client.generate(Prompt(tokens=(3,)), Options(strategy, 20)).wait()
     assert generation.tokens == expected_output(VERIFY_MODEL, (3,), 20)
     return not generation.summary().fallback_reason
@@ -72,7 +72,7 @@ def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) 
         assert becomes_true(lambda: set(states(client).values()) == {HEALTHY}, BOUND_SECONDS)
         for killed in (verifies[0], drafts[1]):
             killed.process.kill()
-            # At once, and when it is known: who is refused by a dead replica asks another one.
+            # Before and after its state is known: a refused session is opened on another replica.
             assert all(generates(client) for _ in range(8))
             assert becomes_true(
                 lambda address=killed.address: states(client)[address] == pb.REPLICA_STATE_AWAY,  # type: ignore[misc]
@@ -100,7 +100,7 @@ def test_without_verify_replicas_there_is_advice_until_one_comes_back(start: Sta
         assert generates(client, Strategy.AUTOREGRESSIVE)
 
 
-def test_what_serves_something_else_is_refused_with_a_line_in_the_log(
+def test_a_replica_with_another_model_is_refused_with_a_line_in_the_log(
     start: Starter, tmp_path: Path
 ) -> None:
     good = start("verify", "--model", VERIFY_MODEL), start("draft", "--model", DRAFT_MODEL)
@@ -148,7 +148,7 @@ def test_a_name_that_resolves_to_nothing_ends_the_start_with_one_line() -> None:
 
 
 @pytest.mark.parametrize("address", ["nowhere", "a:b", "file://here"])
-def test_an_address_that_is_none_is_said(address: str) -> None:
+def test_an_invalid_address_is_reported(address: str) -> None:
     done = amusd("serve", "orchestrator", "--verify", address, "--port", "0")
     assert done.returncode == 1
     assert address in done.stderr
@@ -158,7 +158,7 @@ def test_an_address_that_is_none_is_said(address: str) -> None:
 async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
     start: Starter, tmp_path: Path
 ) -> None:
-    """Orchestrators that share nothing; a replica of each kind drains, and another one joins."""
+    """The orchestrators share nothing. A replica of each kind drains, and another one joins."""
     fleet = Fleet.launched(start, tmp_path)
     async with fleet.stubs() as stubs:
         await fleet.all_use(stubs, fleet.verifies[:2], fleet.drafts[:4])
@@ -190,7 +190,7 @@ async def test_two_hundred_generations_go_on_while_replicas_come_and_go(
 
 @dataclass(frozen=True)
 class Fleet:
-    """Three verify and five draft replicas, of which files list some, and three orchestrators.
+    """Three verify and five draft replicas, some of them listed in files; three orchestrators.
 
     ``metrics_ports`` are those of the orchestrators.
     """
@@ -217,7 +217,7 @@ class Fleet:
         return fleet
 
     def orchestrate(self) -> None:
-        """Let another orchestrator join."""
+        """Start another orchestrator."""
         entries = [f"file://{path}" for path in self.files]
         port = free_port()
         flags = ("--max-sessions", "100", "--grace", "60", "--metrics-port", str(port))
@@ -228,7 +228,7 @@ class Fleet:
         for path, services in zip(self.files, listed, strict=True):
             other = path.with_suffix(".new")
             other.write_text("\n".join(service.address for service in services))
-            other.replace(path)  # nobody reads half of it
+            other.replace(path)  # never half written
 
     @contextlib.asynccontextmanager
     async def stubs(self, first: int = 0) -> "AsyncIterator[Stubs]":
@@ -274,7 +274,7 @@ async def healthy(stub: "rpc.OrchestratorServiceAsyncStub") -> set[str]:
 
 
 def check_metrics(port: int, seen: list[pb.Statistics]) -> None:
-    """Check that an orchestrator's metrics are the sums of what its clients were told."""
+    """Check that an orchestrator's metrics are the sums of its clients' statistics."""
     metrics = scrape(port)
     assert metrics["amusd_request_seconds_count"] == len(seen) > 0
     assert metrics["amusd_request_failures_total"] == 0
@@ -340,7 +340,7 @@ class Wave:
                 statistics = response.completion.statistics
                 begun.set()
         finally:
-            begun.set()  # in vain: ``done`` says why
+            begun.set()  # if it has failed, ``done`` raises the error
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
         assert not statistics.fallback_reason
         self.statistics[port].append(statistics)

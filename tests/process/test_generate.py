@@ -1,4 +1,4 @@
-"""Generations through the three services: the tokens, the text, and what they took."""
+"""Generations through the three services: tokens, text and statistics."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,7 +49,7 @@ def test_the_statistics_add_up(client: Client, strategy: Strategy) -> None:
         assert found.draft_busy_seconds > 0
 
 
-def test_text_is_what_the_bytes_of_all_tokens_say(client: Client) -> None:
+def test_the_text_is_that_of_the_bytes_of_all_tokens(client: Client) -> None:
     pieces = list(generation := client.generate(Prompt(text="naïve"), Options(max_tokens=100)))
     expected = expected_output(VERIFY_MODEL, tuple("naïve".encode()), 100)
     assert generation.tokens == expected
@@ -89,7 +89,7 @@ def test_twenty_generations_at_once_do_not_disturb_one_another(trio: Trio) -> No
         assert all(pool.map(generate, range(20)))
 
 
-def test_the_server_says_what_it_serves(client: Client) -> None:
+def test_the_server_info_has_models_limits_and_strategies(client: Client) -> None:
     info = client.server_info()
     assert info.verify_model.name == VERIFY_MODEL
     assert info.draft_model.vocabulary.fingerprint == info.verify_model.vocabulary.fingerprint

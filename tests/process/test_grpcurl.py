@@ -51,7 +51,7 @@ def test_every_service_lists_what_it_serves(trio: Trio) -> None:
         assert sum(one.startswith("amusd.") for one in listed) == 1
 
 
-def test_every_service_says_that_it_is_healthy(trio: Trio) -> None:
+def test_every_service_reports_that_it_is_healthy(trio: Trio) -> None:
     for service in (trio.draft, trio.verify, trio.orchestrator):
         done = grpcurl(service.address, "grpc.health.v1.Health/Check")
         assert json.loads(done.stdout) == {"status": "SERVING"}

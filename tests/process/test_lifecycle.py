@@ -14,7 +14,15 @@ from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
-from tests.process.services import VERIFY_MODEL, Service, Starter, Trio, becomes_true, start_trio
+from tests.process.services import (
+    DRAFT_MODEL,
+    VERIFY_MODEL,
+    Service,
+    Starter,
+    Trio,
+    becomes_true,
+    start_trio,
+)
 from tests.process.synthetic import expected_output
 
 pytestmark = pytest.mark.process
@@ -66,7 +74,7 @@ def resident_bytes(service: Service) -> int:
 
 
 def open_and_cancel(trio: Trio, number: int) -> None:
-    """Run a session far enough that it was rolled back, and cancel it."""
+    """Run a session until it has probably been rolled back, and cancel it."""
     with trio.orchestrator.channel() as channel:
         request = long_request(prompt=number % 512)
         call = rpc.OrchestratorServiceStub(channel).Generate(request, timeout=60)
@@ -119,7 +127,7 @@ def test_a_draft_that_hangs_costs_no_token(start: Starter, strategy: Strategy) -
     assert generation.tokens == expected_output(VERIFY_MODEL, (2,), 300)
 
 
-def test_a_draft_that_comes_back_is_used_again(start: Starter) -> None:
+def test_a_draft_that_comes_back_is_used_and_rolled_back_again(start: Starter) -> None:
     trio = start_trio(start)
     trio.draft.process.kill()
     trio.draft.process.wait()
@@ -127,12 +135,18 @@ def test_a_draft_that_comes_back_is_used_again(start: Starter) -> None:
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
         options = Options(Strategy.AMUSD, 20)
         assert client.generate(Prompt(tokens=(3,)), options).wait().summary().fallback_reason
-        start("draft", "--model", VERIFY_MODEL, "--port", port).wait_until_serving()
+        start("draft", "--model", DRAFT_MODEL, "--port", port).wait_until_serving()
         assert becomes_true(
             lambda: (
                 not client.generate(Prompt(tokens=(3,)), options).wait().summary().fallback_reason
             )
         )
+        # The rollback stream is opened anew, too.
+        for strategy in (Strategy.SPECULATIVE, Strategy.AMUSD):
+            generation = client.generate(Prompt(tokens=(3,)), Options(strategy, 60)).wait()
+            assert generation.tokens == expected_output(VERIFY_MODEL, (3,), 60)
+            assert not generation.summary().fallback_reason
+            assert generation.summary().num_rollbacks > 1
 
 
 def test_a_draft_that_comes_back_with_another_vocabulary_is_left_out(start: Starter) -> None:

@@ -1,4 +1,4 @@
-"""A look-up beside a model, through real services, on a text that repeats itself."""
+"""N-gram lookup beside a model, through real services, on a text that repeats itself."""
 
 import json
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from tests.process.services import (
     start_trio,
 )
 from tests.process.synthetic import expected_output
+from tests.process.test_draft_stream import Stream
 
 pytestmark = pytest.mark.process
 
@@ -54,7 +55,7 @@ def check_sums(found: Statistics) -> None:
     assert sum(one.num_accepted for one in sources) == found.num_accepted
 
 
-def test_a_text_that_repeats_itself_is_looked_up_and_stays_the_same(client: Client) -> None:
+def test_lookup_drafts_a_text_that_repeats_itself_and_changes_no_token(client: Client) -> None:
     prompt = (3, 1, 4, 1, 5)
     plain = client.generate(Prompt(tokens=prompt), Options(Strategy.AUTOREGRESSIVE, 120)).wait()
     assert plain.tokens == expected_output(VERIFY, prompt, 120)
@@ -68,12 +69,12 @@ def test_a_text_that_repeats_itself_is_looked_up_and_stays_the_same(client: Clie
         model, looked_up = found.acceptance_per_source
         assert (model.source, looked_up.source) == (DraftSource.MODEL, DraftSource.LOOKUP)
         assert model.num_checked > model.num_accepted > 0
-        # Behind the first period all that is looked up is right.
+        # After the first period every lookup is right.
         assert looked_up.num_accepted == looked_up.num_checked >= 120 - 3 * PERIOD
         assert found.tokens_per_pass > 1.5
 
 
-def test_a_draft_service_says_where_its_proposals_come_from(start: Starter, trio: Trio) -> None:
+def test_a_draft_service_reports_its_sources(start: Starter, trio: Trio) -> None:
     both = start("draft", "--model", DRAFT, "--lookup")
     alone = start("draft", "--model", "prompt-lookup")
     for service in (both, alone):
@@ -84,7 +85,22 @@ def test_a_draft_service_says_where_its_proposals_come_from(start: Starter, trio
     assert "drafting by lookup and model" in both.log.read_text()
 
 
-def test_generate_shows_how_each_source_fares() -> None:
+def test_proposals_of_a_lookup_take_no_step_and_no_time_of_the_device(start: Starter) -> None:
+    service = start("draft", "--model", "prompt-lookup")
+    service.wait_until_serving()
+    with service.channel() as channel:
+        stream = Stream(channel).open(
+            token_ids=[7, 8, 9, 10, 11, 7, 8], record_times=True, tokens_per_proposal=4
+        )
+        [proposal] = stream.proposals(4)
+        stream.end()
+    assert list(proposal.token_ids) == [9, 10, 11, 7]
+    assert proposal.source == model_pb2.DRAFT_SOURCE_LOOKUP
+    assert (proposal.num_steps, len(proposal.steps)) == (0, 0)
+    assert proposal.draft_seconds == proposal.device_seconds == 0.0
+
+
+def test_generate_shows_the_acceptance_of_each_source() -> None:
     pair = ("--draft", DRAFT, "--verify", VERIFY, "--lookup")
     done = amusd("generate", "hello", "--raw", "--max-tokens", "90", *pair)
     assert done.returncode == 0, done.stderr
@@ -92,7 +108,7 @@ def test_generate_shows_how_each_source_fares() -> None:
     assert ", lookup 100%)" in done.stderr
 
 
-def test_bench_shows_how_each_source_fares(repeating: Trio, tmp_path: Path) -> None:
+def test_bench_shows_the_acceptance_of_each_source(repeating: Trio, tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "bench.json"
     prompts.write_text('{"prompt": "one"}\n')
     done = amusd(

@@ -1,4 +1,4 @@
-"""What real processes log: one line for each session, and never what was said in it."""
+"""The logs of real processes: one line for each session, and never a prompt or an output."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_json_logs_have_a_line_with_counts_for_each_session(start: Starter) -> N
     assert len(sessions) == 1
 
 
-def test_a_name_of_a_session_cannot_forge_a_line_of_the_log(start: Starter) -> None:
+def test_a_session_id_cannot_forge_a_line_of_the_log(start: Starter) -> None:
     service = start("verify", "--model", VERIFY_MODEL)
     service.wait_until_serving()
     with service.channel() as channel:

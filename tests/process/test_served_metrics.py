@@ -1,4 +1,4 @@
-"""Metrics of real processes add up to what their clients saw."""
+"""The metrics of real processes add up to the statistics of their clients."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,8 +11,10 @@ from amusd.observe.metrics import METRIC_NAMES, Role, names_of
 from amusd.prompts import Prompt
 from amusd.protocol.errors import InvalidInputError, LimitExceededError
 from amusd.protocol.strategy import Strategy
+from tests.process.rollbacks import Rollbacks
 from tests.process.scrape import Scrape, WatchedTrio, free_port, scrape, start_watched
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Starter, amusd, becomes_true
+from tests.process.test_draft_stream import Stream
 
 pytestmark = pytest.mark.process
 
@@ -47,7 +49,7 @@ def is_at_rest(trio: WatchedTrio) -> bool:
     return all(one[name] == 0 for one in scrapes for name in gauges)
 
 
-def test_metrics_add_up_to_what_clients_saw(trio: WatchedTrio) -> None:
+def test_metrics_add_up_to_the_statistics_of_the_clients(trio: WatchedTrio) -> None:
     generations = [
         generation for strategy in Strategy for generation in generate(trio, strategy, 4)
     ]
@@ -90,9 +92,27 @@ def test_engines_count_their_passes_and_memory(trio: WatchedTrio) -> None:
     )
     assert draft["amusd_generation_tokens_total"] >= sum(one.num_drafted for one in summaries)
     assert draft["amusd_draft_step_seconds_count"] > 0
+    # A session may end before its last rollback arrives.
+    assert 0 < draft["amusd_rollbacks_total"] <= sum(one.num_rollbacks for one in summaries)
     for one in (verify, draft):
         assert one["amusd_request_seconds_count"] == len(summaries)
         assert one["amusd_request_failures_total"] == 0
+
+
+def test_a_draft_service_counts_the_rollbacks_that_it_has_done(trio: WatchedTrio) -> None:
+    with trio.draft.channel() as channel:
+        stream = Stream(channel).open()
+        stream.proposals(4)
+        rollbacks = Rollbacks(stream.stub)
+        refused = [
+            rollbacks.roll_back(epoch, 3 + epoch, 1).HasField("error") for epoch in (1, 2, 2, 3)
+        ]
+        assert refused == [False, False, True, False]
+        assert becomes_true(lambda: trio.scrape("draft")["amusd_rollbacks_total"] == 3)
+        rollbacks.end()
+        stream.end()
+    assert becomes_true(lambda: is_at_rest(trio))
+    assert trio.scrape("draft")["amusd_rollbacks_total"] == 3
 
 
 def test_a_session_is_seen_while_it_runs(trio: WatchedTrio) -> None:
@@ -103,7 +123,7 @@ def test_a_session_is_seen_while_it_runs(trio: WatchedTrio) -> None:
             seen = trio.scrape(role)
             assert seen["amusd_sessions_open"] == seen["amusd_requests_running"] == 1
         assert trio.scrape("verify")["amusd_kv_tokens_reserved"] == 382
-    # The client is gone before its output was over.
+    # The client is gone before the end of its output.
     assert becomes_true(lambda: is_at_rest(trio))
     seen = trio.scrape("orchestrator")
     assert seen.labelled == {**seen.labelled, ("amusd_request_failures_total", "CANCELLED"): 1.0}
@@ -131,7 +151,7 @@ def failures_of(seen: Scrape) -> dict[str, float]:
     }
 
 
-def test_the_list_of_metrics_is_what_services_export(trio: WatchedTrio) -> None:
+def test_services_export_exactly_the_listed_metrics(trio: WatchedTrio) -> None:
     exported: set[str] = set()
     for role in ROLES:
         names = trio.scrape(role).names
@@ -150,7 +170,7 @@ def test_a_port_for_metrics_that_is_taken_ends_the_service_with_advice(start: St
     assert result.stdout == ""
 
 
-def test_metrics_are_off_unless_asked_for(start: Starter) -> None:
+def test_metrics_are_off_by_default(start: Starter) -> None:
     service = start("verify", "--model", VERIFY_MODEL)
     service.wait_until_serving()
     listening = [
@@ -163,10 +183,10 @@ def test_metrics_are_off_unless_asked_for(start: Starter) -> None:
 
 def test_local_services_have_metrics_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = (free_port(), free_port(), free_port())
-    monkeypatch.setenv("AMUSD_METRICS_PORT", str(free_port()))  # one port cannot do for three
+    monkeypatch.setenv("AMUSD_METRICS_PORT", str(free_port()))  # three services cannot share a port
     settings = LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL, metrics_ports=ports)
     with local_services(settings):
         for role, port in zip(ROLES, ports, strict=True):
             assert scrape(port).names <= names_of(role)
     with local_services(LocalSettings(draft=DRAFT_MODEL, verify=VERIFY_MODEL)):
-        pass  # none of them stumbled over the port in the environment
+        pass  # the port in the environment is for none of them

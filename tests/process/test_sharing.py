@@ -62,7 +62,7 @@ def generate(trio: Trio, prompts: list[tuple[int, ...]], options: Options) -> li
 
 
 class Waiter:
-    """A Verify stream for so many tokens that only one of them fits."""
+    """A Verify stream with so large a session that the KV cache holds one of them."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
         self._requests: queue.SimpleQueue[verify_pb2.VerifyRequest | None] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ class Waiter:
 
 
 @pytest.mark.parametrize("strategy", Strategy)
-def test_eight_generations_in_one_batch_get_what_each_gets_alone(
+def test_eight_generations_in_one_batch_write_what_each_writes_alone(
     start: Starter, strategy: Strategy
 ) -> None:
     trio = start_trio(start, f"{MODEL},batch=8", f"{DRAFT},batch=8")
@@ -106,7 +106,7 @@ def test_eight_generations_in_one_batch_get_what_each_gets_alone(
     assert sum(reused) > 0.8 * sum(map(len, prompts))
 
 
-def test_shared_time_adds_up_to_no_more_than_there_is(start: Starter) -> None:
+def test_shared_time_adds_up_to_no_more_than_the_wall_time(start: Starter) -> None:
     trio = start_trio(start, f"{MODEL},batch=8", f"{DRAFT},batch=8")
     generations = generate(trio, [(number, 7) for number in range(8)], Options(Strategy.AMUSD, 60))
     summaries = [generation.summary() for generation in generations]
@@ -120,7 +120,7 @@ def test_shared_time_adds_up_to_no_more_than_there_is(start: Starter) -> None:
 def test_four_clients_finish_where_only_two_fit(
     start: Starter, strategy: Strategy, short_of_memory: str
 ) -> None:
-    """What waits for memory neither fails nor holds the other side up."""
+    """A session that waits for memory neither fails nor blocks the other service."""
     little = ",batch=4,memory=110"
     trio = start_trio(
         start,
@@ -161,7 +161,7 @@ def test_a_draft_that_waits_for_memory_is_not_waited_for(
 
 @pytest.fixture
 def small(start: Starter) -> Service:
-    """A verify service with memory for one session, and a line for one."""
+    """A verify service with memory for one session, and a waiting queue for one more."""
     service = start(
         "verify", "--model", f"{MODEL},memory=150", "--max-waiting", "1", "--max-wait", "20"
     )
@@ -169,7 +169,7 @@ def small(start: Starter) -> Service:
     return service
 
 
-def test_a_full_line_is_refused_with_advice_and_the_one_in_it_served(small: Service) -> None:
+def test_a_full_waiting_queue_refuses_with_advice_and_its_session_is_served(small: Service) -> None:
     own = expected_output(MODEL, (1, 2, 3), 4)
     with small.channel() as channel:
         first = Waiter(channel, "first")
@@ -187,7 +187,7 @@ def test_a_full_line_is_refused_with_advice_and_the_one_in_it_served(small: Serv
     assert becomes_true(lambda: verify_info(small).cache.num_reserved_tokens == 0)
 
 
-def test_a_waiting_client_that_cancels_leaves_its_place_to_another(small: Service) -> None:
+def test_a_waiting_session_that_is_cancelled_leaves_its_place_to_another(small: Service) -> None:
     with small.channel() as channel:
         first = Waiter(channel, "first")
         next(first.responses)
@@ -232,7 +232,7 @@ def test_the_flags_of_an_engine_reach_it(start: Starter) -> None:
 @pytest.mark.parametrize(
     "flags", [("--numerics", "sloppy"), ("--weights", "int4"), ("--max-waiting", "-1")]
 )
-def test_a_flag_that_makes_no_sense_is_refused(flags: tuple[str, str]) -> None:
+def test_an_invalid_flag_is_refused(flags: tuple[str, str]) -> None:
     result = amusd("serve", "verify", "--model", MODEL, *flags)
     assert result.returncode == 2
     assert flags[0] in result.stderr

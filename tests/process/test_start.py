@@ -1,4 +1,4 @@
-"""Services that start, that cannot, and that end: health, exit codes and one line of help."""
+"""Services that start, fail to start and end: health, exit codes and one line of advice."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def health(service: Service, name: str = "") -> int:
 
 
 def fails(*arguments: str) -> str:
-    """Run a command that has to fail, and return its one line of help."""
+    """Run a command that has to fail, and return its one line of advice."""
     done = amusd(*arguments)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -50,7 +50,9 @@ def test_an_orchestrator_does_not_serve_before_its_services_do(start: Starter) -
     assert health(orchestrator, "amusd.v1.OrchestratorService") == NOT_SERVING
 
 
-def test_a_draft_service_that_is_not_there_is_left_out(start: Starter) -> None:
+def test_an_orchestrator_starts_without_a_draft_service_that_does_not_answer(
+    start: Starter,
+) -> None:
     verify = start("verify", "--model", VERIFY_MODEL)
     orchestrator = start(
         "orchestrator", "--verify", verify.address, "--draft", "127.0.0.1:9",
@@ -76,7 +78,7 @@ def test_sigterm_ends_an_orchestrator_that_still_waits(start: Starter) -> None:
     assert "Traceback" not in orchestrator.log.read_text()
 
 
-def test_the_end_of_standard_input_ends_a_service_that_is_told_so() -> None:
+def test_the_end_of_standard_input_ends_a_service_with_that_flag() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "amusd", "serve", "verify", "--port", "0", "--end-with-stdin",
          "--model", VERIFY_MODEL],
@@ -100,23 +102,23 @@ def test_models_of_different_vocabularies_are_refused_at_start(start: Starter) -
     assert "share their tokenizer" in line
 
 
-def test_a_port_in_use_is_said(trio: Trio) -> None:
+def test_a_port_in_use_is_reported(trio: Trio) -> None:
     port = trio.verify.address.rpartition(":")[2]
     line = fails("serve", "verify", "--model", VERIFY_MODEL, "--port", port)
     assert port in line
     assert "--port" in line
 
 
-def test_a_model_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_model_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     folder = str(tmp_path / "nothing")
     assert folder in fails("serve", "verify", "--model", folder, "--port", "0")
 
 
-def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_reported(tmp_path: Path) -> None:
     assert str(tmp_path) in fails("serve", "verify", "--model", str(tmp_path), "--port", "0")
 
 
-def test_a_verify_service_out_of_reach_is_said() -> None:
+def test_a_verify_service_out_of_reach_is_reported() -> None:
     line = fails(
         "serve", "orchestrator", "--verify", "127.0.0.1:9", "--port", "0",
         "--startup-timeout", "1",
@@ -128,11 +130,11 @@ def test_prompt_lookup_cannot_verify() -> None:
     assert "only drafts" in fails("serve", "verify", "--model", "prompt-lookup", "--port", "0")
 
 
-def test_a_bad_synthetic_model_is_said() -> None:
+def test_a_bad_synthetic_model_is_reported() -> None:
     assert "colour" in fails("serve", "verify", "--model", "synthetic:colour=3", "--port", "0")
 
 
-def test_an_unknown_device_is_said(tmp_path: Path) -> None:
+def test_an_unknown_device_is_reported(tmp_path: Path) -> None:
     line = fails("serve", "verify", "--model", str(tmp_path), "--device", "abacus", "--port", "0")
     assert "abacus" in line
     assert "--device" in line
@@ -154,7 +156,7 @@ def test_calls_before_the_model_is_loaded_are_unavailable(start: Starter) -> Non
     assert "try again" in str(caught.value.details())
 
 
-def test_a_draft_model_may_be_anything_that_drafts(start: Starter) -> None:
+def test_a_draft_service_takes_a_model_or_prompt_lookup(start: Starter) -> None:
     start("draft", "--model", DRAFT_MODEL).wait_until_serving()
     start("draft", "--model", "prompt-lookup").wait_until_serving()
 
@@ -167,17 +169,17 @@ def test_a_draft_model_may_be_anything_that_drafts(start: Starter) -> None:
         ("up", "--draft", "", "--lookup"),
     ],
 )
-def test_a_look_up_beside_no_model_is_refused(command: tuple[str, ...]) -> None:
+def test_lookup_without_a_draft_model_beside_it_is_refused(command: tuple[str, ...]) -> None:
     assert "needs a draft model" in fails(*command)
 
 
-def test_a_look_up_may_be_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookup_can_be_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMUSD_LOOKUP", "1")
     line = fails("serve", "draft", "--model", "prompt-lookup", "--port", "0")
     assert "without --lookup" in line
 
 
-def test_only_a_draft_service_looks_up() -> None:
+def test_only_a_draft_service_has_the_lookup_flag() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "amusd", "serve", "verify", "--lookup"],
         capture_output=True,

@@ -70,11 +70,11 @@ def test_only_amusd_lets_both_devices_work_at_the_same_time(client: Client) -> N
         devices = device_timelines(recorded(generate(client, strategy)))
         shares[strategy] = devices.overlap_seconds / devices.verify.busy_seconds
     assert shares[Strategy.AUTOREGRESSIVE] == 0.0
-    # Both read the prompt at the same time.
+    # Both compute the prompt at the same time.
     assert shares[Strategy.SPECULATIVE] < shares[Strategy.AMUSD]
 
 
-def test_nothing_is_recorded_unless_it_is_asked_for(client: Client) -> None:
+def test_a_timeline_is_recorded_only_on_request(client: Client) -> None:
     assert generate(client, Strategy.AMUSD, timeline=False).timeline is None
 
 
@@ -113,7 +113,7 @@ def test_the_command_writes_a_trace_and_a_picture(
 
 
 def check_slices(trace: dict[str, Any]) -> None:
-    """Work and idle time of a device take turns, and arrows begin and end in work."""
+    """Check that work and idle time alternate, and that arrows begin and end in work."""
     for thread in (DRAFT, VERIFY):
         both = sorted(
             slices(trace, thread) + slices(trace, thread, idle=True), key=lambda one: one["ts"]
@@ -160,19 +160,19 @@ BAD_COMMANDS = {
 
 
 @pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_a_bad_command_says_what_is_wrong_in_one_line(
+def test_a_bad_command_ends_with_a_line_that_says_why(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments, words = BAD_COMMANDS[case]
+    arguments, message = BAD_COMMANDS[case]
     done = amusd("timeline", *arguments)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_are_written_over_only_by_force(trio: Trio, tmp_path: Path) -> None:
+def test_existing_files_are_overwritten_only_with_force(trio: Trio, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("dear")
     arguments = (
         "timeline", "hello", "--raw", "--max-tokens", "5", "--output", str(tmp_path / "one"),
@@ -187,7 +187,7 @@ def test_files_are_written_over_only_by_force(trio: Trio, tmp_path: Path) -> Non
     check_picture(tmp_path / "one.png")
 
 
-def test_without_matplotlib_the_command_says_how_to_get_it(
+def test_without_matplotlib_the_command_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # None in sys.modules is how Python is told that a module is not there.

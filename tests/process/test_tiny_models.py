@@ -48,7 +48,7 @@ def test_every_strategy_writes_what_transformers_generates(
 ) -> None:
     model, client = served
     num_accepted = 0
-    for length in (1, 20, 300):  # the last one is read in two pieces
+    for length in (1, 20, 300):  # the last one is computed in chunks
         prompt = [(7 * index + length) % VOCABULARY for index in range(length)]
         expected = generate(model, prompt, 48)
         for strategy in Strategy:

@@ -19,7 +19,7 @@ from tests.process.services import Service, Starter, Trio, becomes_true, start_t
 
 pytestmark = pytest.mark.process
 
-MARKER = "a marker that no trace may hold"
+MARKER = "a marker that no trace may contain"
 SERVICES = ("amusd-orchestrator", "amusd-draft", "amusd-verify")
 
 
@@ -66,7 +66,7 @@ def test_one_trace_has_a_span_of_each_service_below_the_orchestrators(
     assert generation.text not in collector.everything()
 
 
-def test_a_trace_of_the_client_goes_on(start: Starter, collector: Collector) -> None:
+def test_a_trace_of_the_client_is_continued(start: Starter, collector: Collector) -> None:
     trio = start_trio(start)
     parent = ("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01")
     request = orchestrator_pb2.GenerateRequest(
@@ -104,7 +104,7 @@ def test_a_lost_draft_is_an_event_and_a_refusal_an_error(
     assert "999999" not in collector.everything()
 
 
-def test_a_collector_that_is_not_there_costs_one_warning(
+def test_a_missing_collector_costs_one_warning(
     start: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -124,7 +124,7 @@ def test_a_collector_that_is_not_there_costs_one_warning(
 
 
 def warnings_of(service: Service) -> list[str]:
-    """Return what a service said that is more than information."""
+    """Return the lines of a service's log above the level INFO."""
     lines = service.log.read_text().splitlines()
     return [line for line in lines if " INFO " not in line]
 
