@@ -266,7 +266,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
         waiting = [record for record in self.records.values() if record.is_waiting]
         assert scheduler.num_waiting == len(waiting) <= self.limits.max_waiting
-        assert scheduler.num_open == len(self.records) - len(waiting)
+        with_memory = [one for one in self.records.values() if one.sequence.slot is not None]
+        assert scheduler.num_open == len(with_memory)
         assert len(self.records) <= self.limits.max_sessions
 
     @invariant()
