@@ -58,14 +58,19 @@ class ClientOutbox:
             self._filled.clear()
             while self._tokens:
                 tokens, self._tokens = tuple(self._tokens), []
-                await self._write_in_time(tokens, self._decoder.feed(tokens))
+                await self.in_time(self._write(tokens, self._decoder.feed(tokens)))
             if self._is_closed:
                 return
 
-    async def _write_in_time(self, tokens: tuple[int, ...], text: str) -> None:
+    async def in_time(self, written: Awaitable[None]) -> None:
+        """Wait until a message is written.
+
+        Raises:
+            LimitExceededError: the client did not read it in time.
+        """
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._write(tokens, text)
+                await written
         except TimeoutError:
             raise LimitExceededError(
                 f"the client has not read for {self._timeout_seconds:g} s: read faster, or raise "

@@ -66,7 +66,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
                 timeline=timeline_codec.timeline_to_proto(outcome.timeline),
             )
-            await context.write(orchestrator_pb2.GenerateResponse(completion=completion))
+            last = orchestrator_pb2.GenerateResponse(completion=completion)
+            await outbox.in_time(context.write(last))
 
     @faults.reported
     async def GetServerInfo(

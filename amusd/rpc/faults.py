@@ -1,5 +1,7 @@
 """The only mapping between the errors of ``amusd.protocol.errors`` and gRPC statuses."""
 
+import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -25,6 +27,7 @@ _STATUS_OF = {
 }
 # grpc.aio replaces the status of a call with this if a write fails because the call has ended.
 _STATUS_LOST = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+_ABORT_SECONDS = 1.0
 _ERROR_OF = {status: error for error, status in _STATUS_OF.items()}
 
 
@@ -49,7 +52,11 @@ def reported(handler: Handler[Servicer, Request, Response]) -> Handler[Servicer,
         except Exception:
             log.exception("an unexpected error ended a call")
             code, message = grpc.StatusCode.INTERNAL, "unexpected error: see the service's log"
-        return await context.abort(code, message)
+        # The status waits for a peer that does not read; the handler does not.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ABORT_SECONDS):
+                await context.abort(code, message)
+        return None  # type: ignore[return-value]  # the status is on its way
 
     return report
 
