@@ -231,8 +231,9 @@ class _Outlook:
         if not best_length:
             return cls(tokens, seconds, best_length)
         # Passes in a run check what the draft writes meanwhile.
-        num_drafted = int(seconds[1] / draft_seconds) if draft_seconds else best_length
-        length = min(max(1, num_drafted), best_length)
+        length = best_length
+        if best_length * draft_seconds > seconds[1]:
+            length = max(1, int(seconds[1] / draft_seconds))
         num_passes = 1.0 / max(1e-6, 1.0 - acceptance ** (length + 1))
         run_tokens, run_seconds = num_passes * tokens[length], num_passes * seconds[length]
         return cls(tokens, seconds, best_length, run_tokens, run_seconds)

@@ -13,7 +13,8 @@ from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
 _MAX_EXPIRED_WAITS = 3
-_WRITTEN_SHARE = 0.6  # of a pass, within which the draft has to write all it may
+_MAX_STEP_OVERHEAD = 1.5  # of the interval between two tokens over a step; more is a pause
+_WRITTEN_SHARE = 0.65  # of a pass, within which all tokens have to arrive after a rollback
 _COLLECTED_SHARE = 1 / 10  # of a pass, for which drafted tokens are collected while it runs
 
 
@@ -111,6 +112,7 @@ class Asynchronous:
         self._is_prefilled = False
         self._num_expired_waits = 0
         self._epoch = 0
+        self._last_proposal = (-1, 0.0)  # its epoch, and when it arrived
         self._rolled_back_seconds: float | None = None  # None: no rollback awaits its proposal
 
     @property
@@ -125,7 +127,7 @@ class Asynchronous:
 
     @property
     def tokens_per_proposal(self) -> int:
-        """Return all tokens up to the look-ahead if the draft writes them well within a pass.
+        """Return all tokens up to the look-ahead if they arrive well within a pass.
 
         Else return as many as it writes in a tenth of a pass. Each message costs time on both
         hosts, and tokens that arrive while a pass runs are of no use before its end.
@@ -134,7 +136,9 @@ class Asynchronous:
         if self._last_pass_seconds is None or not step_seconds:
             return 1
         lookahead = self._length.useful_lookahead()
-        if lookahead * step_seconds <= self._last_pass_seconds * _WRITTEN_SHARE:
+        rollback_seconds = self._times.rollback_seconds
+        written_seconds = rollback_seconds + (lookahead - 1) * step_seconds
+        if rollback_seconds and written_seconds <= self._last_pass_seconds * _WRITTEN_SHARE:
             return lookahead
         num_tokens = int(self._last_pass_seconds * _COLLECTED_SHARE / step_seconds)
         return min(max(1, num_tokens), lookahead)
@@ -166,12 +170,13 @@ class Asynchronous:
         self._num_expired_waits += 1
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
-        """Learn the draft's step time, and expect the next proposal one step later."""
+        """Learn the draft's time for a token, and expect the next proposal one token later."""
         # N-gram lookup takes no model step, and the model's first proposal includes the prefill.
         if proposal.num_steps and proposal.source is DraftSource.MODEL:
             if self._is_prefilled:
-                self._times.observe_draft(proposal.draft_seconds / proposal.num_steps)
+                self._times.observe_draft(self._seconds_per_token(proposal, now_seconds))
             self._is_prefilled = True
+        self._last_proposal = (proposal.epoch, now_seconds)
         self._num_expired_waits = 0
         self._next_proposal_seconds = now_seconds + self._times.draft_seconds
         if self._rolled_back_seconds is not None and proposal.epoch >= self._epoch:
@@ -180,6 +185,19 @@ class Asynchronous:
             waited = now_seconds - self._rolled_back_seconds
             self._times.observe_rollback(max(0.0, waited - collecting))
             self._rolled_back_seconds = None
+
+    def _seconds_per_token(self, proposal: Proposal, now_seconds: float) -> float:
+        """Return the time between two tokens of the draft: a step, and the work around it.
+
+        It is seen in the interval to the proposal before, unless the draft paused in between.
+        """
+        step_seconds = proposal.draft_seconds / proposal.num_steps
+        last_epoch, last_seconds = self._last_proposal
+        if last_epoch == proposal.epoch and proposal.tokens:
+            interval = (now_seconds - last_seconds) / len(proposal.tokens)
+            if interval <= _MAX_STEP_OVERHEAD * step_seconds:
+                return max(step_seconds, interval)
+        return step_seconds
 
     def rolled_back(self, epoch: int, now_seconds: float) -> None:
         """Expect the next proposal after as long as it took after earlier rollbacks.

@@ -234,3 +234,19 @@ def test_no_more_proposals_are_awaited_than_the_lookahead_allows(
     policy.times.observe_draft(draft_seconds)
     wanted = policy.best_start(num_ready, next_seconds)
     assert num_ready <= wanted <= max(num_ready, policy.useful_lookahead())
+
+
+@given(
+    st.dictionaries(st.integers(1, 60), st.floats(0.001, 1.0), max_size=20),
+    st.integers(1, 16),
+    st.floats(1.0, 8.0),
+)
+def test_the_times_of_all_lengths_are_those_of_each_length(
+    seconds: dict[int, float], max_length: int, num_sharing: float
+) -> None:
+    known = StepTimes()
+    for num_tokens, value in seconds.items():
+        known.observe_pass(num_tokens, value)
+    found = known.seconds_of_lengths(max_length, num_sharing)
+    one_by_one = [known.pass_seconds((n + 1) * num_sharing) for n in range(max_length + 1)]
+    assert found == ([] if not seconds else pytest.approx(one_by_one))

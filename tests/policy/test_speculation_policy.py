@@ -155,3 +155,32 @@ def test_lookup_does_not_affect_the_step_time_of_the_model() -> None:
     assert times.draft_seconds == 0.0  # the model's only step so far includes the prefill
     policy.proposed(proposal(), 0.0)
     assert times.draft_seconds == STEP_SECONDS
+
+
+def test_the_time_for_a_token_includes_the_work_between_steps() -> None:
+    times = StepTimes()
+    policy = Asynchronous(8, times, 10.0)
+    now = 0.0
+    for number in range(60):
+        now += 1.25 * STEP_SECONDS
+        policy.proposed(Proposal(0, 2 + number, (1,), STEP_SECONDS, 1), now)
+    assert times.draft_seconds == pytest.approx(1.25 * STEP_SECONDS, rel=0.01)
+
+
+def test_a_pause_of_the_draft_does_not_count_as_time_for_a_token() -> None:
+    times = StepTimes()
+    policy = Asynchronous(8, times, 10.0)
+    for number in range(20):
+        policy.proposed(Proposal(0, 2 + number, (1,), STEP_SECONDS, 1), float(number))
+    assert times.draft_seconds == pytest.approx(STEP_SECONDS)
+
+
+def test_tokens_are_collected_up_to_the_lookahead_if_they_arrive_well_within_a_pass() -> None:
+    quick, slow = warmed_up(), warmed_up()
+    for policy, seconds in ((quick, 0.1 * STEP_SECONDS), (slow, 100 * STEP_SECONDS)):
+        for epoch in range(1, 30):
+            policy.rolled_back(epoch, float(epoch))
+            policy.proposed(Proposal(epoch, 2, (1,), STEP_SECONDS, 1), epoch + seconds)
+            policy.passed(verdict(pass_seconds=40 * STEP_SECONDS), is_first=False)
+    assert quick.tokens_per_proposal == quick.lookahead > 1
+    assert slow.tokens_per_proposal < slow.lookahead
