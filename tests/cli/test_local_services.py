@@ -15,7 +15,7 @@ from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.prompts import Prompt
 from amusd.protocol.errors import UnavailableError
 from amusd.settings import flags_of
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 MODEL = "synthetic:vocabulary=300,batch=4"
 OPTIONS = EngineOptions(4, 64, False, Numerics.EXACT, WeightFormat.INT8)

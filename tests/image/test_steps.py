@@ -19,7 +19,7 @@ from amusd.prompts import Prompt
 from amusd.protocol.strategy import Strategy
 from tests.image.dockerfile import ROOT, copy_context, read_stages
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, listening
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

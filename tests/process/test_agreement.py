@@ -8,7 +8,7 @@ from amusd.client import Client, Options
 from amusd.prompts import Prompt
 from amusd.protocol.strategy import Strategy
 from tests.process.services import VERIFY_MODEL, VOCABULARY, Service, start_service, start_trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

@@ -13,7 +13,7 @@ import pytest
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio, amusd
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

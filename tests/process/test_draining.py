@@ -17,7 +17,7 @@ from amusd.protocol.strategy import Strategy
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from tests.process.rollbacks import Rollbacks
 from tests.process.services import VOCABULARY, Service, Starter, start_trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

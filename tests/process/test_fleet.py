@@ -20,7 +20,7 @@ from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
 from tests.process.scrape import free_port, scrape
 from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Service, Starter, amusd, becomes_true
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

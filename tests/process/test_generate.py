@@ -9,7 +9,7 @@ from amusd.prompts import Prompt
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
 from tests.process.services import VERIFY_MODEL, Trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

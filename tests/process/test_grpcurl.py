@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.process.services import VERIFY_MODEL, Trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 from tests.process.test_draft_stream import PROMPT, Stream, drafted
 
 pytestmark = pytest.mark.process

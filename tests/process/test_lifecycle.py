@@ -23,7 +23,7 @@ from tests.process.services import (
     becomes_true,
     start_trio,
 )
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

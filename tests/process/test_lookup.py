@@ -21,7 +21,7 @@ from tests.process.services import (
     amusd,
     start_trio,
 )
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 from tests.process.test_draft_stream import Stream
 
 pytestmark = pytest.mark.process

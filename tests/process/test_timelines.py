@@ -17,7 +17,7 @@ from amusd.prompts import Prompt
 from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
 from tests.process.services import VERIFY_MODEL, Trio, amusd
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 

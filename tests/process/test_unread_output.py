@@ -15,7 +15,7 @@ from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
 from tests.process.services import VOCABULARY, Service, Starter, Trio, becomes_true, start_trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 from tests.process.test_sharing import draft_info, nothing_is_left, verify_info
 
 pytestmark = pytest.mark.process

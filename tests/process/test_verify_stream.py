@@ -11,7 +11,7 @@ import pytest
 from amusd.v1 import verify_pb2 as pb
 from amusd.v1 import verify_pb2_grpc as rpc
 from tests.process.services import VERIFY_MODEL, Trio
-from tests.process.synthetic import expected_output
+from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 
