@@ -58,7 +58,7 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
         (["--only", "speed"], "unknown table 'speed': use one-token"),
         (["--verify", "synthetic"], "a synthetic model has no engine"),
         (["--weights", "light"], "cannot read weights 'light': use compact,plain,int8"),
-        (["--cpus", "3-1"], "cpus '3-1' run backwards"),
+        (["--cpus", "3-1"], "CPU cores '3-1' end before they start"),
         (["--output", "/nowhere/report.json"], "no folder /nowhere"),
     ],
 )
