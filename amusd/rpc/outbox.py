@@ -16,6 +16,8 @@ from amusd.protocol.errors import AmusdError, LimitExceededError
 
 Item = TypeVar("Item")
 
+_LAST_WRITE_SECONDS = 1.0
+
 
 class Postbox:
     """Messages of the engine thread on their way to the event loop."""
@@ -99,7 +101,13 @@ class Outbox(Generic[Item]):
         task = asyncio.current_task()
         self._writing = task
         try:
-            await write(item)
+            # After an overflow the rest is written as long as the peer reads it.
+            async with asyncio.timeout(None if self._overflow is None else _LAST_WRITE_SECONDS):
+                await write(item)
+        except TimeoutError:
+            if self._overflow is None:
+                raise
+            raise self._overflow from None
         except asyncio.CancelledError:
             if self._overflow is None or task is None:
                 raise

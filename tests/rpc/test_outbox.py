@@ -152,6 +152,19 @@ async def test_a_reader_that_is_too_slow_loses_its_session() -> None:
     assert stream.written == [0, 1, 2]
 
 
+async def test_an_overflow_before_the_first_write_ends_the_stream_of_a_peer_that_never_reads() -> (
+    None
+):
+    outbox, stream = Outbox[int](3), SlowStream()
+    drained = asyncio.create_task(outbox.drain(stream.write))
+    await asyncio.sleep(0)  # it waits for the first message
+    for number in range(5):  # all arrive before it wakes up
+        outbox.put(number)
+    async with asyncio.timeout(10):
+        with pytest.raises(LimitExceededError, match="read faster"):
+            await drained
+
+
 async def test_a_reader_that_stops_loses_its_session_while_a_message_is_written() -> None:
     outbox, stream = Outbox[int](3), SlowStream()
     drained = asyncio.create_task(outbox.drain(stream.write))
