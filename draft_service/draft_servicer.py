@@ -12,12 +12,8 @@ from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox
-from amusd.rpc.stream_limits import (
-    COMMANDS_BETWEEN_WAITS,
-    MAX_MESSAGES_WAITING,
-    check_session_id,
-)
-from amusd.serving.engine_thread import EngineThread
+from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, check_session_id
+from amusd.serving.engine_thread import CommandWindow, EngineThread
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from draft_service.drafting import DraftOpening, DraftWorker
@@ -75,15 +71,10 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     ) -> None:
         """Carry rollbacks to the engine thread; return when all of them have an outcome."""
         put = partial(self._engine.postbox.put, outcomes)
-        num_requests = 0
+        window = CommandWindow(self._engine)
         try:
             async for request in requests:
-                command = partial(_roll_back, request=request, put=put)
-                num_requests += 1
-                if num_requests % COMMANDS_BETWEEN_WAITS:
-                    self._engine.post(command)
-                else:  # now and then wait until the engine thread has caught up
-                    await asyncio.wrap_future(self._engine.submit(command))
+                await window.post(partial(_roll_back, request=request, put=put))
             await asyncio.wrap_future(self._engine.submit(lambda worker: worker.flush()))
         finally:
             outcomes.close()

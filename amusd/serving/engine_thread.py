@@ -6,6 +6,7 @@ through ``submit`` (with an answer) and ``post`` (without one). Messages go back
 The inbox is bounded by its users, who count the commands they have under way.
 """
 
+import asyncio
 import logging
 import queue
 import threading
@@ -15,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.outbox import Postbox
+from amusd.rpc.stream_limits import COMMANDS_BETWEEN_WAITS
 from amusd.rpc.time_slices import restore_time_slice
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,27 @@ _ENDING = "the service is ending: use another replica"
 
 Work = TypeVar("Work", bound=Worker)
 Result = TypeVar("Result")
+
+
+class CommandWindow(Generic[Work]):
+    """Bounds the commands that one stream has under way, without waiting for each of them."""
+
+    def __init__(self, thread: "EngineThread[Work]") -> None:
+        """Start with nothing under way."""
+        self._thread = thread
+        self._num_posted = 0
+
+    async def post(self, command: Callable[[Work], None]) -> None:
+        """Post a command; now and then wait until the engine thread has caught up.
+
+        Raises:
+            UnavailableError: as ``EngineThread.post``.
+        """
+        self._num_posted += 1
+        if self._num_posted % COMMANDS_BETWEEN_WAITS:
+            self._thread.post(command)
+        else:
+            await asyncio.wrap_future(self._thread.submit(command))
 
 
 class EngineThread(Generic[Work]):

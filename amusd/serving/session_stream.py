@@ -15,8 +15,8 @@ from amusd.observe.observer import Observer, RequestWatch
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.rpc import faults
 from amusd.rpc.outbox import Outbox, until_first_ends
-from amusd.rpc.stream_limits import COMMANDS_BETWEEN_WAITS, MAX_MESSAGES_WAITING
-from amusd.serving.engine_thread import EngineThread
+from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING
+from amusd.serving.engine_thread import CommandWindow, EngineThread
 from amusd.serving.engine_worker import AnyWorker, Opening
 
 EventT = TypeVar("EventT")
@@ -87,7 +87,7 @@ class SessionStreams(Generic[EventT, MessageT]):
 
     async def _receive(self, requests: AsyncIterator[Any], session_id: str) -> None:
         """Carry events to the engine thread until the client closes."""
-        num_events = 0
+        window = CommandWindow(self._engine)
         async for request in requests:
             step = request.WhichOneof("step")
             if step == "close":
@@ -101,12 +101,7 @@ class SessionStreams(Generic[EventT, MessageT]):
                     f"a request without a step: set {self._shape.step} or close"
                 )
             event = self._shape.event(getattr(request, step))
-            receive = partial(_receive, session_id=session_id, event=event)
-            num_events += 1
-            if num_events % COMMANDS_BETWEEN_WAITS:
-                self._engine.post(receive)
-            else:  # now and then wait until the engine thread has caught up
-                await asyncio.wrap_future(self._engine.submit(receive))
+            await window.post(partial(_receive, session_id=session_id, event=event))
 
     @contextlib.asynccontextmanager
     async def _opened(self, opening: Opening, outbox: Outbox[MessageT]) -> AsyncIterator[None]:
