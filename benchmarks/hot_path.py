@@ -162,6 +162,7 @@ def _floor_report(floor: FloorTimes) -> dict[str, Any]:
     return {
         "stream_round_trip": round_trip,
         "stream_one_way_ms": round_trip["median_ms"] / 2,
+        "stream_round_trip_after_pause": _quartiles(floor.paused_round_trip_seconds),
         "unary_call": _quartiles(floor.unary_seconds),
     }
 
@@ -255,6 +256,8 @@ def _latency_table(report: Mapping[str, Any], title: str) -> Table:
     for state, floor in report["floor"].items():
         table.add_row(f"floor, {state}: stream round trip", *_cells(floor["stream_round_trip"]))
         table.add_row(f"floor, {state}: stream one way", _number(floor["stream_one_way_ms"]))
+        paused = floor["stream_round_trip_after_pause"]
+        table.add_row(f"floor, {state}: round trip after a pause", *_cells(paused))
         table.add_row(f"floor, {state}: unary call", *_cells(floor["unary_call"]))
     return table
 

@@ -19,6 +19,8 @@ _METHOD = "/floor.Echo/"
 _PAYLOAD = bytes(24)  # about as long as a proposal or a verdict
 _NUM_WARM_UP = 100
 _NICENESS = 19
+_PAUSE_SECONDS = 3e-3  # between the messages of one direction, in a cycle of passes of 8 ms
+_MAX_PAUSED = 500
 
 # Children start afresh: gRPC does not survive a fork.
 _processes = multiprocessing.get_context("spawn")
@@ -26,9 +28,14 @@ _processes = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True)
 class FloorTimes:
-    """Seconds of each round trip over an open stream, and of each unary call."""
+    """Seconds of each round trip over an open stream, and of each unary call.
+
+    Before a paused round trip both processes sleep, as services do during a pass. A core that
+    sleeps takes time to wake up.
+    """
 
     round_trip_seconds: tuple[float, ...]
+    paused_round_trip_seconds: tuple[float, ...]
     unary_seconds: tuple[float, ...]
 
 
@@ -97,10 +104,11 @@ async def _exchange(address: str, num_messages: int) -> FloorTimes:
     async with open_channel(address) as channel:
         call = channel.stream_stream(_METHOD + "Stream", None, None)(None)
         trips = [await _round_trip(call) for _ in range(_NUM_WARM_UP + num_messages)]
+        paused = [await _paused_round_trip(call) for _ in range(min(num_messages, _MAX_PAUSED))]
         call.cancel()
         unary = channel.unary_unary(_METHOD + "Unary", None, None)
         calls = [await _unary_call(unary) for _ in range(_NUM_WARM_UP + num_messages)]
-    return FloorTimes(tuple(trips[_NUM_WARM_UP:]), tuple(calls[_NUM_WARM_UP:]))
+    return FloorTimes(tuple(trips[_NUM_WARM_UP:]), tuple(paused), tuple(calls[_NUM_WARM_UP:]))
 
 
 async def _round_trip(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> float:
@@ -108,6 +116,11 @@ async def _round_trip(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> float:
     await call.write(_PAYLOAD)
     await call.read()
     return time.perf_counter() - started
+
+
+async def _paused_round_trip(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> float:
+    await asyncio.sleep(_PAUSE_SECONDS)
+    return await _round_trip(call)
 
 
 async def _unary_call(unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]) -> float:
