@@ -7,6 +7,8 @@ Rules of this file
 - A drafted token counts for or against its source once, when its position becomes final. Tokens
   behind a wrong one are not compared, and do not count.
 - All tokens of a proposal come from one source.
+- A branch is held until a final token stands at its position. A rollback to its outcome goes on
+  behind its tokens.
 
 Intervals, for V verified tokens and n drafted beyond them:
 
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from amusd.policy.source_selection import SourceTracker
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError, PreconditionError
+from amusd.protocol.events import Branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,16 @@ class DraftLimits:
 
 @dataclass(frozen=True, slots=True)
 class DraftedRun:
-    """Drafted tokens that are ready to be proposed, from ``position`` on.
+    """Drafted tokens that are ready to be proposed, from ``position`` on, and branches.
 
-    No tokens: ``source`` was the last that was asked.
+    Neither: ``source`` was the last that was asked.
     """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
     source: DraftSource = DraftSource.MODEL
+    branches: tuple[Branch, ...] = ()
 
 
 class DraftSession:
@@ -58,6 +62,7 @@ class DraftSession:
 
     __slots__ = (
         "_announced",
+        "_branches",
         "_collect",
         "_collect_first",
         "_epoch",
@@ -70,6 +75,7 @@ class DraftSession:
         "_sources",
         "_stalled",
         "_tokens",
+        "_unsent_branches",
         "_verified",
         "tracker",
     )
@@ -93,6 +99,8 @@ class DraftSession:
         self._sources: list[DraftSource] = []  # of [V, V + n)
         self._source = DraftSource.MODEL  # of what was drafted last
         self.tracker = SourceTracker()
+        self._branches: dict[tuple[int, int], Branch] = {}
+        self._unsent_branches: list[Branch] = []
         self._stalled = False
         self._exhausted = False
         self._announced = False
@@ -150,6 +158,34 @@ class DraftSession:
         self._source = source
         self._exhausted = not drafted
 
+    def branch(self, branch: Branch) -> None:
+        """Hold a branch, and send it behind the run up to its position.
+
+        A branch for an outcome that has one already, or that is decided, is ignored.
+
+        Raises:
+            PreconditionError: it has no tokens, does not hang on the run, repeats a token of it, or
+                ends beyond the look-ahead or the last position.
+        """
+        position, num_tokens = branch.position, len(branch.tokens)
+        if self._stalled or position < self._verified or branch.root in self._branches:
+            return
+        end = min(position + 1 + self._limits.lookahead, self._limits.max_position)
+        if not num_tokens or position >= self.length or position + 1 + num_tokens > end:
+            raise PreconditionError(
+                f"a branch of {num_tokens} tokens at position {position} does not fit the run of "
+                f"{self.length} tokens, or ends beyond {end}"
+            )
+        if self._tokens[position] == branch.token:
+            raise PreconditionError(f"a branch repeats the drafted token at position {position}")
+        self._branches[branch.root] = branch
+        self._unsent_branches.append(branch)
+
+    @property
+    def num_branches(self) -> int:
+        """Number of branches that are held."""
+        return len(self._branches)
+
     def resume(self) -> None:
         """Draft again after a proposal without tokens."""
         self._exhausted = False
@@ -160,6 +196,8 @@ class DraftSession:
         A run without tokens says once that there will be none until the next advance.
         """
         num_ready = self.length - self._sent
+        if num_ready == 0 and self._unsent_branches:
+            return DraftedRun(self._epoch, self._sent, (), self._source, self._take_branches())
         if num_ready == 0:
             is_at_end = self._exhausted or self.length >= self._limits.max_position
             if self.room or self._stalled or self._announced or not is_at_end:
@@ -172,9 +210,14 @@ class DraftSession:
         else:
             self._has_proposed = True
         tokens = tuple(self._tokens[self._sent :])
-        run = DraftedRun(self._epoch, self._sent, tokens, self._source)
-        self._sent = self.length
-        return run
+        position, self._sent = self._sent, self.length
+        return DraftedRun(self._epoch, position, tokens, self._source, self._take_branches())
+
+    def _take_branches(self) -> tuple[Branch, ...]:
+        """Return the branches that hang on tokens that are sent, and count them as sent."""
+        branches = tuple(self._unsent_branches)
+        self._unsent_branches.clear()
+        return branches
 
     def advance(
         self,
@@ -218,6 +261,17 @@ class DraftSession:
                     return
                 del self._sources[0]
             self._verified += 1
+        self._drop_decided()
+
+    def _drop_decided(self) -> None:
+        """Drop branches below the verified position."""
+        if self._branches:
+            self._branches = {
+                root: one for root, one in self._branches.items() if root[0] >= self._verified
+            }
+            self._unsent_branches = [
+                one for one in self._unsent_branches if one.position >= self._verified
+            ]
 
     def rollback(
         self,
@@ -227,8 +281,12 @@ class DraftSession:
         lookahead: int = 0,
         tokens_per_proposal: int = 0,
         first_proposal: int = 0,
+        branch_tokens: tuple[int, ...] = (),
     ) -> int:
         """Drop the draft from the corrected token on; return how many tokens were dropped.
+
+        ``branch_tokens`` follow the corrected token, and count as sent. What else a held branch for
+        this outcome has is drafted, but not sent.
 
         ``lookahead`` and ``tokens_per_proposal`` as in ``advance``. The first proposal of the new
         epoch holds ``first_proposal`` tokens; 0: as many as any other.
@@ -251,6 +309,11 @@ class DraftSession:
                 f"a rollback to position {verified_position} is behind the "
                 f"{self._verified} tokens verified already"
             )
+        if len(branch_tokens) > self._limits.lookahead:
+            raise PreconditionError(
+                f"a rollback with {len(branch_tokens)} branch tokens is beyond the look-ahead of "
+                f"{self._limits.lookahead}"
+            )
         self._set_lookahead(lookahead)
         self._count_rolled_back(verified_position - 1, corrected_token)
         num_dropped = max(0, self.length - (verified_position - 1))
@@ -259,14 +322,25 @@ class DraftSession:
         self._tokens.append(corrected_token)
         self._collect = tokens_per_proposal or self._collect
         self._collect_first = first_proposal or self._collect
-        self._has_proposed = False
+        self._has_proposed = bool(branch_tokens)
         self._epoch = epoch
         self._verified = verified_position
-        self._sent = verified_position
+        self._sent = verified_position + len(branch_tokens)
+        self._begin_with(branch_tokens)
         self._stalled = False
         self._exhausted = False
         self._announced = False
         return num_dropped
+
+    def _begin_with(self, branch_tokens: tuple[int, ...]) -> None:
+        """Go on behind the branch for the outcome, or behind the tokens that were taken of it."""
+        held = self._branches.get((self._verified - 1, self._tokens[-1]))
+        self._branches.clear()
+        self._unsent_branches.clear()
+        if held is not None and held.tokens[: len(branch_tokens)] == branch_tokens:
+            branch_tokens, self._source = held.tokens, held.source
+        self._tokens.extend(branch_tokens)
+        self._sources.extend([self._source] * len(branch_tokens))
 
     def _count_rolled_back(self, position: int, token: int) -> None:
         """Count what a rollback says: right before ``position``, and ``token`` stands there."""
@@ -290,5 +364,7 @@ class DraftSession:
             raise AssertionError(f"tokens of {len(self._sources)} known sources: {self!r}")
         if self._sent > self.length:
             raise AssertionError(f"sent more than there is: {self!r}")
+        if any(root[0] < self._verified for root in self._branches) and not self._stalled:
+            raise AssertionError(f"holds a branch below the verified position: {self!r}")
         if self.length > self._verified + self._limits.lookahead:
             raise AssertionError(f"drafted beyond the look-ahead: {self!r}")

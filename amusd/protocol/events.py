@@ -17,10 +17,31 @@ class DeviceTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens for the case that the verify model writes ``token`` at ``position``.
+
+    It hangs on the run of the epoch of its message, which has another token at ``position``. If
+    that one is rejected in favor of ``token``, the branch begins the next epoch: its ``tokens``,
+    at least one, stand at ``position + 1`` and after.
+    """
+
+    position: int
+    token: int
+    tokens: tuple[int, ...]
+    source: DraftSource = DraftSource.MODEL
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """The outcome that it is for."""
+        return self.position, self.token
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """Consecutive drafted tokens of one source, ``[position, position + len(tokens))``.
 
-    No tokens: the drafter has nothing to propose at ``position``; ``source`` was asked last.
+    ``branches`` hang on the tokens of this and of earlier proposals of the epoch. Neither tokens
+    nor branches: the drafter has nothing to propose at ``position``; ``source`` was asked last.
     ``draft_seconds`` is the time of its ``num_steps`` model steps, ``device_seconds`` the session's
     share of that time. ``steps`` says when each step ran, if the session records a timeline.
     """
@@ -33,6 +54,7 @@ class Proposal:
     source: DraftSource = DraftSource.MODEL
     device_seconds: float = 0.0
     steps: tuple[DeviceTime, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +81,22 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send ``tokens`` to the verify service; no tokens ask for a pass without proposals.
+    """Send ``tokens``, and ``branches`` that hang on them and on earlier ones, to be verified.
 
-    A pass checks at most ``max_checked`` tokens from now on; 0 means the service's own limit.
+    Neither tokens nor branches ask for a pass without proposals. A pass checks at most
+    ``max_checked`` tokens from now on; 0 means the service's own limit.
     """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
     max_checked: int = 0
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def asks_for_pass(self) -> bool:
+        """Whether it asks for a pass without proposals."""
+        return not self.tokens and not self.branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +119,8 @@ class Rollback:
     """Roll the draft back: ``corrected_token`` is the token at ``verified_position - 1``.
 
     ``lookahead`` and ``tokens_per_proposal`` as in ``Advance``. The first proposal of the new
-    epoch holds ``first_proposal`` tokens; 0: as many as any other.
+    epoch holds ``first_proposal`` tokens; 0: as many as any other. ``branch_tokens`` follow the
+    corrected token: a branch that the new epoch begins with. They count as proposed.
     """
 
     epoch: int
@@ -99,6 +129,7 @@ class Rollback:
     lookahead: int = 0
     tokens_per_proposal: int = 0
     first_proposal: int = 0
+    branch_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ Rules of this file
 - Final tokens come from verdicts alone. A verdict gives the number of accepted tokens, not their
   ids, so it applies only to a tail of its own epoch. A verdict that accepts nothing refers to no
   proposal: its token follows the final tokens, and is valid in every epoch.
+- A rejection may begin the next epoch with a branch, by the rule in ``branches``. The ledger takes
+  the branch that the verify service takes, because it has forwarded the same ones.
 - It knows nothing of time, transport, end of text, or the inner working of the services.
 
 Intervals, for V final tokens and n speculated ones:
@@ -16,13 +18,15 @@ Intervals, for V final tokens and n speculated ones:
                       draft_head = V + n; below V while the draft lags behind
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from amusd.protocol.branches import Branches
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import (
     NOTHING,
     Advance,
+    Branch,
     Decision,
     Forward,
     Proposal,
@@ -46,9 +50,15 @@ def _no_outcomes() -> dict[DraftSource, SourceOutcomes]:
 
 @dataclass(slots=True)
 class LedgerCounts:
-    """What became of proposed tokens: ``drafted == accepted + rejected + wasted + tail``."""
+    """What became of proposed tokens: ``drafted == accepted + rejected + wasted + tail``.
+
+    Tokens of a branch count as drafted when the branch is taken. ``branches`` came in,
+    ``branch_hits`` of them began an epoch.
+    """
 
     by_source: dict[DraftSource, SourceOutcomes] = field(default_factory=_no_outcomes)
+    branches: int = 0
+    branch_hits: int = 0
     wasted: int = 0
     rollbacks: int = 0
     passes: int = 0
@@ -80,10 +90,13 @@ class _Guess:
 class Ledger:
     """Single source of truth of one session; enough to rebuild it on any replica."""
 
-    __slots__ = ("_draft_head", "_epoch", "_final", "_num_prompt", "_tail", "counts")
+    __slots__ = ("_branches", "_draft_head", "_epoch", "_final", "_num_prompt", "_tail", "counts")
 
-    def __init__(self, prompt: list[int], epoch: int = 0) -> None:
-        """Start after ``prompt``, at least one token; all of them are final."""
+    def __init__(self, prompt: list[int], epoch: int = 0, max_branches: int = 0) -> None:
+        """Start after ``prompt``, at least one token; all of them are final.
+
+        It forwards at most ``max_branches`` branches at a time, and drops further ones.
+        """
         if not prompt:
             raise PreconditionError("a session needs a prompt of at least one token")
         self._final = list(prompt)
@@ -91,6 +104,7 @@ class Ledger:
         self._tail: list[_Guess] = []
         self._epoch = epoch
         self._draft_head = len(prompt)
+        self._branches = Branches(max_branches)
         self.counts = LedgerCounts()
 
     def __repr__(self) -> str:
@@ -138,7 +152,8 @@ class Ledger:
         if not self._tail:
             return None
         tokens = tuple(guess.token for guess in self._tail)
-        return Forward(self._epoch, self.verified_position, tokens)
+        held = self._branches.held
+        return Forward(self._epoch, self.verified_position, tokens, branches=held)
 
     def unspeculated_pass(self, num_ahead: int = 0) -> Forward:
         """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
@@ -151,16 +166,29 @@ class Ledger:
             PreconditionError: the proposal comes from a later epoch, leaves a gap, or
                 contradicts an earlier one of its epoch. Nothing has changed then.
         """
+        self._check_proposal(proposal)
+        self.counts.branches += len(proposal.branches)
+        decision = self._take_run(proposal)
+        if not proposal.branches:
+            return decision
+        if proposal.epoch == self._epoch:
+            return self._hold(proposal.branches, decision)
+        if proposal.epoch == self._epoch - 1:
+            return self._begin_late(proposal.branches, decision)
+        return decision
+
+    def _take_run(self, proposal: Proposal) -> Decision:
+        """Take the tokens of a proposal."""
         outcome = self.counts.by_source[proposal.source]
         if proposal.epoch < self._epoch:
             outcome.drafted += len(proposal.tokens)
             self.counts.wasted += len(proposal.tokens)
             return NOTHING
-        self._check_proposal(proposal)
         num_known = max(0, self._draft_head - proposal.position)
         fresh = proposal.tokens[num_known:]
         if not fresh:
             return NOTHING
+        self._branches.begun()
         position = proposal.position + num_known
         outcome.drafted += len(fresh)
         # Tokens below the verified position are late: the verify model went on without them.
@@ -179,6 +207,46 @@ class Ledger:
         forward = Forward(self._epoch, position + num_late, forwarded)
         self._tail.extend(_Guess(token, proposal.source) for token in forwarded)
         return Decision(forward=forward)
+
+    def _hold(self, branches: tuple[Branch, ...], decision: Decision) -> Decision:
+        """Forward the branches that can still be taken, behind the tokens of ``decision``."""
+        held = []
+        for branch in branches:
+            is_open = branch.position >= self.verified_position
+            if is_open and not self._branches.is_full and not self._branches.holds(branch):
+                self._branches.hold(branch)
+                held.append(branch)
+        if not held:
+            return decision
+        forward = decision.forward or Forward(self._epoch, self.verified_position, ())
+        return replace(decision, forward=replace(forward, branches=tuple(held)))
+
+    def _begin_late(self, branches: tuple[Branch, ...], decision: Decision) -> Decision:
+        """Begin the epoch with a branch that comes after the rejection it is for."""
+        branch = self._branches.late(branches)
+        if branch is None:
+            return decision
+        rest = tuple(self._final[self._draft_head :])
+        num_late = min(len(rest), len(branch.tokens))
+        if branch.tokens[:num_late] != rest[:num_late]:
+            return decision  # the verify model went on without it, to other tokens
+        self._begin_with(branch)
+        outcome = self.counts.by_source[branch.source]
+        outcome.accepted += num_late
+        del self._tail[:num_late]
+        rollback = decision.rollback
+        return replace(
+            decision,
+            rollback=rollback and replace(rollback, branch_tokens=branch.tokens),
+            forward=self.tail,
+        )
+
+    def _begin_with(self, branch: Branch) -> None:
+        """Take a branch as the tail of the epoch that has just begun."""
+        self.counts.by_source[branch.source].drafted += len(branch.tokens)
+        self.counts.branch_hits += 1
+        self._tail.extend(_Guess(token, branch.source) for token in branch.tokens)
+        self._draft_head += len(branch.tokens)
 
     def verdict(self, verdict: Verdict) -> Decision:
         """Take the outcome of a pass; return the tokens that became final and what follows.
@@ -208,6 +276,7 @@ class Ledger:
                 rolled_back = self._roll_back_to(self.verified_position - 1)
                 return Decision(rollback=rolled_back.rollback, committed=committed)
             outcome.accepted += 1
+        self._branches.drop_until(self.verified_position)
         advance = Advance(self._epoch, position, committed)
         return Decision(advance=advance, committed=committed)
 
@@ -226,6 +295,10 @@ class Ledger:
             )
         if self._tail and self._draft_head != self.verified_position + len(self._tail):
             raise AssertionError(f"the tail does not end at the draft's head: {self!r}")
+        if len(self._branches) > self._branches.max_branches:
+            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
+        if any(branch.position < self.verified_position for branch in self._branches.held):
+            raise AssertionError(f"holds a branch below the verified position: {self!r}")
         if self._draft_head < self._num_prompt or self.verified_position < self._num_prompt:
             raise AssertionError(f"a position lies within the prompt: {self!r}")
 
@@ -234,6 +307,8 @@ class Ledger:
             raise PreconditionError(
                 f"a proposal of epoch {proposal.epoch} is ahead of epoch {self._epoch}"
             )
+        if proposal.epoch < self._epoch:
+            return
         # A draft that received final tokens drafts behind them, hence the maximum.
         head = max(self._draft_head, self.verified_position)
         if proposal.position > head:
@@ -252,6 +327,29 @@ class Ledger:
                     f"position {proposal.position + index}"
                 )
 
+        for branch in proposal.branches:
+            self._check_branch(branch, proposal)
+
+    def _check_branch(self, branch: Branch, proposal: Proposal) -> None:
+        """Raise if a branch does not hang on the run, or repeats a token of it."""
+        head = max(self._draft_head, proposal.position + len(proposal.tokens))
+        if not branch.tokens or not self._num_prompt <= branch.position < head:
+            raise PreconditionError(
+                f"a branch of {len(branch.tokens)} tokens at position {branch.position} does not "
+                f"hang on the proposals up to {head}"
+            )
+        offset = branch.position - self.verified_position
+        if 0 <= offset < len(self._tail):
+            token = self._tail[offset].token
+        elif 0 <= branch.position - proposal.position < len(proposal.tokens):
+            token = proposal.tokens[branch.position - proposal.position]
+        else:
+            return
+        if token == branch.token:
+            raise PreconditionError(
+                f"a branch repeats the proposed token at position {branch.position}"
+            )
+
     def _check_verdict(self, verdict: Verdict) -> None:
         if verdict.epoch > self._epoch:
             raise PreconditionError(
@@ -269,13 +367,18 @@ class Ledger:
 
     def _roll_back_to(self, position: int) -> Decision:
         """Start a new epoch in which the draft goes on after the final token at ``position``."""
+        token = self._final[position]
         self.counts.wasted += len(self._tail)
         self.counts.rollbacks += 1
         self._tail.clear()
         self._epoch += 1
         self._draft_head = position + 1
+        branch = self._branches.rejected(position, token)
+        if branch is not None:
+            self._begin_with(branch)
         rest = tuple(self._final[position + 1 :])
+        branch_tokens = branch.tokens if branch is not None else ()
         return Decision(
-            rollback=Rollback(self._epoch, position + 1, self._final[position]),
+            rollback=Rollback(self._epoch, position + 1, token, branch_tokens=branch_tokens),
             advance=Advance(self._epoch, position + 1, rest) if rest else None,
         )

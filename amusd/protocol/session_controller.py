@@ -7,6 +7,8 @@ Rules of this file
   many proposals it checks.
 """
 
+from dataclasses import replace
+
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
@@ -111,6 +113,7 @@ class SessionController:
         """Whether the verify model waits for a draft that has nothing to propose."""
         return (
             not proposal.tokens
+            and not proposal.branches
             and not self._pass_due
             and proposal.epoch == self.ledger.epoch
             and proposal.position >= self.ledger.verified_position
@@ -121,13 +124,11 @@ class SessionController:
         if rollback is None or not self._has_draft:
             return None
         self._policy.rolled_back(rollback.epoch, now_seconds)
-        return Rollback(
-            rollback.epoch,
-            rollback.verified_position,
-            rollback.corrected_token,
-            self._policy.lookahead,
-            self._policy.tokens_per_proposal,
-            self._policy.first_proposal(now_seconds),
+        return replace(
+            rollback,
+            lookahead=self._policy.lookahead,
+            tokens_per_proposal=self._policy.tokens_per_proposal,
+            first_proposal=self._policy.first_proposal(now_seconds),
         )
 
     def _advance(self, advance: Advance | None) -> Advance | None:
@@ -166,7 +167,8 @@ class SessionController:
         held = self._held
         if held is None:
             return forward
-        return Forward(held.epoch, held.position, held.tokens + forward.tokens)
+        branches = held.branches + forward.branches
+        return Forward(held.epoch, held.position, held.tokens + forward.tokens, branches=branches)
 
     def _forward_alone(self) -> Decision:
         """Let the verify model go on with the held proposals, or without any."""
@@ -177,4 +179,4 @@ class SessionController:
         joined = self._joined(forward)
         self._held = None
         self._pass_due = True
-        return Forward(joined.epoch, joined.position, joined.tokens, self._policy.max_checked)
+        return replace(joined, max_checked=self._policy.max_checked)

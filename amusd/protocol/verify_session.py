@@ -4,6 +4,8 @@ Rules of this file
 - A pass begins with ``begin_pass`` and ends with ``end_pass``; final tokens change only there.
 - Stale proposals are ignored; an illegal one raises and changes nothing.
 - It keeps its own copy of the final tokens, to compare late proposals with them.
+- A rejection may begin the next epoch with a branch, by the rule in ``branches``. Then the next
+  pass can start at once.
 
 Intervals, for V final tokens, c in the running pass and n that wait:
 
@@ -11,14 +13,16 @@ Intervals, for V final tokens, c in the running pass and n that wait:
      final            checking          pending
 """
 
+from amusd.protocol.branches import Branches
 from amusd.protocol.errors import InvalidInputError, LimitExceededError, PreconditionError
-from amusd.protocol.events import DeviceTime, Verdict
+from amusd.protocol.events import Branch, DeviceTime, Verdict
 
 
 class VerifySession:
     """Final tokens of a session and the proposals that wait for the next pass."""
 
     __slots__ = (
+        "_branches",
         "_checking",
         "_checking_epoch",
         "_epoch",
@@ -31,9 +35,16 @@ class VerifySession:
     )
 
     def __init__(
-        self, tokens: list[int], max_position: int, max_pending: int, epoch: int = 0
+        self,
+        tokens: list[int],
+        max_position: int,
+        max_pending: int,
+        epoch: int = 0,
+        max_branches: int = 0,
     ) -> None:
         """Start after ``tokens``, all final, with a pass over them due.
+
+        At most ``max_pending`` proposed tokens may wait, and ``max_branches`` branches.
 
         Raises:
             InvalidInputError: no token, or no room for one more below ``max_position``.
@@ -49,6 +60,7 @@ class VerifySession:
         self._checking: tuple[int, ...] = ()
         self._checking_epoch = epoch
         self._epoch = epoch
+        self._branches = Branches(max_branches)
         self._in_pass = False
         self._unspeculated_until = len(tokens)
         self._max_position = max_position
@@ -72,18 +84,52 @@ class VerifySession:
             return False
         return self.verified_position <= self._unspeculated_until or bool(self._pending)
 
-    def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
-        """Take proposals; no tokens ask for passes without proposals up to ``position``.
+    @property
+    def epoch(self) -> int:
+        """Number of rollbacks so far, as far as it knows of them."""
+        return self._epoch
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """The proposals that wait for the next pass."""
+        return tuple(self._pending)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches that are held."""
+        return self._branches.held
+
+    def offer(
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        branches: tuple[Branch, ...] = (),
+    ) -> None:
+        """Take proposals, and the branches that hang on them and on earlier ones.
+
+        Neither tokens nor branches ask for passes without proposals up to ``position``.
 
         Raises:
-            PreconditionError: a gap, or a new epoch while tokens of the old one are checked.
+            PreconditionError: a gap, a new epoch while tokens of the old one are checked, or a
+                branch that hangs on no proposal.
             InvalidInputError: other tokens than an earlier proposal of the same epoch.
-            LimitExceededError: more tokens than may wait.
+            LimitExceededError: more tokens or branches than may wait.
         """
-        if not tokens:
+        if not tokens and not branches:
             self._unspeculated_until = max(self._unspeculated_until, position)
             return
-        if epoch < self._epoch:
+        self._offer_run(epoch, position, tokens)
+        if epoch == self._epoch:
+            self._hold(branches)
+        elif epoch == self._epoch - 1:
+            late = self._branches.late(branches)
+            if late is not None:
+                self._begin_with(late)
+
+    def _offer_run(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
+        """Take the tokens of a proposal."""
+        if epoch < self._epoch or not tokens:
             return
         pending = self._pending if epoch == self._epoch else []
         checking = self._checking if epoch == self._checking_epoch else ()
@@ -108,13 +154,48 @@ class VerifySession:
             raise LimitExceededError(
                 f"more than {self._max_pending} proposed tokens wait: propose less far ahead"
             )
+        if epoch > self._epoch:
+            self._branches.drop_all()
         self._epoch = epoch
         self._pending = pending
-        late = tokens[:num_late]
-        if late != tuple(self._final[position : position + len(late)]):
-            self._reject()
-            return
+        self._branches.begun()
+        for index, token in enumerate(tokens[:num_late], position):
+            if token != self._final[index]:
+                self._reject(index)
+                return
         pending.extend(fresh)
+
+    def _hold(self, branches: tuple[Branch, ...]) -> None:
+        """Hold the branches that can still be taken.
+
+        Raises:
+            PreconditionError: a branch hangs on no proposal.
+            LimitExceededError: more branches than may be held.
+        """
+        for branch in branches:
+            if branch.position < self.verified_position or self._branches.holds(branch):
+                continue
+            known = (*self._checking, *self._pending)
+            if not branch.tokens or branch.position >= self.verified_position + len(known):
+                raise PreconditionError(
+                    f"a branch at position {branch.position} hangs on none of the "
+                    f"{len(known)} proposals from position {self.verified_position} on"
+                )
+            if self._branches.is_full:
+                raise LimitExceededError(
+                    f"more than {self._branches.max_branches} branches wait: propose fewer"
+                )
+            self._branches.hold(branch)
+
+    def _begin_with(self, branch: Branch) -> None:
+        """Begin the epoch with a branch; compare the tokens that come late."""
+        start = branch.position + 1
+        late = self._final[start : start + len(branch.tokens)]
+        for index, token in enumerate(late):
+            if token != branch.tokens[index]:
+                self._reject(start + index)
+                return
+        self._pending = list(branch.tokens[len(late) :])
 
     def begin_pass(self, max_tokens: int) -> tuple[int, ...]:
         """Return the proposals that the pass checks, at most ``max_tokens``."""
@@ -167,7 +248,9 @@ class VerifySession:
         self._checking = ()
         self._in_pass = False
         if num_accepted < num_checked or (self._pending and self._pending.pop(0) != next_token):
-            self._reject()
+            self._reject(self.verified_position - 1)
+        else:
+            self._branches.drop_until(self.verified_position)
         return verdict
 
     @property
@@ -183,8 +266,15 @@ class VerifySession:
             raise AssertionError(f"checks tokens outside a pass: {self!r}")
         if len(self._pending) > self._max_pending:
             raise AssertionError(f"too many tokens wait: {self!r}")
+        if len(self._branches) > self._branches.max_branches:
+            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
+        if any(branch.position < self.verified_position for branch in self._branches.held):
+            raise AssertionError(f"holds a branch below the verified position: {self!r}")
 
-    def _reject(self) -> None:
-        """Drop the proposals of this epoch; only a later epoch can propose again."""
+    def _reject(self, position: int) -> None:
+        """Begin the next epoch: the proposal at ``position`` was wrong."""
         self._pending.clear()
         self._epoch += 1
+        branch = self._branches.rejected(position, self._final[position])
+        if branch is not None:
+            self._begin_with(branch)

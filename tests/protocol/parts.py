@@ -5,7 +5,7 @@ from collections import deque
 from amusd.engine.synthetic import SyntheticModel
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
+from amusd.protocol.events import Advance, Branch, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
@@ -48,7 +48,26 @@ class DraftSide:
         drafted: list[int] = []
         while len(drafted) < self._setup.tokens_per_step and not self._is_silent(drafted):
             drafted.append(self._model.next_token([*self.session.tokens, *drafted]))
+        start = self.session.length
         self.session.extend(tuple(drafted), source)
+        for position in range(start, self.session.length):
+            self._branch(position)
+
+    def _branch(self, position: int) -> None:
+        """Hang branches on a token, one for the token that is right if this one is wrong."""
+        before, own = self.session.tokens[:position], self.session.tokens[position]
+        end = min(self._setup.max_position, self._setup.draft_context)
+        depth = min(self._setup.branch_depth, self._setup.lookahead, end - position - 1)
+        if depth < 1:
+            return
+        for index in range(self._setup.num_branches):
+            other = (own - 1 + 2 * index) % VOCABULARY
+            if other == own:
+                continue
+            tokens: list[int] = []
+            while len(tokens) < depth:
+                tokens.append(self._model.next_token([*before, other, *tokens]))
+            self.session.branch(Branch(position, other, tuple(tokens)))
 
     def advance(self, message: Advance) -> None:
         self.session.advance(
@@ -68,6 +87,7 @@ class DraftSide:
             message.lookahead,
             message.tokens_per_proposal,
             message.first_proposal,
+            message.branch_tokens,
         )
         self._send()
 
@@ -77,7 +97,9 @@ class DraftSide:
 
     def _send(self) -> None:
         while (run := self.session.take_run()) is not None:
-            proposal = Proposal(run.epoch, run.position, run.tokens, source=run.source)
+            proposal = Proposal(
+                run.epoch, run.position, run.tokens, source=run.source, branches=run.branches
+            )
             self.sent.append(proposal)
 
 
@@ -91,13 +113,15 @@ class VerifySide:
         self._max_checked = setup.max_checked or setup.lookahead
         self._context: list[int] = []
         self._checking: tuple[int, ...] | None = None
+        self.last_rejection: tuple[Branch | None, tuple[int, ...]] | None = None
+        """The branch held for the rejection of the last pass, and what waits after it."""
 
     @property
     def in_pass(self) -> bool:
         return self._checking is not None
 
     def offer(self, message: Forward) -> None:
-        self.session.offer(message.epoch, message.position, message.tokens)
+        self.session.offer(message.epoch, message.position, message.tokens, message.branches)
 
     def begin_pass(self) -> None:
         self._context = list(self.session.tokens)
@@ -110,7 +134,12 @@ class VerifySide:
         ]
         predictions = [self._model.next_token(context) for context in contexts]
         self._checking = None
+        epoch, held = self.session.epoch, {one.root: one for one in self.session.branches}
         self.sent.append(self.session.end_pass(predictions, pass_seconds=0.0))
+        self.last_rejection = None
+        if self.session.epoch > epoch:
+            root = (self.session.verified_position - 1, self.session.tokens[-1])
+            self.last_rejection = held.get(root), self.session.pending
 
 
 class DialledPolicy:

@@ -42,6 +42,8 @@ class Setup:
     orchestrator may tire of waiting at any time; if it may not, a message ends every wait.
     ``mixes_sources``: n-gram lookup proposes as well, as far as it pays, as often right as the
     model. ``collects``: the draft is told how many tokens to collect into a proposal.
+    ``num_branches``: how many branches of up to ``branch_depth`` tokens the draft hangs on each
+    token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -61,6 +63,9 @@ class Setup:
     impatient: bool = False
     mixes_sources: bool = False
     collects: bool = True
+    num_branches: int = 0
+    branch_depth: int = 1
+    max_branches: int = 4
 
     @property
     def prompt(self) -> list[int]:

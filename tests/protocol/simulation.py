@@ -24,8 +24,12 @@ class Simulation:
     ) -> None:
         """Start; ``ledger`` and ``verify`` replace the real parts by altered ones."""
         self.setup = setup
-        self.orchestrator = Orchestrator(setup, ledger or Ledger(setup.prompt))
-        verify = verify or VerifySession(setup.prompt, setup.max_position, setup.lookahead)
+        self.orchestrator = Orchestrator(
+            setup, ledger or Ledger(setup.prompt, max_branches=setup.max_branches)
+        )
+        verify = verify or VerifySession(
+            setup.prompt, setup.max_position, setup.lookahead, max_branches=setup.max_branches
+        )
         self.verify = VerifySide(setup, verify)
         self.draft = DraftSide(setup) if self.orchestrator.has_draft else None
         self.num_moves = 0

@@ -4,13 +4,14 @@ Each altered part here ignores one thing that a rule of the core looks at. Some 
 output wrong, others only cost speed, which is why both are tested.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from random import Random
 
+from amusd.protocol.branches import Branches
 from amusd.protocol.errors import AmusdError
-from amusd.protocol.events import Decision, Proposal, Verdict
+from amusd.protocol.events import Branch, Decision, Proposal, Verdict
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.strategy import Strategy
 from amusd.protocol.verify_session import VerifySession
@@ -54,14 +55,72 @@ class LateBlindLedger(Ledger):
 class EpochBlindVerifySession(VerifySession):
     """Takes every proposal for one of the present epoch."""
 
-    def offer(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
+    def offer(
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        branches: tuple[Branch, ...] = (),
+    ) -> None:
         super().offer(max(epoch, self._epoch), position, tokens)
+
+
+class BranchlessVerifySession(VerifySession):
+    """Takes no branch at a rejection, although the ledger does."""
+
+    def _hold(self, branches: tuple[Branch, ...]) -> None:
+        pass
+
+
+class PunctualVerifySession(VerifySession):
+    """Drops a branch that comes after the rejection it is for."""
+
+    def offer(
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        branches: tuple[Branch, ...] = (),
+    ) -> None:
+        if epoch >= self._epoch or not branches:
+            super().offer(epoch, position, tokens, branches)
+
+
+class RootBlind(Branches):
+    """Takes the last branch for the position of a rejection, whatever the outcome."""
+
+    def rejected(self, position: int, token: int) -> Branch | None:
+        others = [one.token for one in self.held if one.position == position]
+        return super().rejected(position, others[-1] if others else token)
+
+
+class RootBlindLedger(Ledger):
+    """Takes branches by their position alone."""
+
+    def __init__(self, prompt: list[int], epoch: int = 0, max_branches: int = 0) -> None:
+        super().__init__(prompt, epoch, max_branches)
+        self._branches = RootBlind(max_branches)
+
+
+class HoardingLedger(Ledger):
+    """Keeps the branches of an epoch that is over."""
+
+    def _roll_back_to(self, position: int) -> Decision:
+        held = self._branches.held
+        decision = super()._roll_back_to(position)
+        for branch in held:
+            if branch.position >= self.verified_position:
+                self._branches.hold(branch)
+        return decision
 
 
 class Unwatched(Watch):
     """Lets everything pass."""
 
     def before_proposal(self, proposal: Proposal) -> None:
+        pass
+
+    def after_proposal(self, decision: Decision) -> None:
         pass
 
     def after(self, decision: Decision) -> None:
@@ -95,13 +154,30 @@ def test_without_a_look_at_late_proposals_output_stays_right_but_a_mismatch_is_m
     assert "AssertionError" in outcomes(ledger=LateBlindLedger, watched=True)
 
 
+def test_without_branches_at_the_verify_service_a_session_fails_or_stops() -> None:
+    found = set(islice(outcomes(verify=BranchlessVerifySession), NUM_SEEDS))
+    assert found & {"PreconditionError", "AssertionError", "wrong output"}
+
+
+def test_without_late_branches_at_the_verify_service_a_session_fails_or_stops() -> None:
+    assert any(one != "right output" for one in outcomes(verify=PunctualVerifySession))
+
+
+def test_a_branch_for_another_outcome_changes_the_output() -> None:
+    assert "wrong output" in outcomes(ledger=RootBlindLedger)
+
+
+def test_a_branch_of_an_epoch_that_is_over_is_never_taken() -> None:
+    assert any(one != "right output" for one in outcomes(ledger=HoardingLedger))
+
+
 def test_with_every_rule_in_place_none_of_this_happens() -> None:
     assert set(islice(outcomes(watched=True), NUM_SEEDS)) == {"right output"}
 
 
 def outcomes(
-    ledger: Callable[[list[int]], Ledger] = Ledger,
-    verify: Callable[[list[int], int, int], VerifySession] = VerifySession,
+    ledger: type[Ledger] = Ledger,
+    verify: type[VerifySession] = VerifySession,
     watched: bool = False,
 ) -> Iterator[str]:
     """Yield how runs with altered parts end, one for each seed."""
@@ -113,11 +189,18 @@ def outcomes(
             seed=seed,
             num_repeats=10,
             impatient=True,
+            num_branches=seed % 4,
+            branch_depth=1 + seed % 3,
         )
         run = Simulation(
             setup,
-            ledger(setup.prompt),
-            verify(setup.prompt, setup.max_position, setup.lookahead),
+            ledger(setup.prompt, max_branches=setup.max_branches),
+            verify(
+                setup.prompt,
+                setup.max_position,
+                setup.lookahead,
+                max_branches=setup.max_branches,
+            ),
         )
         if not watched:
             run.orchestrator.watch = Unwatched(run.ledger, setup.lookahead)

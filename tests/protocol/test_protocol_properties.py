@@ -42,6 +42,9 @@ def setups(draw: st.DrawFn, /, **fixed: Any) -> Setup:
         seed=draw(st.integers(0, 2**20)),
         max_checked=draw(st.integers(0, lookahead)),
         num_collected=draw(st.integers(1, lookahead)),
+        num_branches=draw(st.integers(0, 3)),
+        branch_depth=draw(st.integers(1, 4)),
+        max_branches=draw(st.sampled_from([0, 1, 2, 8])),
     )
     return replace(setup, **fixed)
 
@@ -184,12 +187,29 @@ def test_the_draft_never_runs_beyond_its_lookahead(setup: Setup, schedule: Sched
 @given(mishaps(), schedules())
 @laws
 def test_a_message_that_comes_again_changes_no_token(setup: Setup, schedule: Schedule) -> None:
-    run = Simulation(replace(setup, num_repeats=30))
+    # A branch that was dropped for want of room may be taken when it comes again.
+    run = Simulation(replace(setup, num_repeats=30, max_branches=64))
     before = _state(run)
     for move in run.steps(schedule):
         if move is Move.REPEAT:
             assert _state(run) == before
         before = _state(run)
+
+
+@given(
+    setups(strategy=Strategy.AMUSD, agreement=0.3, num_branches=1, max_branches=64, impatient=True),
+    schedules(),
+)
+@laws
+def test_a_branch_that_was_held_for_the_outcome_is_in_the_next_pass(
+    setup: Setup, schedule: Schedule
+) -> None:
+    run = Simulation(setup)
+    for move in run.steps(schedule):
+        rejected = run.verify.last_rejection
+        if move is Move.END and rejected is not None:
+            held, started = rejected
+            assert started == (held.tokens if held is not None else ())
 
 
 @given(setups(agreement=1.0, impatient=True), schedules(), st.sampled_from(DRAFTING))

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.events import Advance, Decision, Proposal, Rollback
+from amusd.protocol.events import Advance, Branch, Decision, Proposal, Rollback
 from amusd.protocol.ledger import Ledger
 
 
@@ -18,27 +18,44 @@ class Watch:
         self._lookahead = lookahead
         self._drafted: dict[int, int] = {}
         self._sources: dict[int, DraftSource] = {}
+        self._settled: set[int] = set()
+        self._head = ledger.verified_position
+        self._root: tuple[int, int] | None = None
+        self._branches: tuple[Branch, ...] = ()  # of the last proposal
+        self._known_branches: dict[tuple[int, int], Branch] = {}
+        self._num_hits = 0
         self.num_proposed_by: Counter[DraftSource] = Counter()
         self.num_right: Counter[DraftSource] = Counter()
         self.num_wrong: Counter[DraftSource] = Counter()
 
     def before_proposal(self, proposal: Proposal) -> None:
         """The draft stays within its look-ahead: it knows of no more final tokens than we do."""
+        self._branches = proposal.branches
         end = proposal.position + len(proposal.tokens)
         if proposal.tokens:
             assert end <= self._ledger.verified_position + self._lookahead, "ran too far ahead"
-        self.num_proposed_by[proposal.source] += len(proposal.tokens)
         if proposal.epoch == self._ledger.epoch:
-            for position, token in enumerate(proposal.tokens, proposal.position):
-                self._drafted[position] = token
-                self._sources[position] = proposal.source
+            self._draft(proposal.position, proposal.tokens, proposal.source)
+            self._known_branches.update({one.root: one for one in proposal.branches})
         else:
+            self.num_proposed_by[proposal.source] += len(proposal.tokens)
             self.num_stale += 1
+
+    def _draft(self, position: int, tokens: tuple[int, ...], source: DraftSource) -> None:
+        """Record tokens of this epoch; those that are known already count once."""
+        for index, token in enumerate(tokens, position):
+            if index >= self._head:
+                self.num_proposed_by[source] += 1
+            if index not in self._settled:
+                self._drafted[index] = token
+                self._sources[index] = source
+        self._head = max(self._head, position + len(tokens))
 
     def after_proposal(self, decision: Decision) -> None:
         """The same law holds for tokens that come late."""
         self.num_late_mismatches += decision.rollback is not None
         self.after(decision)
+        self._take_late_branch()
 
     def after(self, decision: Decision) -> None:
         """A mismatch is noticed in the very event that brings its second half."""
@@ -49,8 +66,7 @@ class Watch:
         self.num_right.update(self._sources[position] for position in right)
         if not wrong:
             assert decision.rollback is None, "rolled back without a reason"
-            for position in seen:
-                del self._drafted[position]
+            self._settle(seen)
             return
         first = wrong[0]
         self.num_wrong[self._sources[first]] += 1
@@ -59,8 +75,42 @@ class Watch:
         rollback = decision.rollback and replace(
             decision.rollback, lookahead=0, tokens_per_proposal=0, first_proposal=0
         )
-        assert rollback == Rollback(epoch, first + 1, final[first]), "missed a mismatch"
+        taken = rollback.branch_tokens if rollback is not None else ()
+        assert rollback == Rollback(epoch, first + 1, final[first], branch_tokens=taken), (
+            "missed a mismatch"
+        )
         rest = final[first + 1 :]
         advance = decision.advance and replace(decision.advance, lookahead=0, tokens_per_proposal=0)
         assert advance == (Advance(epoch, first + 1, rest) if rest else None)
+        self._begin_epoch((first, final[first]), taken)
+
+    def _begin_epoch(self, root: tuple[int, int], taken: tuple[int, ...]) -> None:
         self._drafted.clear()
+        self._settled.clear()
+        self._head, self._root = root[0] + 1, root
+        self._num_hits = self._ledger.counts.branch_hits
+        if taken:
+            self._take(self._known_branches[root], taken)
+        self._known_branches.clear()
+
+    def _take(self, branch: Branch, taken: tuple[int, ...]) -> None:
+        """A branch begins an epoch as if its tokens were proposed in it."""
+        assert branch.tokens == taken
+        self._draft(branch.position + 1, taken, branch.source)
+        final = self._ledger.tokens
+        late = [index for index in self._drafted if index < len(final)]
+        assert all(self._drafted[index] == final[index] for index in late), "took a wrong branch"
+        self.num_right.update(self._sources[index] for index in late)
+        self._settle(late)
+
+    def _take_late_branch(self) -> None:
+        if self._ledger.counts.branch_hits == self._num_hits:
+            return
+        self._num_hits = self._ledger.counts.branch_hits
+        branch = next(one for one in self._branches if one.root == self._root)
+        self._take(branch, branch.tokens)
+
+    def _settle(self, positions: list[int]) -> None:
+        self._settled.update(positions)
+        for position in positions:
+            del self._drafted[position]
