@@ -121,6 +121,7 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
             lookahead=request.lookahead,
             max_position=request.max_position,
             tokens_per_proposal=request.tokens_per_proposal or 1,
+            max_branches=request.max_branches,
         ),
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,

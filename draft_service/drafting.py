@@ -63,7 +63,12 @@ class Drafting:
         capacity = min(limits.max_position, self._limits.max_context)
         session = DraftSession(
             opening.tokens,
-            DraftLimits(limits.lookahead, capacity, limits.tokens_per_proposal),
+            DraftLimits(
+                limits.lookahead,
+                capacity,
+                limits.tokens_per_proposal,
+                min(limits.max_branches, self._limits.max_branches),
+            ),
             opening.epoch,
         )
         return DraftSequence(
@@ -95,7 +100,7 @@ class Drafting:
         Raises:
             AmusdError: the rollback is refused, and has changed nothing.
         """
-        self._engine.description.check_tokens((rollback.corrected_token,))
+        self._engine.description.check_tokens((rollback.corrected_token, *rollback.branch_tokens))
         num_dropped = sequence.session.rollback(
             rollback.epoch,
             rollback.verified_position,
@@ -103,6 +108,7 @@ class Drafting:
             rollback.lookahead,
             rollback.tokens_per_proposal,
             rollback.first_proposal,
+            rollback.branch_tokens,
         )
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
@@ -176,6 +182,7 @@ class Drafting:
                     run.source,
                     times.share_seconds,
                     times.times,
+                    run.branches,
                 )
             )
             has_sent = True

@@ -89,6 +89,7 @@ class Backends:
                 max_context=min(one.max_context for one in verify),
                 max_lookahead=min(one.max_lookahead for one in (*verify, *draft)),
                 max_waiting=sum(one.max_waiting for one in verify),
+                max_branches=min(one.max_branches for one in (*verify, *draft)),
             )
         if self._limits is None:
             raise UnavailableError(self.verify.problem())

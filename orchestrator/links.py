@@ -52,6 +52,7 @@ class SessionOpening:
     vocabulary_fingerprint: str
     epoch: int = 0
     records_times: bool = False
+    max_branches: int = 0
 
 
 class _Stream:
@@ -197,6 +198,7 @@ class DraftLink:
             vocabulary_fingerprint=opening.vocabulary_fingerprint,
             epoch=opening.epoch,
             record_times=opening.records_times,
+            max_branches=opening.max_branches,
         )
         self._stream.put(draft_pb2.ProposeRequest(open=request))
 

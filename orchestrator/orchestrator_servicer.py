@@ -141,6 +141,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
             records_timeline=request.timeline,
+            max_branches=backends.limits.max_branches if strategy is Strategy.AMUSD else 0,
         )
 
     def _prompt(self, request: orchestrator_pb2.GenerateRequest) -> tuple[int, ...]:

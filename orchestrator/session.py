@@ -51,6 +51,7 @@ class SessionPlan:
     verify_timeout_seconds: float
     draft_timeout_seconds: float
     records_timeline: bool = False
+    max_branches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Session:
         self._backends = backends
         self._plan = plan
         self._emit = emit
-        self._ledger = Ledger(list(plan.tokens))
+        self._ledger = Ledger(list(plan.tokens), max_branches=plan.max_branches)
         self._drafting = draft_plan(plan.strategy, plan.lookahead)
         self._controller = SessionController(
             self._ledger,
@@ -87,7 +88,9 @@ class Session:
             has_draft=self._drafting is not None,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
-        self._timeline = TimelineRecorder(time.time_ns()) if plan.records_timeline else None
+        self._timeline: TimelineRecorder | None = None
+        if plan.records_timeline:
+            self._timeline = TimelineRecorder(time.time_ns(), max_branches=plan.max_branches)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[FinishReason] = self._loop.create_future()
         self._timer = _Timer(self._loop, self._on_timeout)
@@ -195,6 +198,8 @@ class Session:
         self._recorder.proposal(proposal)
         try:
             self._backends.verify_model.check_tokens(proposal.tokens)
+            for branch in proposal.branches:
+                self._backends.verify_model.check_tokens((branch.token, *branch.tokens))
             return self._controller.on_proposal(proposal, time.monotonic())
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.
@@ -265,6 +270,7 @@ class Session:
             self._backends.vocabulary_fingerprint,
             ledger.epoch,
             plan.records_timeline,
+            plan.max_branches,
         )
 
     def _open_verify(self) -> None:

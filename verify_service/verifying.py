@@ -67,7 +67,13 @@ class Verifying:
             capacity=opening.max_position,
             send=send,
             clock=BatchClock(opening.records_times),
-            session=VerifySession(opening.tokens, opening.max_position, most, opening.epoch),
+            session=VerifySession(
+                opening.tokens,
+                opening.max_position,
+                most,
+                opening.epoch,
+                self._limits.max_branches,
+            ),
             max_checked=most,
         )
 
@@ -77,7 +83,9 @@ class Verifying:
     def receive(self, sequence: VerifySequence, event: Forward) -> None:
         """Take tokens to check."""
         self._engine.description.check_tokens(event.tokens)
-        sequence.session.offer(event.epoch, event.position, event.tokens)
+        for branch in event.branches:
+            self._engine.description.check_tokens((branch.token, *branch.tokens))
+        sequence.session.offer(event.epoch, event.position, event.tokens, event.branches)
         most = self._limits.max_lookahead
         sequence.max_checked = min(event.max_checked or most, most)
 

@@ -48,6 +48,8 @@ class Statistics:
     fallback_reason: str = ""
     acceptance_per_source: tuple[SourceAcceptance, ...] = ()
     num_cached_prompt_tokens: int = 0
+    num_branches: int = 0
+    num_branch_hits: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -127,4 +129,6 @@ class StatisticsRecorder:
                 if outcome.drafted
             ),
             num_cached_prompt_tokens=self.num_cached_prompt_tokens,
+            num_branches=counts.branches,
+            num_branch_hits=counts.branch_hits,
         )

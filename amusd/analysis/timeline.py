@@ -32,11 +32,15 @@ class TimelineEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The events of a generation in order; ``is_truncated``: later events were left out."""
+    """The events of a generation in order; ``is_truncated``: later events were left out.
+
+    The ledger forwarded at most ``max_branches`` branches at a time; the replay needs that, too.
+    """
 
     started_unix_nanos: int
     events: tuple[TimelineEvent, ...]
     is_truncated: bool = False
+    max_branches: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class TimelineRecorder:
 
     started_unix_nanos: int
     max_entries: int = MAX_ENTRIES
+    max_branches: int = 0
     _events: list[TimelineEvent] = field(default_factory=list)
     _num_entries: int = 0
     _is_truncated: bool = False
@@ -59,7 +64,9 @@ class TimelineRecorder:
 
     def timeline(self) -> Timeline:
         """Return the timeline so far."""
-        return Timeline(self.started_unix_nanos, tuple(self._events), self._is_truncated)
+        return Timeline(
+            self.started_unix_nanos, tuple(self._events), self._is_truncated, self.max_branches
+        )
 
     def _add(self, message: Message, unix_nanos: int) -> None:
         self._num_entries += _num_entries(message)
@@ -94,7 +101,8 @@ def token_outcomes(timeline: Timeline) -> list[tuple[TokenOutcome, ...]]:
     or is still unverified at the end of the timeline.
     """
     # The values of the prompt's tokens are irrelevant: no proposal covers them.
-    ledger = Ledger([0] * max(1, num_prompt_tokens(timeline)))
+    prompt = [0] * max(1, num_prompt_tokens(timeline))
+    ledger = Ledger(prompt, max_branches=timeline.max_branches)
     proposals: list[tuple[Proposal, bool]] = []
     for event in timeline.events:
         match event.message:
@@ -141,10 +149,16 @@ def _wasted(proposal: Proposal) -> tuple[TokenOutcome, ...]:
 def _num_entries(message: Message) -> int:
     match message:
         case Proposal():
-            return 1 + len(message.tokens) + len(message.steps)
+            return 1 + len(message.tokens) + len(message.steps) + _num_branch_tokens(message)
         case Verdict():
             return 1 + len(message.passes)
-        case Forward() | Advance():
+        case Forward():
+            return 1 + len(message.tokens) + _num_branch_tokens(message)
+        case Advance():
             return 1 + len(message.tokens)
         case Rollback():
-            return 1
+            return 1 + len(message.branch_tokens)
+
+
+def _num_branch_tokens(message: Proposal | Forward) -> int:
+    return sum(1 + len(branch.tokens) for branch in message.branches)

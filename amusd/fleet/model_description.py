@@ -117,3 +117,4 @@ class ServiceLimits:
     max_context: int
     max_lookahead: int
     max_waiting: int = 0
+    max_branches: int = 0

@@ -26,11 +26,12 @@ from amusd.protocol.events import Branch
 
 @dataclass(frozen=True, slots=True)
 class DraftLimits:
-    """How far a session drafts ahead, in tokens."""
+    """How far a session drafts ahead, in tokens, and how many branches it may hold."""
 
     lookahead: int
     max_position: int
     tokens_per_proposal: int = 1
+    max_branches: int = 0
 
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could be proposed."""
@@ -161,14 +162,16 @@ class DraftSession:
     def branch(self, branch: Branch) -> None:
         """Hold a branch, and send it behind the run up to its position.
 
-        A branch for an outcome that has one already, or that is decided, is ignored.
+        It is ignored if it is one too many, if its outcome has one already, or if the token at its
+        position is final.
 
         Raises:
             PreconditionError: it has no tokens, does not hang on the run, repeats a token of it, or
                 ends beyond the look-ahead or the last position.
         """
         position, num_tokens = branch.position, len(branch.tokens)
-        if self._stalled or position < self._verified or branch.root in self._branches:
+        is_full = len(self._branches) >= self._limits.max_branches
+        if is_full or self._stalled or position < self._verified or branch.root in self._branches:
             return
         end = min(position + 1 + self._limits.lookahead, self._limits.max_position)
         if not num_tokens or position >= self.length or position + 1 + num_tokens > end:
@@ -366,5 +369,7 @@ class DraftSession:
             raise AssertionError(f"sent more than there is: {self!r}")
         if any(root[0] < self._verified for root in self._branches) and not self._stalled:
             raise AssertionError(f"holds a branch below the verified position: {self!r}")
+        if len(self._branches) > self._limits.max_branches:
+            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
         if self.length > self._verified + self._limits.lookahead:
             raise AssertionError(f"drafted beyond the look-ahead: {self!r}")

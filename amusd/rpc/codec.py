@@ -130,6 +130,7 @@ def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
         max_context=limits.max_context,
         max_lookahead=limits.max_lookahead,
         max_waiting=limits.max_waiting,
+        max_branches=limits.max_branches,
     )
 
 
@@ -140,6 +141,7 @@ def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
         max_context=limits.max_context,
         max_lookahead=limits.max_lookahead,
         max_waiting=limits.max_waiting,
+        max_branches=limits.max_branches,
     )
 
 
@@ -175,6 +177,26 @@ def time_from_proto(time: model_pb2.DeviceTime) -> events.DeviceTime:
     return events.DeviceTime(time.started_unix_nanos, time.seconds)
 
 
+def branch_to_proto(branch: events.Branch) -> model_pb2.Branch:
+    """Return the message of a branch."""
+    return model_pb2.Branch(
+        position=branch.position,
+        token_id=branch.token,
+        token_ids=branch.tokens,
+        source=source_to_proto(branch.source),
+    )
+
+
+def branch_from_proto(branch: model_pb2.Branch) -> events.Branch:
+    """Return the branch of a message."""
+    return events.Branch(
+        branch.position,
+        branch.token_id,
+        tuple(branch.token_ids),
+        source_from_proto(branch.source),
+    )
+
+
 def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
     """Return the draft service's response that carries a proposal."""
     return draft_pb2.ProposeResponse(
@@ -187,6 +209,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             source=source_to_proto(proposal.source),
             device_seconds=proposal.device_seconds,
             steps=[time_to_proto(step) for step in proposal.steps],
+            branches=[branch_to_proto(branch) for branch in proposal.branches],
         )
     )
 
@@ -202,6 +225,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         source=source_from_proto(proposal.source),
         device_seconds=proposal.device_seconds,
         steps=tuple(time_from_proto(step) for step in proposal.steps),
+        branches=tuple(branch_from_proto(branch) for branch in proposal.branches),
     )
 
 
@@ -245,6 +269,7 @@ def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
             position=forward.position,
             token_ids=forward.tokens,
             max_checked=forward.max_checked,
+            branches=[branch_to_proto(branch) for branch in forward.branches],
         )
     )
 
@@ -272,13 +297,18 @@ def rollback_to_proto(rollback: events.Rollback, session_id: str) -> draft_pb2.R
         lookahead=rollback.lookahead,
         tokens_per_proposal=rollback.tokens_per_proposal,
         first_proposal=rollback.first_proposal,
+        branch_token_ids=rollback.branch_tokens,
     )
 
 
 def forward_from_proto(message: verify_pb2.VerifyProposals) -> events.Forward:
     """Return tokens to check from their message."""
     return events.Forward(
-        message.epoch, message.position, tuple(message.token_ids), message.max_checked
+        message.epoch,
+        message.position,
+        tuple(message.token_ids),
+        message.max_checked,
+        tuple(branch_from_proto(branch) for branch in message.branches),
     )
 
 
@@ -302,6 +332,7 @@ def rollback_from_proto(message: draft_pb2.RollbackRequest) -> events.Rollback:
         message.lookahead,
         message.tokens_per_proposal,
         message.first_proposal,
+        tuple(message.branch_token_ids),
     )
 
 
@@ -352,6 +383,8 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
             for one in statistics.acceptance_per_source
         ],
         num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
+        num_branches=statistics.num_branches,
+        num_branch_hits=statistics.num_branch_hits,
     )
 
 
@@ -382,4 +415,6 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
             for one in statistics.acceptance_per_source
         ),
         num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
+        num_branches=statistics.num_branches,
+        num_branch_hits=statistics.num_branch_hits,
     )

@@ -15,6 +15,7 @@ def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | 
         started_unix_nanos=timeline.started_unix_nanos,
         events=[_event_to_proto(event) for event in timeline.events],
         is_truncated=timeline.is_truncated,
+        max_branches=timeline.max_branches,
     )
 
 
@@ -28,6 +29,7 @@ def timeline_from_proto(timeline: orchestrator_pb2.Timeline) -> Timeline:
         timeline.started_unix_nanos,
         tuple(TimelineEvent(event.seconds, _message(event)) for event in timeline.events),
         timeline.is_truncated,
+        timeline.max_branches,
     )
 
 

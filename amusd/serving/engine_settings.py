@@ -40,6 +40,13 @@ class EngineServiceSettings:
         unit="tokens",
         at_least=1,
     )
+    max_branches: int = setting(
+        32,
+        "Maximum number of branches of a session: continuations for other outcomes of a pass; "
+        "0: none.",
+        unit="branches",
+        at_least=0,
+    )
     prefill_tokens: int = setting(
         0,
         "Maximum number of prefill tokens in a batch, over all sessions; 0: 64 on CPU, 512 "
@@ -82,4 +89,6 @@ class EngineServiceSettings:
                 f"{model.context_length}"
             )
         context = self.max_context or model.context_length
-        return ServiceLimits(self.max_sessions, context, self.max_lookahead, self.max_waiting)
+        return ServiceLimits(
+            self.max_sessions, context, self.max_lookahead, self.max_waiting, self.max_branches
+        )

@@ -71,6 +71,7 @@ class ProposeOpen(_message.Message):
     VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     RECORD_TIMES_FIELD_NUMBER: _builtins.int
+    MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     lookahead: _builtins.int
@@ -91,6 +92,10 @@ class ProposeOpen(_message.Message):
     """Epoch that the session starts in, 0 or more; above 0 on a rebuilt session."""
     record_times: _builtins.bool
     """Whether proposals say when their steps ran. Unset: they do not."""
+    max_branches: _builtins.int
+    """Branches that the session may have at the same time; 0: none. Whether there are any is up to the
+    drafter.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
@@ -106,10 +111,11 @@ class ProposeOpen(_message.Message):
         vocabulary_fingerprint: _builtins.str = ...,
         epoch: _builtins.int = ...,
         record_times: _builtins.bool = ...,
+        max_branches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,7 +206,9 @@ Global___ProposeResponse: _TypeAlias = ProposeResponse  # noqa: Y015
 
 @_typing.final
 class Proposal(_message.Message):
-    """Consecutive drafted tokens, all of one source."""
+    """Consecutive drafted tokens, all of one source, and branches. A message with branches alone says
+    nothing about the tokens to come.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,6 +220,7 @@ class Proposal(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
@@ -242,6 +251,10 @@ class Proposal(_message.Message):
         opened with record_times.
         """
 
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Branch]:
+        """Branches that hang on these and on earlier tokens of the epoch."""
+
     def __init__(
         self,
         *,
@@ -253,10 +266,11 @@ class Proposal(_message.Message):
         source: _model_pb2.DraftSource.ValueType = ...,
         device_seconds: _builtins.float = ...,
         steps: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
+        branches: _abc.Iterable[_model_pb2.Branch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,6 +289,7 @@ class RollbackRequest(_message.Message):
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
     TOKENS_PER_PROPOSAL_FIELD_NUMBER: _builtins.int
     FIRST_PROPOSAL_FIELD_NUMBER: _builtins.int
+    BRANCH_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of an open session."""
     epoch: _builtins.int
@@ -291,6 +306,12 @@ class RollbackRequest(_message.Message):
     """Tokens that are collected into one proposal from now on; 0 leaves their number as it is."""
     first_proposal: _builtins.int
     """Tokens of the first proposal of the new epoch; 0: as many as of any other."""
+    @_builtins.property
+    def branch_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that follow the corrected one: the branch that the epoch begins with. They count as
+        proposed. At most the look-ahead of the open.
+        """
+
     def __init__(
         self,
         *,
@@ -301,10 +322,11 @@ class RollbackRequest(_message.Message):
         lookahead: _builtins.int = ...,
         tokens_per_proposal: _builtins.int = ...,
         first_proposal: _builtins.int = ...,
+        branch_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "first_proposal", b"first_proposal", "lookahead", b"lookahead", "session_id", b"session_id", "tokens_per_proposal", b"tokens_per_proposal", "verified_position", b"verified_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_token_ids", b"branch_token_ids", "corrected_token_id", b"corrected_token_id", "epoch", b"epoch", "first_proposal", b"first_proposal", "lookahead", b"lookahead", "session_id", b"session_id", "tokens_per_proposal", b"tokens_per_proposal", "verified_position", b"verified_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

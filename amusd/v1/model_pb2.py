@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61musd/v1/model.proto\x12\x08\x61musd.v1\"E\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\"\xbe\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0boutput_size\x18\x06 \x01(\r\x12(\n\nvocabulary\x18\x07 \x01(\x0b\x32\x14.amusd.v1.Vocabulary\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x10\n\x08numerics\x18\n \x01(\t\x12\x15\n\rweight_format\x18\x0b \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x0c \x01(\t\x12\x0e\n\x06runner\x18\r \x01(\t\x12\x15\n\rrunner_reason\x18\x0e \x01(\t\"\x92\x01\n\nCacheUsage\x12\x12\n\nmax_tokens\x18\x01 \x01(\x04\x12\x1b\n\x13num_reserved_tokens\x18\x02 \x01(\x04\x12\x1b\n\x13num_retained_tokens\x18\x03 \x01(\x04\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\x04\"9\n\nDeviceTime\x12\x1a\n\x12started_unix_nanos\x18\x01 \x01(\x06\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"f\n\rServiceLimits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x13\n\x0bmax_context\x18\x02 \x01(\r\x12\x15\n\rmax_lookahead\x18\x03 \x01(\r\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\r*\\\n\x0b\x44raftSource\x12\x1c\n\x18\x44RAFT_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44RAFT_SOURCE_MODEL\x10\x01\x12\x17\n\x13\x44RAFT_SOURCE_LOOKUP\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61musd/v1/model.proto\x12\x08\x61musd.v1\"E\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\"\xbe\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0boutput_size\x18\x06 \x01(\r\x12(\n\nvocabulary\x18\x07 \x01(\x0b\x32\x14.amusd.v1.Vocabulary\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x10\n\x08numerics\x18\n \x01(\t\x12\x15\n\rweight_format\x18\x0b \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x0c \x01(\t\x12\x0e\n\x06runner\x18\r \x01(\t\x12\x15\n\rrunner_reason\x18\x0e \x01(\t\"\x92\x01\n\nCacheUsage\x12\x12\n\nmax_tokens\x18\x01 \x01(\x04\x12\x1b\n\x13num_reserved_tokens\x18\x02 \x01(\x04\x12\x1b\n\x13num_retained_tokens\x18\x03 \x01(\x04\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\x04\"9\n\nDeviceTime\x12\x1a\n\x12started_unix_nanos\x18\x01 \x01(\x06\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"|\n\rServiceLimits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x13\n\x0bmax_context\x18\x02 \x01(\r\x12\x15\n\rmax_lookahead\x18\x03 \x01(\r\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\r\x12\x14\n\x0cmax_branches\x18\x05 \x01(\r\"f\n\x06\x42ranch\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x06source\x18\x04 \x01(\x0e\x32\x15.amusd.v1.DraftSource*\\\n\x0b\x44raftSource\x12\x1c\n\x18\x44RAFT_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44RAFT_SOURCE_MODEL\x10\x01\x12\x17\n\x13\x44RAFT_SOURCE_LOOKUP\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'amusd.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAFTSOURCE']._serialized_start=738
-  _globals['_DRAFTSOURCE']._serialized_end=830
+  _globals['_DRAFTSOURCE']._serialized_start=864
+  _globals['_DRAFTSOURCE']._serialized_end=956
   _globals['_VOCABULARY']._serialized_start=34
   _globals['_VOCABULARY']._serialized_end=103
   _globals['_MODELINFO']._serialized_start=106
@@ -42,5 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICETIME']._serialized_start=575
   _globals['_DEVICETIME']._serialized_end=632
   _globals['_SERVICELIMITS']._serialized_start=634
-  _globals['_SERVICELIMITS']._serialized_end=736
+  _globals['_SERVICELIMITS']._serialized_end=758
+  _globals['_BRANCH']._serialized_start=760
+  _globals['_BRANCH']._serialized_end=862
 # @@protoc_insertion_point(module_scope)

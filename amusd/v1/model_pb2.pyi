@@ -257,6 +257,7 @@ class ServiceLimits(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     MAX_LOOKAHEAD_FIELD_NUMBER: _builtins.int
     MAX_WAITING_FIELD_NUMBER: _builtins.int
+    MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     max_sessions: _builtins.int
     """Sessions at the same time, open or waiting for memory, 1 or more. One more is refused with
     RESOURCE_EXHAUSTED.
@@ -269,6 +270,8 @@ class ServiceLimits(_message.Message):
     """Sessions that may wait for memory at the same time, 0 or more. One more is refused with
     RESOURCE_EXHAUSTED.
     """
+    max_branches: _builtins.int
+    """Branches that one session may have at the same time; 0: the service takes none."""
     def __init__(
         self,
         *,
@@ -276,11 +279,51 @@ class ServiceLimits(_message.Message):
         max_context: _builtins.int = ...,
         max_lookahead: _builtins.int = ...,
         max_waiting: _builtins.int = ...,
+        max_branches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_context", b"max_context", "max_lookahead", b"max_lookahead", "max_sessions", b"max_sessions", "max_waiting", b"max_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_branches", b"max_branches", "max_context", b"max_context", "max_lookahead", b"max_lookahead", "max_sessions", b"max_sessions", "max_waiting", b"max_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceLimits: _TypeAlias = ServiceLimits  # noqa: Y015
+
+@_typing.final
+class Branch(_message.Message):
+    """Proposed tokens for the case that the verify model writes another token than the one proposed.
+    A branch hangs on the proposals of the epoch of its message. If the token proposed at position is
+    rejected in favor of token_id, the branch begins the next epoch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Position of a proposed token of the epoch."""
+    token_id: _builtins.int
+    """The other token for that position."""
+    source: Global___DraftSource.ValueType
+    """What wrote the tokens."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens that follow it, from position + 1 on; at least 1."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        token_id: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        source: Global___DraftSource.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "source", b"source", "token_id", b"token_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Branch: _TypeAlias = Branch  # noqa: Y015

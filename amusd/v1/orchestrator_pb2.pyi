@@ -388,12 +388,15 @@ class Timeline(_message.Message):
     STARTED_UNIX_NANOS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     IS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     started_unix_nanos: _builtins.int
     """Arrival of the request, in nanoseconds since 1970-01-01 UTC by the clock of the orchestrator's
     host.
     """
     is_truncated: _builtins.bool
     """Whether later events were left out because the record was full."""
+    max_branches: _builtins.int
+    """Most branches that were held at a time."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]:
         """The events in the order in which they happened. A message that was sent follows the one that
@@ -406,10 +409,11 @@ class Timeline(_message.Message):
         started_unix_nanos: _builtins.int = ...,
         events: _abc.Iterable[Global___TimelineEvent] | None = ...,
         is_truncated: _builtins.bool = ...,
+        max_branches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "is_truncated", b"is_truncated", "started_unix_nanos", b"started_unix_nanos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "is_truncated", b"is_truncated", "max_branches", b"max_branches", "started_unix_nanos", b"started_unix_nanos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,6 +558,8 @@ class Statistics(_message.Message):
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     ACCEPTANCE_PER_SOURCE_FIELD_NUMBER: _builtins.int
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_BRANCHES_FIELD_NUMBER: _builtins.int
+    NUM_BRANCH_HITS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_output_tokens: _builtins.int
@@ -592,6 +598,10 @@ class Statistics(_message.Message):
     """Why the generation continued without its draft. Empty: it did not lose its draft."""
     num_cached_prompt_tokens: _builtins.int
     """Tokens of the prompt that came from the verify service's prefix cache, 0 to num_prompt_tokens."""
+    num_branches: _builtins.int
+    """Branches that the draft sent: continuations for other outcomes of a pass."""
+    num_branch_hits: _builtins.int
+    """Branches that an epoch began with: after these rollbacks the next pass had proposals at once."""
     @_builtins.property
     def acceptance_per_position(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionAcceptance]:
         """Acceptance by position within a pass, from the first proposed token on. A proposal for a token
@@ -626,10 +636,12 @@ class Statistics(_message.Message):
         fallback_reason: _builtins.str = ...,
         acceptance_per_source: _abc.Iterable[Global___SourceAcceptance] | None = ...,
         num_cached_prompt_tokens: _builtins.int = ...,
+        num_branches: _builtins.int = ...,
+        num_branch_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_branch_hits", b"num_branch_hits", "num_branches", b"num_branches", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

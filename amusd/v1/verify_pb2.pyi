@@ -115,6 +115,7 @@ class VerifyProposals(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MAX_CHECKED_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in. Older than the session's: ignored. Later: what was
     proposed before is dropped.
@@ -133,6 +134,15 @@ class VerifyProposals(_message.Message):
         not beyond position, in any epoch. What is proposed meanwhile is checked all the same.
         """
 
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Branch]:
+        """Branches that hang on these and on earlier proposals of the epoch. Tokens may be empty beside
+        them: that asks for no pass. If a pass rejects a proposal in favor of the token of a branch, the
+        branch's tokens are the proposals of the next epoch, and the next pass checks them without
+        waiting for a message. A branch that arrives after such a rejection begins the epoch too, as
+        long as nothing else was proposed in it.
+        """
+
     def __init__(
         self,
         *,
@@ -140,10 +150,11 @@ class VerifyProposals(_message.Message):
         position: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_checked: _builtins.int = ...,
+        branches: _abc.Iterable[_model_pb2.Branch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_checked", b"max_checked", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "epoch", b"epoch", "max_checked", b"max_checked", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,7 @@ class DraftSide:
         plan = draft_plan(setup.strategy, setup.lookahead)
         assert plan is not None
         end = min(setup.max_position, setup.draft_context)
-        limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal)
+        limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal, max_branches=6)
         self.session = DraftSession(setup.prompt, limits)
         self.sent: deque[Proposal] = deque()
         self._model = SyntheticModel(VOCABULARY, setup.seed, setup.agreement)
