@@ -1,6 +1,7 @@
 """Publishes the events of a service's requests to metrics, traces and the log.
 
-The observer belongs to the service's event loop. Only ``on_pass`` is called on the engine thread.
+The observer belongs to the service's event loop. Only ``on_pass`` and ``on_failed_pass`` are called
+on the engine thread.
 Nothing here blocks, and nothing here sees the content of a prompt or an output.
 """
 
@@ -72,6 +73,11 @@ class Observer:
     def on_pass(self) -> OnPass:
         """The callback that records a pass: its seconds and its batch size."""
         return self.metrics.passed if self.metrics is not None else ignore_pass
+
+    def on_failed_pass(self) -> None:
+        """Count a batch in which a pass failed; on the engine thread."""
+        if self.metrics is not None:
+            self.metrics.pass_failures.inc()
 
     @contextlib.contextmanager
     def request(self, context: faults.Context) -> "Iterator[RequestWatch]":
