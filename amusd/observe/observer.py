@@ -89,10 +89,12 @@ class Observer:
         watch = RequestWatch(self, span)
         try:
             yield watch
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # On draft and verify services the orchestrator ends each session by cancelling it.
             # On the orchestrator the client has gone away.
-            if self.role == "orchestrator":
+            if error.args:
+                watch.fail("UNAVAILABLE")  # the service itself ends the call, and says why
+            elif self.role == "orchestrator":
                 watch.fail("CANCELLED")
             raise
         except Exception as error:

@@ -68,7 +68,7 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
     async def _end(self, streams: set[asyncio.Task[Any]], reason: str) -> None:
         for stream in streams:
             self._reasons[stream] = reason
-            stream.cancel()
+            stream.cancel(reason)
         if streams:
             await asyncio.wait(streams, timeout=_ABORT_SECONDS)
 

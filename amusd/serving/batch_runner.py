@@ -108,7 +108,7 @@ class BatchRunner(Generic[SequenceT]):
         if isinstance(error, AmusdError):
             return _Failure(error.with_traceback(None), is_unexpected=False)
         if not self._has_logged:
-            log.error("a pass over %d sessions failed", num_sessions, exc_info=error)
+            log.error("a pass failed; sessions in it: %d", num_sessions, exc_info=error)
             self._has_logged = True
         return _Failure(session_error(error, "computing"), is_unexpected=True)
 

@@ -37,7 +37,7 @@ class HealthSettings:
         15.0, "Least time after which a pass hangs; 0: a pass may take any time.", at_least=0
     )
     restart_after_seconds: float = setting(
-        60.0,
+        30.0,
         "Time after which a service that still hangs or fails is not live, so that Kubernetes "
         "restarts it.",
         at_least=0,

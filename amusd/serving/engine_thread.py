@@ -173,11 +173,14 @@ class EngineThread(Generic[Work]):
         """Take all commands that have arrived before each batch: the batch can use them."""
         is_busy = False
         while not self._stopping:
+            command: Callable[[Work | None], None] | None
             try:
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
+                command = None
+            if command is None:  # not in the handler above: a traceback of the step would name it
                 is_busy = worker.step()
                 self.postbox.flush()
-                continue
-            command(worker)
-            is_busy = True
+            else:
+                command(worker)
+                is_busy = True

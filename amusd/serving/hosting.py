@@ -65,6 +65,7 @@ async def _watched(
         yield
     finally:
         watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def _stop(shell: ServiceShell, thread: EngineThread[Work]) -> None:
@@ -73,7 +74,7 @@ async def _stop(shell: ServiceShell, thread: EngineThread[Work]) -> None:
     grace_ends = loop.time() + shell.grace_seconds
     await shell.stop()
     left = max(_LEAST_STOP_SECONDS, min(_THREAD_STOP_SECONDS, grace_ends - loop.time()))
-    if not await asyncio.to_thread(thread.stop, left):
+    if not await asyncio.to_thread(thread.stop, left) and thread.ready.done():
         log.warning("the engine thread does not end: the process ends without it")
 
 

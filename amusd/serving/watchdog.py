@@ -48,7 +48,10 @@ class Watchdog:
 
     async def run(self) -> None:
         """Watch from when the worker is ready until the thread ends, or until cancelled."""
-        await asyncio.wait([asyncio.wrap_future(self._thread.ready)])
+        try:
+            await asyncio.wrap_future(self._thread.ready)
+        except Exception:
+            return  # there is no worker; its maker has told why
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:

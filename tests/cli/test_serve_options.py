@@ -56,7 +56,7 @@ ENGINE = OBSERVATION | LISTEN | OPTIONS | {
     ("--max-failed-passes", "AMUSD_MAX_FAILED_PASSES", 5),
     ("--hang-factor", "AMUSD_HANG_FACTOR", 20.0),
     ("--hang-floor", "AMUSD_HANG_FLOOR", 15.0),
-    ("--restart-after", "AMUSD_RESTART_AFTER", 60.0),
+    ("--restart-after", "AMUSD_RESTART_AFTER", 30.0),
 }  # fmt: skip
 EXPECTED = {
     "draft": ENGINE | LOOKUP | {("--port", "AMUSD_PORT", 50051)},
