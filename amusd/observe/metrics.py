@@ -125,7 +125,7 @@ METRICS = (
     ),
     Metric(
         "amusd_pass_failures_total",
-        "Batches in which a pass raised an exception. The sessions that caused it have ended.",
+        "Batches in which a pass failed. The sessions that caused it have ended.",
         _ENGINES,
     ),
     Metric(

@@ -40,15 +40,17 @@ class BatchRunner(Generic[SequenceT]):
         """Return the outcome of each sequence of a batch, and count its time."""
         self._has_logged = False
         outcomes = self._attempt(batch)
-        if not isinstance(outcomes, _Failure):
-            self._health.batch_ended(has_failed=False, has_succeeded=True)
-            return self._checked(batch, outcomes)
-        found = self._isolate(batch, outcomes)
+        failure = outcomes if isinstance(outcomes, _Failure) else None
+        if isinstance(outcomes, _Failure):
+            outcomes = self._isolate(batch, outcomes)
+        else:
+            self._drop_refused(batch, outcomes)
+        num_errors = sum(isinstance(outcome, AmusdError) for outcome in outcomes)
         self._health.batch_ended(
-            has_failed=outcomes.is_unexpected,
-            has_succeeded=any(not isinstance(outcome, AmusdError) for outcome in found),
+            has_failed=num_errors > 0 if failure is None else failure.is_unexpected,
+            has_succeeded=num_errors < len(batch),
         )
-        return found
+        return outcomes
 
     def test(self, num_tokens: int) -> None:
         """Run a pass over a text of no session, and tell ``health`` whether it succeeds."""
@@ -127,15 +129,16 @@ class BatchRunner(Generic[SequenceT]):
             if isinstance(outcomes, _Failure):
                 found += self._isolate(half, outcomes)
             else:
-                found += self._checked(half, outcomes)
+                self._drop_refused(half, outcomes)
+                found += outcomes
         return found
 
-    def _checked(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> list[Outcome]:
-        """Drop the KV cache of the sequences that a pass refused; return ``outcomes``."""
+    def _drop_refused(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> None:
+        """Drop the KV cache of the sequences that a pass has no tokens for."""
         for one, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, AmusdError):
+                log.error("session %s ends: %s", one.sequence.session_id, outcome)
                 self._engine.truncate(_slot(one.sequence), 0)
-        return outcomes
 
 
 @dataclass(frozen=True, slots=True)

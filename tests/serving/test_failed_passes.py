@@ -376,6 +376,19 @@ def test_a_model_that_cannot_run_is_refused_at_the_start() -> None:
         service.worker.warm_up()
 
 
+def test_an_engine_that_has_no_tokens_for_any_session_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service(max_failed_passes=2)
+    error = AmusdError("logits are not finite")
+    monkeypatch.setattr(service.engine, "run", lambda feeds: [error] * len(feeds))
+    for name in ("a", "b"):
+        service.open(name, [1])
+        service.run()
+    assert service.num_failed == 2
+    assert service.health.fault == "AmusdError: logits are not finite"
+
+
 def test_a_refusal_by_the_engine_is_no_failed_pass() -> None:
     service = Service(max_failed_passes=1)
     service.engine.error = LimitExceededError("slot 1 is full")

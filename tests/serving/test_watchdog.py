@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc.aio
@@ -202,6 +203,19 @@ async def test_a_slow_engine_may_take_its_usual_time(serving: Starter) -> None:
         assert await client.status(SERVICE) == SERVING
         service.engine.may_run.set()
         assert (await anext(aiter(call))).verdict.next_token_id == MODEL.next_token([1, 2])
+        call.cancel()
+
+
+async def test_time_in_which_the_process_did_not_run_does_not_count(serving: Starter) -> None:
+    async with serving(HealthSettings(hang_floor_seconds=0.5)) as (service, client):
+        service.engine.may_run.clear()
+        call = client.open("waiting")
+        await asyncio.sleep(0.05)
+        time.sleep(1.0)  # as if the process were stopped  # noqa: ASYNC251
+        await asyncio.sleep(0.05)
+        assert await client.status(SERVICE) == SERVING
+        service.engine.may_run.set()
+        await anext(aiter(call))
         call.cancel()
 
 
