@@ -37,7 +37,7 @@ async def run_draft_service(
     """Serve until a signal comes."""
     service = draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name
     shell = ServiceShell(settings.engine.listen, service, "Propose")
-    health = EngineHealth(settings.engine.health, observer.on_failed_pass)
+    health = EngineHealth(settings.engine.health, observer.on_failed_batch)
     thread = EngineThread("draft-engine", lambda: make_worker(settings, observer, health))
     watch_engine(observer, thread, _state, settings.engine.device.device, health)
     servicer = DraftServicer(thread, settings.engine.max_wait_seconds, observer)

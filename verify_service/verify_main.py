@@ -36,7 +36,7 @@ async def run_verify_service(
     """Serve until a signal comes."""
     service = verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name
     shell = ServiceShell(settings.listen, service, "Verify")
-    health = EngineHealth(settings.health, observer.on_failed_pass)
+    health = EngineHealth(settings.health, observer.on_failed_batch)
     thread = EngineThread("verify-engine", lambda: make_worker(settings, observer, health))
     watch_engine(observer, thread, _state, settings.device.device, health)
     servicer = VerifyServicer(thread, settings.max_wait_seconds, observer)

@@ -1,8 +1,7 @@
 """Publishes the events of a service's requests to metrics, traces and the log.
 
-The observer belongs to the service's event loop. Only ``on_pass`` and ``on_failed_pass`` are called
-on the engine thread.
-Nothing here blocks, and nothing here sees the content of a prompt or an output.
+The observer belongs to the service's event loop. The engine thread calls only ``on_pass`` and
+``on_failed_batch``. Nothing here blocks, and nothing sees the content of a prompt or an output.
 """
 
 import asyncio
@@ -74,7 +73,7 @@ class Observer:
         """The callback that records a pass: its seconds and its batch size."""
         return self.metrics.passed if self.metrics is not None else ignore_pass
 
-    def on_failed_pass(self) -> None:
+    def on_failed_batch(self) -> None:
         """Count a batch in which a pass failed; on the engine thread."""
         if self.metrics is not None:
             self.metrics.pass_failures.inc()

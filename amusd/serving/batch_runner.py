@@ -40,16 +40,13 @@ class BatchRunner(Generic[SequenceT]):
         """Return the outcome of each sequence of a batch, and count its time."""
         self._has_logged = False
         outcomes = self._attempt(batch)
-        failure = outcomes if isinstance(outcomes, _Failure) else None
         if isinstance(outcomes, _Failure):
+            has_failed = outcomes.is_unexpected
             outcomes = self._isolate(batch, outcomes)
         else:
-            self._drop_refused(batch, outcomes)
-        num_errors = sum(isinstance(outcome, AmusdError) for outcome in outcomes)
-        self._health.batch_ended(
-            has_failed=num_errors > 0 if failure is None else failure.is_unexpected,
-            has_succeeded=num_errors < len(batch),
-        )
+            has_failed = self._drop_refused(batch, outcomes)
+        if has_failed:
+            self._health.batch_failed()
         return outcomes
 
     def test(self, num_tokens: int) -> None:
@@ -101,7 +98,10 @@ class BatchRunner(Generic[SequenceT]):
         shares = divide(seconds, [len(one.tokens) for one in batch])
         for one, share in zip(batch, shares, strict=True):
             one.sequence.clock.add(started_unix_nanos, seconds, share)
-        self._health.pass_ended(seconds)
+        if all(isinstance(outcome, AmusdError) for outcome in outcomes):
+            self._health.pass_failed()
+        else:
+            self._health.pass_ended(seconds)
         self._on_pass(seconds, len(batch))
         return outcomes
 
@@ -112,6 +112,7 @@ class BatchRunner(Generic[SequenceT]):
         if not self._has_logged:
             log.error("a pass failed; sessions in it: %d", num_sessions, exc_info=error)
             self._has_logged = True
+        self._health.pass_failed()
         return _Failure(session_error(error, "computing"), is_unexpected=True)
 
     def _isolate(self, batch: list[Scheduled[SequenceT]], failure: "_Failure") -> list[Outcome]:
@@ -133,12 +134,15 @@ class BatchRunner(Generic[SequenceT]):
                 found += outcomes
         return found
 
-    def _drop_refused(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> None:
-        """Drop the KV cache of the sequences that a pass has no tokens for."""
+    def _drop_refused(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> bool:
+        """Drop the KV cache of sequences that a pass has no tokens for; return if there are any."""
+        has_refused = False
         for one, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, AmusdError):
+                has_refused = True
                 log.error("session %s ends: %s", one.sequence.session_id, outcome)
                 self._engine.truncate(_slot(one.sequence), 0)
+        return has_refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,15 +59,15 @@ class EngineHealth:
     def __init__(
         self,
         settings: HealthSettings | None = None,
-        on_failed_pass: Callable[[], None] = lambda: None,
+        on_failed_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start healthy. ``on_failed_pass`` is called on the engine thread."""
+        """Start healthy. ``on_failed_batch`` is called on the engine thread."""
         self.settings = settings or HealthSettings()
         self.num_begun = 0
         self.num_failed_in_row = 0
         self.fault = ""
         self.problem = ""
-        self._on_failed_pass = on_failed_pass
+        self._on_failed_batch = on_failed_batch
         self._slowest_seconds = 0.0
 
     @property
@@ -86,18 +86,18 @@ class EngineHealth:
         self.num_begun += 1
 
     def pass_ended(self, seconds: float) -> None:
-        """Record a pass that succeeded."""
+        """Record a pass that succeeded: the engine works."""
         self._slowest_seconds = max(seconds, _DECAY * self._slowest_seconds)
+        self.num_failed_in_row = 0
+        self.fault = ""
 
-    def batch_ended(self, has_failed: bool, has_succeeded: bool) -> None:
-        """Record a batch: whether any pass over it failed, and any pass over a part succeeded."""
-        if has_failed:
-            self._on_failed_pass()
-        if has_succeeded:
-            self.num_failed_in_row = 0
-            self.fault = ""
-        elif has_failed:
-            self.num_failed_in_row += 1
+    def pass_failed(self) -> None:
+        """Record a pass that raised an exception, or has tokens for none of its sessions."""
+        self.num_failed_in_row += 1
+
+    def batch_failed(self) -> None:
+        """Record a batch with such a pass, however often it ran again in parts."""
+        self._on_failed_batch()
 
     def tested(self, fault: str) -> None:
         """Record a test: how it failed, or empty if it succeeded."""

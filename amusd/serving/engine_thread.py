@@ -33,6 +33,9 @@ class Worker(Protocol):
     def step(self) -> bool:
         """Run the next batch; return whether there was one."""
 
+    def recover(self, error: Exception) -> None:
+        """Go on after a step that raised ``error``; raise it again if that cannot be."""
+
 
 _ENDING = "the service is ending: use another replica"
 
@@ -179,7 +182,11 @@ class EngineThread(Generic[Work]):
             except queue.Empty:
                 command = None
             if command is None:  # not in the handler above: a traceback of the step would name it
-                is_busy = worker.step()
+                try:
+                    is_busy = worker.step()
+                except Exception as error:
+                    worker.recover(error)
+                    is_busy = False
                 self.postbox.flush()
             else:
                 command(worker)

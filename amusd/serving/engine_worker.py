@@ -15,7 +15,7 @@ from amusd.serving.batch_runner import BatchRunner
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.scheduler import Scheduled, Scheduler
 from amusd.serving.sequence import Send, Sequence
-from amusd.serving.session_fault import end_session
+from amusd.serving.session_fault import end_session, session_error
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         self.flush: Callable[[], None] = _nothing
         """Hands over the messages sent so far; set by the engine thread."""
         self._role = role
+        self._num_lost_steps = 0
         self._runner: BatchRunner[SequenceT] = BatchRunner(engine, self.health, on_pass)
         self._scheduler: Scheduler[SequenceT] = Scheduler(
             engine, limits, engine.max_batch, prefill_budget, reuses_prefixes
@@ -117,7 +118,21 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         if self.health.is_suspect:
             self.flush()
             self.test_engine()
+        self._num_lost_steps = 0
         return True
+
+    def recover(self, error: Exception) -> None:
+        """End all sessions that could have caused ``error`` outside of a pass, and go on.
+
+        After ``max_failed_passes`` such steps in a row the loop itself is broken: it raises.
+        """
+        self._num_lost_steps += 1
+        if self._num_lost_steps >= self.health.settings.max_failed_passes:
+            raise error
+        log.error("a step failed outside of a pass: its sessions end", exc_info=error)
+        self.health.batch_failed()
+        for sequence in self._scheduler.runnable():
+            sequence.fail(session_error(error, "scheduling"))
 
     def warm_up(self) -> None:
         """Run a first pass before the service serves: the watchdog learns how long a pass takes.

@@ -23,8 +23,10 @@ class SteppedWorker:
         self.thread = threading.current_thread()
         self.num_due = 0
         self.error: BaseException | None = None
+        self.can_recover = False
         self.on_batch: Callable[[], None] = lambda: None
         self.idle = threading.Event()
+        self.recovered = threading.Event()
         self._begun = threading.Semaphore(0)
         self._may_end = threading.Semaphore(0)
 
@@ -41,6 +43,13 @@ class SteppedWorker:
         self.on_batch()
         self.log.append("end")
         return True
+
+    def recover(self, error: Exception) -> None:
+        if not self.can_recover:
+            raise error
+        self.log.append(f"recovered from {error}")
+        self.error = None
+        self.recovered.set()
 
     def ask(self, num_batches: int) -> None:
         self.idle.clear()
@@ -217,6 +226,18 @@ def test_a_batch_that_fails_ends_the_thread_and_failed_holds_its_error(
         thread.submit(Note("too late"))
     with pytest.raises(UnavailableError, match="is ending"):
         thread.post(note("too late"))
+
+
+def test_a_worker_that_recovers_keeps_its_thread(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    worker.can_recover = True
+    worker.error = RuntimeError("a bug")
+    thread.submit(Note("wake up"))
+    assert worker.recovered.wait(TIMEOUT_SECONDS)
+    thread.submit(Note("still there")).result(TIMEOUT_SECONDS)
+    assert worker.log[-2:] == ["recovered from a bug", "still there"]
+    assert not thread.failed.done()
 
 
 @pytest.mark.parametrize("error", [SystemExit(), PanicError()])

@@ -304,6 +304,31 @@ def test_a_session_whose_close_fails_frees_its_memory() -> None:
     assert service.worker.num_sessions == service.engine.num_open == 0
 
 
+# Steps that fail outside of a pass
+
+
+def test_a_step_that_fails_outside_of_a_pass_ends_its_sessions_and_the_worker_goes_on() -> None:
+    service = Service(max_failed_passes=2)
+    error = ZeroDivisionError("a bug")
+    for name in ("a", "b"):
+        opened = service.open(name, [1])
+        service.worker.recover(error)
+        assert "ZeroDivisionError" in str(opened.errors)
+        service.worker.close(name)
+        service.open(f"{name} next", [1])
+        service.run()
+        assert f"{name} next" in service.role.outputs
+    assert service.num_failed == 2
+
+
+def test_a_loop_that_fails_again_and_again_raises() -> None:
+    service = Service(max_failed_passes=3)
+    service.worker.recover(KeyError("a bug"))
+    service.worker.recover(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        service.worker.recover(KeyError("a bug"))
+
+
 # Failed passes in a row
 
 
@@ -323,6 +348,17 @@ def test_an_engine_that_fails_again_and_again_is_tested_and_found_at_fault() -> 
     assert service.health.fault == "RuntimeError: index out of range"
     assert service.num_failed == 3
     assert service.engine.num_open == 0
+
+
+def test_an_engine_that_fails_for_a_whole_batch_is_tested_at_once() -> None:
+    service = Service(max_failed_passes=5)
+    opened = [service.open(str(index), [index]) for index in range(1, 5)]
+    service.engine.is_sick = True
+    assert service.worker.step()
+    assert all(one.has_failed for one in opened)
+    assert service.engine.sizes == [4, 2, 1, 1, 2, 1, 1, 1]  # the last is the test
+    assert service.health.fault
+    assert service.num_failed == 1
 
 
 def test_requests_that_fail_one_after_the_other_do_not_put_a_good_engine_at_fault() -> None:

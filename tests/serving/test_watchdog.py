@@ -42,8 +42,10 @@ class TroubledEngine(SyntheticEngine):
         self.may_run = threading.Event()
         self.may_run.set()
         self.is_sick = False
+        self.is_running = threading.Event()
 
     def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
+        self.is_running.set()
         assert self.may_run.wait(TIMEOUT_SECONDS)
         if self.is_sick:
             raise RuntimeError("CUDA error")
@@ -210,7 +212,7 @@ async def test_time_in_which_the_process_did_not_run_does_not_count(serving: Sta
     async with serving(HealthSettings(hang_floor_seconds=0.5)) as (service, client):
         service.engine.may_run.clear()
         call = client.open("waiting")
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(service.engine.is_running.wait, TIMEOUT_SECONDS)
         time.sleep(1.0)  # as if the process were stopped  # noqa: ASYNC251
         await asyncio.sleep(0.05)
         assert await client.status(SERVICE) == SERVING
@@ -286,7 +288,7 @@ async def test_a_service_whose_engine_hangs_ends_within_its_grace(
         if is_known:
             await client.until(client.ready, NOT_SERVING)
         else:
-            await call.wait_for_connection()
+            assert await asyncio.to_thread(service.engine.is_running.wait, TIMEOUT_SECONDS)
         service.shell.end()
         async with asyncio.timeout(2.5):  # the grace, and the least time for server and thread
             await service.ended
