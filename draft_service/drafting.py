@@ -10,10 +10,12 @@ from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import AmusdError, InvalidInputError, LimitExceededError
 from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.sequence import BatchClock, Send, Sequence
+from amusd.serving.session_fault import end_session
 from draft_service.drafters import Drafter
 
 
@@ -224,12 +226,13 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         prefill_budget: int,
         reuses_prefixes: bool = True,
         on_pass: OnPass = ignore_pass,
+        health: EngineHealth | None = None,
     ) -> None:
         """Draft with ``drafter`` within ``limits``."""
         self.drafter = drafter
         self._drafting = Drafting(drafter, limits, prefill_budget)
         super().__init__(
-            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass
+            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass, health
         )
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:
@@ -237,6 +240,13 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
 
         Raises:
             UnknownSessionError: no session of this id is open.
-            AmusdError: the rollback is refused, and has changed nothing.
+            AmusdError: the rollback is refused, and has changed nothing; or it failed, and the
+                session has ended.
         """
-        return self._drafting.rollback(self.sequence(session_id), rollback)
+        sequence = self.sequence(session_id)
+        try:
+            return self._drafting.rollback(sequence, rollback)
+        except AmusdError:
+            raise
+        except Exception as error:
+            raise end_session(sequence, error, "rolling back") from None

@@ -11,6 +11,7 @@ from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.errors import InvalidInputError, LimitExceededError
 from amusd.protocol.events import Forward
 from amusd.protocol.verify_session import VerifySession
+from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.sequence import BatchClock, Send, Sequence
 
@@ -134,7 +135,8 @@ class VerifyWorker(EngineWorker[VerifySequence, VerifyOpening, Forward]):
         prefill_budget: int,
         reuses_prefixes: bool = True,
         on_pass: OnPass = ignore_pass,
+        health: EngineHealth | None = None,
     ) -> None:
         """Verify with ``engine`` within ``limits``."""
         role = Verifying(engine, limits)
-        super().__init__(engine, role, limits, prefill_budget, reuses_prefixes, on_pass)
+        super().__init__(engine, role, limits, prefill_budget, reuses_prefixes, on_pass, health)

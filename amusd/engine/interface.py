@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from amusd.fleet.model_description import CacheUsage, ModelDescription
+from amusd.protocol.errors import AmusdError
 from amusd.settings import check_bounds, setting
 
 
@@ -78,6 +79,13 @@ class ScheduledSequence:
     """Whether the tokens are prefill of a prompt. They count for the hit rate of the cache."""
 
 
+Outcome: TypeAlias = "list[int] | AmusdError"
+"""What a batch gives one of its sequences: its sampled tokens, or the error that ends its session.
+
+An error concerns this sequence alone, such as logits that are not finite.
+"""
+
+
 class Engine(Protocol):
     """A causal language model with a KV cache for several sequences.
 
@@ -119,10 +127,11 @@ class Engine(Protocol):
         tokens that the sequence gains.
         """
 
-    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
+    def run(self, batch: Sequence[ScheduledSequence]) -> Sequence[Outcome]:
         """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
 
-        A batch has each sequence at most once.
+        A batch has each sequence at most once. After any exception the caller truncates each
+        sequence to its length before the batch. Then it can run the batch again, or parts of it.
 
         Raises:
             LimitExceededError: tokens exceed the capacity of their sequence.

@@ -1,6 +1,7 @@
 """Reference decoding in one process. The services must give the same tokens."""
 
 from amusd.engine.interface import Engine, ScheduledSequence
+from amusd.protocol.errors import AmusdError
 
 
 def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
@@ -10,7 +11,7 @@ def decode_autoregressive(engine: Engine, prompt: list[int], num_tokens: int) ->
         output: list[int] = []
         pending = prompt
         while len(output) < num_tokens:
-            output += engine.run([ScheduledSequence(slot, pending, num_outputs=1)])[0]
+            output += _run(engine, slot, pending, num_outputs=1)
             pending = output[-1:]
         return output
     finally:
@@ -32,11 +33,9 @@ def decode_speculative(
             proposed: list[int] = []
             for _ in range(lookahead):
                 pending = [*tokens, *proposed][draft.length(draft_slot) :]
-                proposed += draft.run([ScheduledSequence(draft_slot, pending, num_outputs=1)])[0]
+                proposed += _run(draft, draft_slot, pending, num_outputs=1)
             pending = [*tokens[verify.length(verify_slot) :], *proposed]
-            predicted = verify.run(
-                [ScheduledSequence(verify_slot, pending, num_outputs=lookahead + 1)]
-            )[0]
+            predicted = _run(verify, verify_slot, pending, num_outputs=lookahead + 1)
             num_accepted = 0
             while num_accepted < lookahead and proposed[num_accepted] == predicted[num_accepted]:
                 num_accepted += 1
@@ -47,3 +46,11 @@ def decode_speculative(
     finally:
         draft.close(draft_slot)
         verify.close(verify_slot)
+
+
+def _run(engine: Engine, slot: int, tokens: list[int], num_outputs: int) -> list[int]:
+    """Run one sequence; return its sampled tokens, [num_outputs]."""
+    [outcome] = engine.run([ScheduledSequence(slot, tokens, num_outputs)])
+    if isinstance(outcome, AmusdError):
+        raise outcome
+    return outcome

@@ -19,6 +19,7 @@ from amusd.observe.metrics import meaning_of
 from amusd.observe.nvml import DeviceCollector, open_device
 from amusd.observe.observer import Observer
 from amusd.protocol.errors import UnavailableError
+from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_thread import EngineThread, Work
 
 _READ_SECONDS = 2.0
@@ -36,9 +37,14 @@ class EngineState:
 class EngineCollector(Collector):
     """Reads an engine's state for each scrape."""
 
-    def __init__(self, read: "Callable[[], concurrent.futures.Future[EngineState]]") -> None:
-        """Read the state with ``read``, which any thread may call."""
+    def __init__(
+        self,
+        read: "Callable[[], concurrent.futures.Future[EngineState]]",
+        health: EngineHealth | None = None,
+    ) -> None:
+        """Read the state with ``read``, from any thread, and ``health`` if it is known."""
         self._read = read
+        self._health = health
         self._last = EngineState()
 
     def collect(self) -> Iterable[Metric]:
@@ -53,6 +59,9 @@ class EngineCollector(Collector):
             ("amusd_kv_tokens_max", state.usage.max_tokens),
         ):
             yield GaugeMetricFamily(name, meaning_of(name), value)
+        if self._health is not None:
+            name = "amusd_engine_healthy"
+            yield GaugeMetricFamily(name, meaning_of(name), 0 if self._health.problem else 1)
         for name, value in (
             ("amusd_prefix_cache_hit_tokens_total", state.usage.num_cached),
             (
@@ -68,12 +77,13 @@ def watch_engine(
     thread: EngineThread[Work],
     state_of: Callable[[Work], EngineState],
     device: str,
+    health: EngineHealth,
 ) -> None:
     """Add the state of an engine thread, and of its GPU if it has one, to the metrics."""
     metrics = observer.metrics
     if metrics is None:
         return
-    metrics.registry.register(EngineCollector(lambda: thread.submit(state_of)))
+    metrics.registry.register(EngineCollector(lambda: thread.submit(state_of), health))
 
     def show_device(ready: "concurrent.futures.Future[Work]") -> None:
         uuid = gpu_uuid(device) if ready.exception() is None else None

@@ -123,6 +123,16 @@ METRICS = (
         _ENGINES,
         buckets=_SESSION_BUCKETS,
     ),
+    Metric(
+        "amusd_pass_failures_total",
+        "Batches in which a pass failed. The sessions that caused it have ended.",
+        _ENGINES,
+    ),
+    Metric(
+        "amusd_engine_healthy",
+        "1 while the engine works, 0 while it hangs or fails and the service is NOT_SERVING.",
+        _ENGINES,
+    ),
     Metric("amusd_kv_tokens_reserved", "KV cache in use, in tokens.", _ENGINES),
     Metric("amusd_kv_tokens_max", "Capacity of the KV cache, in tokens.", _ENGINES),
     Metric(
@@ -204,6 +214,7 @@ class Metrics:
         verify_pass = self._histogram("amusd_verify_pass_seconds")
         self._pass_seconds = draft_step if role == "draft" else verify_pass
         self._pass_sessions = self._histogram("amusd_pass_sessions")
+        self.pass_failures = self._counter("amusd_pass_failures_total")
 
     def passed(self, seconds: float, num_sessions: int) -> None:
         """Record a pass; called on the engine thread."""

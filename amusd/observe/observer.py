@@ -1,7 +1,7 @@
 """Publishes the events of a service's requests to metrics, traces and the log.
 
-The observer belongs to the service's event loop. Only ``on_pass`` is called on the engine thread.
-Nothing here blocks, and nothing here sees the content of a prompt or an output.
+The observer belongs to the service's event loop. The engine thread calls only ``on_pass`` and
+``on_failed_batch``. Nothing here blocks, and nothing sees the content of a prompt or an output.
 """
 
 import asyncio
@@ -73,6 +73,11 @@ class Observer:
         """The callback that records a pass: its seconds and its batch size."""
         return self.metrics.passed if self.metrics is not None else ignore_pass
 
+    def on_failed_batch(self) -> None:
+        """Count a batch in which a pass failed; on the engine thread."""
+        if self.metrics is not None:
+            self.metrics.pass_failures.inc()
+
     @contextlib.contextmanager
     def request(self, context: faults.Context) -> "Iterator[RequestWatch]":
         """Observe a call from its first message to its end, also if it fails."""
@@ -83,10 +88,12 @@ class Observer:
         watch = RequestWatch(self, span)
         try:
             yield watch
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # On draft and verify services the orchestrator ends each session by cancelling it.
             # On the orchestrator the client has gone away.
-            if self.role == "orchestrator":
+            if error.args:
+                watch.fail("UNAVAILABLE")  # the service itself ends the call, and says why
+            elif self.role == "orchestrator":
                 watch.fail("CANCELLED")
             raise
         except Exception as error:

@@ -31,10 +31,13 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         Calls of ``session_rpc``, a stream of the service with the full name ``service``, are
         sessions.
         """
-        self._session_rpc = f"/{service}/{session_rpc}"
+        self._prefix = f"/{service}/"
+        self._session_rpc = f"{self._prefix}{session_rpc}"
         self._sessions: set[asyncio.Task[Any]] = set()
-        # Such as health watches: shutdown does not wait for them.
-        self._others: set[asyncio.Task[Any]] = set()
+        # Shutdown does not wait for them.
+        self._beside: set[asyncio.Task[Any]] = set()  # other streams of the service: rollbacks
+        self._others: set[asyncio.Task[Any]] = set()  # such as health watches
+        self._reasons: dict[asyncio.Task[Any], str] = {}  # of streams that are being ended
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._refusal = ""
@@ -46,7 +49,7 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         return len(self._sessions)
 
     def refuse(self, reason: str) -> None:
-        """Refuse new sessions from now on, with UNAVAILABLE and ``reason``."""
+        """Refuse new sessions from now on, with UNAVAILABLE and ``reason``; empty: let them in."""
         self._refusal = reason
 
     async def wait_until_empty(self) -> None:
@@ -56,9 +59,16 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
     async def end_all(self, reason: str) -> None:
         """End every open stream with UNAVAILABLE and ``reason``."""
         self._end_reason = reason
-        streams = self._sessions | self._others
+        await self._end(self._sessions | self._beside | self._others, reason)
+
+    async def end_sessions(self, reason: str) -> None:
+        """End every open stream of the service with UNAVAILABLE and ``reason``."""
+        await self._end(self._sessions | self._beside, reason)
+
+    async def _end(self, streams: set[asyncio.Task[Any]], reason: str) -> None:
         for stream in streams:
-            stream.cancel()
+            self._reasons[stream] = reason
+            stream.cancel(reason)
         if streams:
             await asyncio.wait(streams, timeout=_ABORT_SECONDS)
 
@@ -74,17 +84,22 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         serve = handler.stream_stream or handler.unary_stream
         if not inspect.iscoroutinefunction(serve):
             return handler  # reflection, whose streams end by themselves
-        is_session = str(handler_call_details.method) == self._session_rpc
+        streams = self._streams_of(str(handler_call_details.method))
         make_handler = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
         return make_handler(
-            functools.partial(self._tracked, serve, self._sessions if is_session else self._others),
+            functools.partial(self._tracked, serve, streams),
             handler.request_deserializer,
             handler.response_serializer,
         )
+
+    def _streams_of(self, method: str) -> set[asyncio.Task[Any]]:
+        if method == self._session_rpc:
+            return self._sessions
+        return self._beside if method.startswith(self._prefix) else self._others
 
     async def _tracked(
         self,
@@ -102,12 +117,14 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         try:
             await serve(request, context)
         except asyncio.CancelledError:
-            if not self._end_reason:
+            reason = self._reasons.get(task, self._end_reason)
+            if not reason:
                 raise  # the client cancelled
             task.uncancel()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, self._end_reason)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
         finally:
             streams.discard(task)
+            self._reasons.pop(task, None)
             self._update_is_empty()
 
     def _update_is_empty(self) -> None:

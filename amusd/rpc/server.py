@@ -1,9 +1,9 @@
 """The shell of every service: one port with health and reflection, and an orderly end.
 
 Health answers for three names. The empty one and the service's full name say whether sessions are
-let in: NOT_SERVING until the service says that it is ready, and again from the first signal on.
-``live`` says whether the process is worth keeping: SERVING while it loads, serves and drains, and
-NOT_SERVING only once it has failed.
+let in: NOT_SERVING until the service says that it is ready, while it is suspended, and from the
+first signal on. ``live`` says whether the process is worth keeping: SERVING while it loads, serves
+and drains, and NOT_SERVING once it has failed, or cannot work for long.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class ServiceShell:
         """
         host, port = self._listen.host, self._listen.port
         await self._set_serving(False)
-        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_live(True)
         try:
             bound = self.server.add_insecure_port(f"{host}:{port}")
         except RuntimeError:
@@ -119,6 +119,32 @@ class ServiceShell:
         if not self._end.is_set():
             await self._set_serving(True)
 
+    @property
+    def grace_seconds(self) -> float:
+        """Time that open sessions have to finish after a signal."""
+        return self._listen.grace_seconds
+
+    async def suspend(self, reason: str) -> None:
+        """Refuse new sessions with ``reason`` until ``resume``; health says NOT_SERVING."""
+        if not self._end.is_set():
+            self._drain.refuse(reason)
+            await self._set_serving(False)
+
+    async def resume(self) -> None:
+        """Let sessions in again, unless the service is ending."""
+        if not self._end.is_set():
+            self._drain.refuse("")
+            await self._set_serving(True)
+
+    async def end_sessions(self, reason: str) -> None:
+        """End all streams of the service with UNAVAILABLE and ``reason``; new ones may come."""
+        await self._drain.end_sessions(reason)
+
+    async def set_live(self, is_live: bool) -> None:
+        """Say whether the process is worth keeping."""
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(LIVE, status.SERVING if is_live else status.NOT_SERVING)
+
     def end(self) -> None:
         """Ask the service to end."""
         self._end.set()
@@ -130,7 +156,7 @@ class ServiceShell:
     async def fail(self, why: str) -> None:
         """Say that the service cannot go on: it is not alive, and sessions end with ``why``."""
         self._failure = why
-        await self._health.set(LIVE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.set_live(False)
         self._end_at_once.set()
 
     async def stop(self) -> None:

@@ -8,6 +8,7 @@ from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.observe.observer import ObservationSettings
 from amusd.protocol.errors import InvalidInputError
 from amusd.rpc.server import Listen
+from amusd.serving.engine_health import HealthSettings
 from amusd.settings import check_bounds, part, setting
 
 # Few tokens saturate a CPU core, so a larger chunk of prefill only delays the other sessions.
@@ -65,6 +66,7 @@ class EngineServiceSettings:
     max_wait_seconds: float = setting(
         30.0, "Maximum time of a session in the waiting queue.", at_least=0
     )
+    health: HealthSettings = part(HealthSettings())
     observation: ObservationSettings = part(ObservationSettings())
 
     def __post_init__(self) -> None:

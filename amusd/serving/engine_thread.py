@@ -9,7 +9,9 @@ The inbox is bounded by its users, who count the commands they have under way.
 import asyncio
 import logging
 import queue
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
@@ -30,6 +32,9 @@ class Worker(Protocol):
 
     def step(self) -> bool:
         """Run the next batch; return whether there was one."""
+
+    def recover(self, error: Exception) -> None:
+        """Go on after a step that raised ``error``; raise it again if that cannot be."""
 
 
 _ENDING = "the service is ending: use another replica"
@@ -68,6 +73,8 @@ class EngineThread(Generic[Work]):
         # Commands are called with the worker, or with None if it will not serve any more.
         self._inbox: queue.SimpleQueue[Callable[[Work | None], None]] = queue.SimpleQueue()
         self._stopping = False
+        self.refusal = ""
+        """Why ``submit`` refuses, because the answer would not come in time; empty: it does not."""
         self.postbox = Postbox()
         self.ready: Future[Work] = Future()
         self.failed: Future[None] = Future()
@@ -83,9 +90,11 @@ class EngineThread(Generic[Work]):
         """Run ``command(worker)`` on the thread between two batches, and return its answer.
 
         Raises:
-            UnavailableError: the worker is not there yet, or not any more.
+            UnavailableError: the worker is not there yet, or not any more, or does not answer.
         """
         self._check()
+        if self.refusal:
+            raise UnavailableError(self.refusal)
         future: Future[Result] = Future()
 
         def run(worker: Work | None) -> None:
@@ -116,10 +125,15 @@ class EngineThread(Generic[Work]):
                 return
             try:
                 command(worker)
-            except Exception:
+            except BaseException:
                 log.exception("a command of the engine thread failed")
 
         self._inbox.put(run)
+
+    def stack(self) -> str:
+        """Return what the thread does at this moment, as the lines of a traceback."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def stop(self, timeout_seconds: float) -> bool:
         """End after the batch that runs; return whether the thread is gone by the timeout."""
@@ -138,7 +152,7 @@ class EngineThread(Generic[Work]):
         restore_time_slice()  # the service's other threads may preempt this one
         try:
             worker = self._make_worker()
-        except Exception as error:
+        except BaseException as error:
             self._stopping = True
             self.ready.set_exception(error)
             return
@@ -146,7 +160,7 @@ class EngineThread(Generic[Work]):
         self.ready.set_result(worker)
         try:
             self._loop(worker)
-        except Exception as error:
+        except BaseException as error:
             log.exception("the engine thread failed")
             self.failed.set_exception(error)
         finally:
@@ -162,11 +176,18 @@ class EngineThread(Generic[Work]):
         """Take all commands that have arrived before each batch: the batch can use them."""
         is_busy = False
         while not self._stopping:
+            command: Callable[[Work | None], None] | None
             try:
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
-                is_busy = worker.step()
+                command = None
+            if command is None:  # not in the handler above: a traceback of the step would name it
+                try:
+                    is_busy = worker.step()
+                except Exception as error:
+                    worker.recover(error)
+                    is_busy = False
                 self.postbox.flush()
-                continue
-            command(worker)
-            is_busy = True
+            else:
+                command(worker)
+                is_busy = True

@@ -3,16 +3,21 @@
 The engine thread owns the worker. What is special in drafting or verifying is its ``Role``.
 """
 
-import time
+import logging
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from amusd.engine.interface import Engine, ScheduledSequence
+from amusd.engine.interface import Engine, Outcome
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.errors import AmusdError, UnknownSessionError
-from amusd.serving.scheduler import Scheduled, Scheduler, divide
+from amusd.serving.batch_runner import BatchRunner
+from amusd.serving.engine_health import EngineHealth
+from amusd.serving.scheduler import Scheduled, Scheduler
 from amusd.serving.sequence import Send, Sequence
+from amusd.serving.session_fault import end_session, session_error
+
+log = logging.getLogger(__name__)
 
 
 class Opening(Protocol):
@@ -73,17 +78,21 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         prefill_budget: int,
         reuses_prefixes: bool = True,
         on_pass: OnPass = ignore_pass,
+        health: EngineHealth | None = None,
     ) -> None:
         """Run batches of ``engine`` with at most ``prefill_budget`` prompt tokens each.
 
-        ``on_pass`` is called after each batch with its seconds and its number of sessions.
+        ``on_pass`` is called after each pass with its seconds and its number of sessions. The
+        worker keeps ``health`` up to date.
         """
         self.engine = engine
         self.limits = limits
+        self.health = health or EngineHealth()
         self.flush: Callable[[], None] = _nothing
         """Hands over the messages sent so far; set by the engine thread."""
         self._role = role
-        self._on_pass = on_pass
+        self._num_lost_steps = 0
+        self._runner: BatchRunner[SequenceT] = BatchRunner(engine, self.health, on_pass)
         self._scheduler: Scheduler[SequenceT] = Scheduler(
             engine, limits, engine.max_batch, prefill_budget, reuses_prefixes
         )
@@ -100,21 +109,57 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
 
     def step(self) -> bool:
         """Run the next batch; return whether there was one."""
-        if self._role.prepare(self._scheduler.runnable()):
+        if self._prepare(self._scheduler.runnable()):
             self.flush()
         batch = self._scheduler.schedule()
         if not batch:
             return False
-        outputs = self._run(batch)
-        self._settle(batch, outputs)
+        self._settle(batch, self._runner.run(batch))
+        if self.health.is_suspect:
+            self.flush()
+            self.test_engine()
+        self._num_lost_steps = 0
         return True
+
+    def recover(self, error: Exception) -> None:
+        """End all sessions that could have caused ``error`` outside of a pass, and go on.
+
+        After ``max_failed_passes`` such steps in a row the loop itself is broken: it raises.
+        """
+        self._num_lost_steps += 1
+        if self._num_lost_steps >= self.health.settings.max_failed_passes:
+            raise error
+        log.error("a step failed outside of a pass: its sessions end", exc_info=error)
+        self.health.batch_failed()
+        for sequence in self._scheduler.runnable():
+            sequence.fail(session_error(error, "scheduling"))
+
+    def warm_up(self) -> None:
+        """Run a first pass before the service serves: the watchdog learns how long a pass takes.
+
+        Raises:
+            AmusdError: the pass failed.
+        """
+        self.test_engine()
+        if self.health.fault:
+            raise AmusdError(
+                f"the engine cannot run {self.engine.description.name} ({self.health.fault}): the "
+                "log says why"
+            )
+
+    def test_engine(self) -> None:
+        """Run a pass over as many tokens as a chunk of a prompt, and tell ``health`` the result."""
+        if not self.engine.description.output_size:
+            return  # there is no model
+        most = self.engine.usage.max_tokens
+        self._runner.test(min(self._scheduler.prefill_budget, self.limits.max_context, most))
 
     def open(self, opening: OpeningT_contra, send: Send) -> None:
         """Open a session. Its messages, or the error that ends it, go to ``send``."""
         self._scheduler.check_new(opening.session_id)
         sequence = self._role.open(opening, send)
         self._scheduler.add(sequence)
-        self._role.admitted(sequence)
+        self._admitted(sequence)
 
     def receive(self, session_id: str, event: EventT_contra) -> None:
         """Take a message of a session; an error ends the session."""
@@ -123,8 +168,8 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
             return
         try:
             self._role.receive(sequence, event)
-        except AmusdError as error:
-            sequence.fail(error)
+        except Exception as error:
+            end_session(sequence, error, "receiving a message of")
 
     def sequence(self, session_id: str) -> SequenceT:
         """Return an open sequence.
@@ -142,56 +187,45 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
     def give_up(self, session_id: str) -> None:
         """End a session with an error if it still waits for memory."""
         for sequence in self._scheduler.give_up(session_id):
-            self._role.admitted(sequence)
+            self._admitted(sequence)
 
     def close(self, session_id: str) -> None:
         """End a session and free its memory for the waiting ones."""
-        self._role.close(self._scheduler[session_id])
-        for sequence in self._scheduler.remove(session_id):
-            self._role.admitted(sequence)
-
-    def _run(self, batch: list[Scheduled[SequenceT]]) -> list[list[int]] | AmusdError:
-        """Run a batch and count its time; an error leaves the KV cache as it was."""
-        lengths = [self.engine.length(_slot(one.sequence)) for one in batch]
-        started, started_unix_nanos = time.perf_counter(), time.time_ns()
-        outputs: list[list[int]] | AmusdError
         try:
-            outputs = self.engine.run(
-                [
-                    ScheduledSequence(
-                        _slot(one.sequence), one.tokens, one.num_outputs, one.is_prefill
-                    )
-                    for one in batch
-                ]
-            )
-        except AmusdError as error:
-            # A later sequence might reuse what a failed batch left behind.
-            for one, length in zip(batch, lengths, strict=True):
-                self.engine.truncate(_slot(one.sequence), length)
-            return error
-        seconds = time.perf_counter() - started
-        shares = divide(seconds, [len(one.tokens) for one in batch])
-        for one, share in zip(batch, shares, strict=True):
-            one.sequence.clock.add(started_unix_nanos, seconds, share)
-        self._on_pass(seconds, len(batch))
-        return outputs
+            self._role.close(self._scheduler[session_id])
+        finally:
+            for sequence in self._scheduler.remove(session_id):
+                self._admitted(sequence)
 
-    def _settle(
-        self, batch: list[Scheduled[SequenceT]], outputs: list[list[int]] | AmusdError
-    ) -> None:
-        """Give each sequence its predictions, or the error of its batch."""
-        if isinstance(outputs, AmusdError):
-            for one in batch:
-                one.sequence.fail(outputs)
-            return
-        for one, predictions in zip(batch, outputs, strict=True):
-            if one.num_outputs:
-                self._role.settle(one.sequence, predictions)
+    def _admitted(self, sequence: SequenceT) -> None:
+        try:
+            self._role.admitted(sequence)
+        except Exception as error:
+            end_session(sequence, error, "opening")
 
+    def _prepare(self, sequences: list[SequenceT]) -> bool:
+        """Do what needs no batch; return whether any message was sent."""
+        try:
+            return self._role.prepare(sequences)
+        except Exception:
+            log.debug("the preparation of %d sessions failed", len(sequences), exc_info=True)
+        for sequence in sequences:
+            try:
+                self._role.prepare([sequence])
+            except Exception as error:
+                end_session(sequence, error, "preparing")
+        return True
 
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None  # the scheduler picks no other
-    return sequence.slot
+    def _settle(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> None:
+        """Give each sequence its predictions, or the error that ends it."""
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, AmusdError):
+                one.sequence.fail(outcome)
+            elif one.num_outputs:
+                try:
+                    self._role.settle(one.sequence, outcome)
+                except Exception as error:
+                    end_session(one.sequence, error, "settling the pass of")
 
 
 def _nothing() -> None:

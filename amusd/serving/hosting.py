@@ -1,18 +1,22 @@
 """A draft or verify service from start to end: its server and its engine thread."""
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from amusd.protocol.errors import AmusdError
 from amusd.rpc.server import ServiceShell
+from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_thread import EngineThread, Work
+from amusd.serving.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _THREAD_STOP_SECONDS = 5.0
+_LEAST_STOP_SECONDS = 0.5
 _SWITCH_INTERVAL_SECONDS = 0.0005
 
 
@@ -21,14 +25,16 @@ async def run_engine_service(
     thread: EngineThread[Work],
     describe: Callable[[Work], str],
     end_with_stdin: bool,
+    health: EngineHealth | None = None,
 ) -> None:
-    """Serve until a signal comes, or the engine fails.
+    """Serve until a signal comes, or the engine thread fails.
 
     Args:
         shell: the server, its servicer added already.
         thread: the engine thread, not started yet.
         describe: one line for the log about what the worker serves.
         end_with_stdin: end when standard input closes, too.
+        health: the health that the worker keeps up to date; a watchdog follows it.
 
     Raises:
         AmusdError: the port is taken, the model cannot be loaded, or the engine failed.
@@ -39,11 +45,37 @@ async def run_engine_service(
     with shell.signals_handled(end_with_stdin):
         await shell.start()
         thread.start()
-        try:
-            await _serve(shell, thread, describe)
-        finally:
-            await shell.stop()
-            await asyncio.to_thread(thread.stop, _THREAD_STOP_SECONDS)
+        async with _watched(shell, thread, health):
+            try:
+                await _serve(shell, thread, describe)
+            finally:
+                await _stop(shell, thread)
+
+
+@contextlib.asynccontextmanager
+async def _watched(
+    shell: ServiceShell, thread: EngineThread[Work], health: EngineHealth | None
+) -> AsyncIterator[None]:
+    """Run a watchdog while the service serves and stops."""
+    if health is None:
+        yield
+        return
+    watching = asyncio.create_task(Watchdog(shell, thread, health).run())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _stop(shell: ServiceShell, thread: EngineThread[Work]) -> None:
+    """Stop the server, then the thread; a pass that hangs is left behind within the grace."""
+    loop = asyncio.get_running_loop()
+    grace_ends = loop.time() + shell.grace_seconds
+    await shell.stop()
+    left = max(_LEAST_STOP_SECONDS, min(_THREAD_STOP_SECONDS, grace_ends - loop.time()))
+    if not await asyncio.to_thread(thread.stop, left) and thread.ready.done():
+        log.warning("the engine thread does not end: the process ends without it")
 
 
 async def _serve(

@@ -23,12 +23,12 @@ from typing import Generic, Protocol, TypeVar
 from amusd.engine.kv.cache_manager import MIN_CACHED, common_prefix
 from amusd.fleet.model_description import CacheUsage, ServiceLimits
 from amusd.protocol.errors import (
-    AmusdError,
     CacheFullError,
     DuplicateSessionError,
     LimitExceededError,
 )
 from amusd.serving.sequence import Sequence
+from amusd.serving.session_fault import EXITS, end_session
 
 _MAX_DECODE_TOKENS = 16
 """Tokens that a decoding sequence may have to compute: accepted, or looked up, since its last
@@ -188,14 +188,23 @@ class Scheduler(Generic[SequenceT]):
         return list(self._admit_waiting())
 
     def schedule(self) -> list[Scheduled[SequenceT]]:
-        """Return the next batch; empty if no sequence is due."""
+        """Return the next batch; empty if no sequence is due.
+
+        A sequence whose scheduling fails ends, and the others take part.
+        """
         batch: list[Scheduled[SequenceT]] = []
         prefill = _PrefillBudget(self.prefill_budget)
         for sequence in self._sequences.values():
             if len(batch) == self._max_batch:
                 break
             if sequence.is_runnable and sequence.is_due:
-                scheduled = self._schedule_one(sequence, prefill)
+                try:
+                    scheduled = self._schedule_one(sequence, prefill)
+                except EXITS:
+                    raise
+                except BaseException as error:
+                    end_session(sequence, error, "scheduling")
+                    continue
                 if scheduled is not None:
                     batch.append(scheduled)
         self._move_behind(batch)
@@ -254,8 +263,10 @@ class Scheduler(Generic[SequenceT]):
                 sequence.slot = self._cache.open(sequence.capacity)
             except CacheFullError:
                 return
-            except AmusdError as error:
-                sequence.fail(error)
+            except EXITS:
+                raise
+            except BaseException as error:
+                end_session(sequence, error, "opening")
             del self._waiting[session_id]
             if sequence.slot is not None:
                 yield sequence

@@ -74,7 +74,8 @@ class DraftServiceServicer:
         vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
         in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
         RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-        limit), UNAVAILABLE (model loading, service draining).
+        limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+        engine failed while it computed this session; the same input may fail again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +90,7 @@ class DraftServiceServicer:
         refused is answered with an error, and the stream goes on. The stream is answered while the
         service drains, too.
 
-        Errors: UNAVAILABLE (model loading, service ending).
+        Errors: UNAVAILABLE (model loading, service ending, engine hung).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +98,9 @@ class DraftServiceServicer:
 
     def GetDraftInfo(self, request, context):
         """Returns which model drafts, and within what limits.
+
+        Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+        why).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,8 @@ class DraftServiceStub:
     vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
     in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
     RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-    limit), UNAVAILABLE (model loading, service draining).
+    limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+    engine failed while it computed this session; the same input may fail again).
     """
     Rollback: _grpc.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -61,10 +62,14 @@ class DraftServiceStub:
     refused is answered with an error, and the stream goes on. The stream is answered while the
     service drains, too.
 
-    Errors: UNAVAILABLE (model loading, service ending).
+    Errors: UNAVAILABLE (model loading, service ending, engine hung).
     """
     GetDraftInfo: _grpc.UnaryUnaryMultiCallable[_draft_pb2.GetDraftInfoRequest, _draft_pb2.GetDraftInfoResponse]
-    """Returns which model drafts, and within what limits."""
+    """Returns which model drafts, and within what limits.
+
+    Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+    why).
+    """
 
 @_typing.type_check_only
 class DraftServiceAsyncStub(DraftServiceStub):
@@ -88,7 +93,8 @@ class DraftServiceAsyncStub(DraftServiceStub):
     vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
     in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
     RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-    limit), UNAVAILABLE (model loading, service draining).
+    limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+    engine failed while it computed this session; the same input may fail again).
     """
     Rollback: _aio.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]  # type: ignore[assignment]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -99,10 +105,14 @@ class DraftServiceAsyncStub(DraftServiceStub):
     refused is answered with an error, and the stream goes on. The stream is answered while the
     service drains, too.
 
-    Errors: UNAVAILABLE (model loading, service ending).
+    Errors: UNAVAILABLE (model loading, service ending, engine hung).
     """
     GetDraftInfo: _aio.UnaryUnaryMultiCallable[_draft_pb2.GetDraftInfoRequest, _draft_pb2.GetDraftInfoResponse]  # type: ignore[assignment]
-    """Returns which model drafts, and within what limits."""
+    """Returns which model drafts, and within what limits.
+
+    Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+    why).
+    """
 
 class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
     """Writes proposals with a small model. A session lives as long as its Propose stream.
@@ -129,7 +139,8 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
         in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
         RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-        limit), UNAVAILABLE (model loading, service draining).
+        limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+        engine failed while it computed this session; the same input may fail again).
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +157,7 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         refused is answered with an error, and the stream goes on. The stream is answered while the
         service drains, too.
 
-        Errors: UNAVAILABLE (model loading, service ending).
+        Errors: UNAVAILABLE (model loading, service ending, engine hung).
         """
 
     @_abc_1.abstractmethod
@@ -155,6 +166,10 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _draft_pb2.GetDraftInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_draft_pb2.GetDraftInfoResponse, _abc.Awaitable[_draft_pb2.GetDraftInfoResponse]]:
-        """Returns which model drafts, and within what limits."""
+        """Returns which model drafts, and within what limits.
+
+        Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+        why).
+        """
 
 def add_DraftServiceServicer_to_server(servicer: DraftServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -47,12 +47,16 @@ class VerifyServiceStub:
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
     each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-    a gap),
-    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
-    the limit), UNAVAILABLE (model loading, service draining).
+    a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
+    over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
+    (the engine failed while it computed this session; the same input may fail again).
     """
     GetVerifyInfo: _grpc.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]
-    """Returns which model verifies, and within what limits."""
+    """Returns which model verifies, and within what limits.
+
+    Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+    why).
+    """
 
 @_typing.type_check_only
 class VerifyServiceAsyncStub(VerifyServiceStub):
@@ -73,12 +77,16 @@ class VerifyServiceAsyncStub(VerifyServiceStub):
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
     each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-    a gap),
-    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
-    the limit), UNAVAILABLE (model loading, service draining).
+    a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
+    over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
+    (the engine failed while it computed this session; the same input may fail again).
     """
     GetVerifyInfo: _aio.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]  # type: ignore[assignment]
-    """Returns which model verifies, and within what limits."""
+    """Returns which model verifies, and within what limits.
+
+    Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+    why).
+    """
 
 class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Checks proposals with the large model, which alone decides the output. A session lives as
@@ -102,9 +110,9 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
         each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-        a gap),
-        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens over
-        the limit), UNAVAILABLE (model loading, service draining).
+        a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
+        over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
+        (the engine failed while it computed this session; the same input may fail again).
         """
 
     @_abc_1.abstractmethod
@@ -113,6 +121,10 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _verify_pb2.GetVerifyInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_verify_pb2.GetVerifyInfoResponse, _abc.Awaitable[_verify_pb2.GetVerifyInfoResponse]]:
-        """Returns which model verifies, and within what limits."""
+        """Returns which model verifies, and within what limits.
+
+        Errors: UNAVAILABLE (model loading, service ending, engine hung or failing; the message says
+        why).
+        """
 
 def add_VerifyServiceServicer_to_server(servicer: VerifyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -54,6 +54,10 @@ ENGINE = OBSERVATION | LISTEN | OPTIONS | {
     ("--weights", "AMUSD_WEIGHTS", WeightFormat.COMPACT),
     ("--max-waiting", "AMUSD_MAX_WAITING", 16),
     ("--max-wait", "AMUSD_MAX_WAIT", 30.0),
+    ("--max-failed-passes", "AMUSD_MAX_FAILED_PASSES", 5),
+    ("--hang-factor", "AMUSD_HANG_FACTOR", 20.0),
+    ("--hang-floor", "AMUSD_HANG_FLOOR", 15.0),
+    ("--restart-after", "AMUSD_RESTART_AFTER", 30.0),
 }  # fmt: skip
 EXPECTED = {
     "draft": ENGINE | LOOKUP | {("--port", "AMUSD_PORT", 50051)},

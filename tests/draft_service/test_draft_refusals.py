@@ -8,6 +8,7 @@ import pytest
 from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import (
     AmusdError,
     DuplicateSessionError,
@@ -17,7 +18,7 @@ from amusd.protocol.errors import (
     UnknownSessionError,
 )
 from amusd.protocol.events import Advance, Rollback
-from draft_service.drafters import model_drafter
+from draft_service.drafters import Drafter, model_drafter
 from draft_service.drafting import DraftOpening, DraftWorker
 from tests.draft_service.draft_receiver import (
     LIMITS,
@@ -169,3 +170,44 @@ def test_a_batch_that_fails_ends_its_sessions_and_no_other() -> None:
     assert [str(error) for error in failed.errors] == ["no memory left"]
     assert other.tokens == written([4, 5], 1)
     assert other.errors == []
+
+
+class BrokenProposer:
+    """Fails when a session is rolled back, or when it proposes for ``bad``."""
+
+    source = DraftSource.LOOKUP
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
+        if self._where == "propose" and session_id == "bad":
+            raise MemoryError
+        return []
+
+    def truncate(self, session_id: str, length: int) -> None:
+        if self._where == "truncate":
+            raise KeyError(session_id)
+
+    def close(self, session_id: str) -> None:
+        pass
+
+
+def test_a_rollback_that_fails_is_answered_and_ends_its_session() -> None:
+    drafter = Drafter(make_engine(), (BrokenProposer("truncate"),))
+    worker = DraftWorker(drafter, LIMITS, 100)
+    bad, other = opened(worker, named("bad")), opened(worker, named("other"))
+    run(worker)
+    with pytest.raises(AmusdError, match=r"failed while rolling back this session \(KeyError\)"):
+        worker.rollback("bad", Rollback(1, len(OPENING.tokens) + 1, 5))
+    assert ["KeyError" in str(one) for one in bad.errors] == [True]
+    assert other.errors == []
+
+
+def test_a_proposer_that_fails_ends_its_session_and_no_other() -> None:
+    drafter = Drafter(make_engine(), (BrokenProposer("propose"),))
+    worker = DraftWorker(drafter, LIMITS, 100)
+    bad, other = opened(worker, named("bad")), opened(worker, named("other"))
+    run(worker)
+    assert ["MemoryError" in str(one) for one in bad.errors] == [True]
+    assert other.tokens == written(OPENING.tokens, 4)

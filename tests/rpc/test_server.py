@@ -26,6 +26,9 @@ class FailingWorker:
     def step(self) -> bool:
         raise RuntimeError("out of memory")
 
+    def recover(self, error: Exception) -> None:
+        raise error
+
 
 def address_of(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.split()[-1]

@@ -22,9 +22,11 @@ class SteppedWorker:
         self.flush: Callable[[], None] = lambda: None
         self.thread = threading.current_thread()
         self.num_due = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.can_recover = False
         self.on_batch: Callable[[], None] = lambda: None
         self.idle = threading.Event()
+        self.recovered = threading.Event()
         self._begun = threading.Semaphore(0)
         self._may_end = threading.Semaphore(0)
 
@@ -42,6 +44,13 @@ class SteppedWorker:
         self.log.append("end")
         return True
 
+    def recover(self, error: Exception) -> None:
+        if not self.can_recover:
+            raise error
+        self.log.append(f"recovered from {error}")
+        self.error = None
+        self.recovered.set()
+
     def ask(self, num_batches: int) -> None:
         self.idle.clear()
         self.num_due += num_batches
@@ -51,6 +60,10 @@ class SteppedWorker:
 
     def let_end(self, num_batches: int = 1) -> None:
         self._may_end.release(num_batches)
+
+
+class PanicError(BaseException):
+    """As a panic of a Rust extension: no Exception."""
 
 
 class Note:
@@ -215,6 +228,58 @@ def test_a_batch_that_fails_ends_the_thread_and_failed_holds_its_error(
         thread.post(note("too late"))
 
 
+def test_a_worker_that_recovers_keeps_its_thread(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    worker.can_recover = True
+    worker.error = RuntimeError("a bug")
+    thread.submit(Note("wake up"))
+    assert worker.recovered.wait(TIMEOUT_SECONDS)
+    thread.submit(Note("still there")).result(TIMEOUT_SECONDS)
+    assert worker.log[-2:] == ["recovered from a bug", "still there"]
+    assert not thread.failed.done()
+
+
+@pytest.mark.parametrize("error", [SystemExit(), PanicError()])
+def test_whatever_ends_the_thread_is_told(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker, error: BaseException
+) -> None:
+    worker.error = error
+    thread.submit(Note("wake up"))
+    assert thread.failed.exception(TIMEOUT_SECONDS) is error
+
+
+def test_a_posted_command_cannot_end_the_thread(thread: EngineThread[SteppedWorker]) -> None:
+    def panic(_: SteppedWorker) -> None:
+        raise PanicError
+
+    thread.post(panic)
+    assert thread.submit(Note("still there")).result(TIMEOUT_SECONDS) == "still there"
+    assert not thread.failed.done()
+
+
+def test_a_thread_that_does_not_answer_takes_no_questions_but_notes(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    thread.refusal = "the engine hangs"
+    with pytest.raises(UnavailableError, match="the engine hangs"):
+        thread.submit(Note("question"))
+    thread.post(note("close"))
+    thread.refusal = ""
+    thread.submit(Note("again")).result(TIMEOUT_SECONDS)
+    assert worker.log == ["close", "again"]
+
+
+def test_a_traceback_of_a_batch_names_no_other_error(
+    thread: EngineThread[SteppedWorker], worker: SteppedWorker
+) -> None:
+    worker.error = RuntimeError("out of memory")
+    thread.submit(Note("wake up"))
+    error = thread.failed.exception(TIMEOUT_SECONDS)
+    assert error is not None
+    assert error.__context__ is None
+
+
 # Start and stop
 
 
@@ -246,6 +311,16 @@ def test_ready_holds_why_the_worker_could_not_be_made() -> None:
     thread.start()
     with pytest.raises(OSError, match="no such file"):
         thread.ready.result(TIMEOUT_SECONDS)
+    assert thread.stop(TIMEOUT_SECONDS)
+
+
+def test_ready_holds_a_panic_while_the_worker_is_made() -> None:
+    def load() -> SteppedWorker:
+        raise PanicError
+
+    thread = EngineThread("engine", load)
+    thread.start()
+    assert isinstance(thread.ready.exception(TIMEOUT_SECONDS), PanicError)
     assert thread.stop(TIMEOUT_SECONDS)
 
 

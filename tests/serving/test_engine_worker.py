@@ -175,17 +175,18 @@ def test_a_sequence_that_records_times_knows_when_each_of_its_batches_ran() -> N
 # Batches that fail
 
 
-def test_a_batch_that_fails_ends_its_sessions_and_no_other() -> None:
+def test_a_batch_that_fails_ends_the_session_that_causes_it_and_no_other() -> None:
     service = Service(batch=2)
-    failed = [service.open("a", [1, 0]), service.open("b", [2])]
+    failed, beside = service.open("a", [1, 0]), service.open("b", [2])
     other = service.open("c", [3])
     assert service.worker.step()
-    assert [[str(one) for one in each.errors] for each in failed] == [["no memory left"]] * 2
+    assert [str(one) for one in failed.errors] == ["no memory left"]
+    assert service.role.outputs == {"b": [MODEL.next_token([2])]}
     assert service.worker.step()
-    assert service.role.outputs == {"c": [MODEL.next_token([3])]}
-    assert other.errors == []
+    assert service.role.outputs["c"] == [MODEL.next_token([3])]
+    assert beside.errors == other.errors == []
     assert not service.worker.step()
-    assert [num for _, num in service.batches] == [1]  # the one that worked
+    assert [num for _, num in service.batches] == [1, 1]  # the ones that worked
 
 
 def test_a_batch_that_fails_leaves_the_kv_cache_as_it_was() -> None:

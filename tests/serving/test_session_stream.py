@@ -43,6 +43,9 @@ class LoggingWorker:
     def step(self) -> bool:
         return False
 
+    def recover(self, error: Exception) -> None:
+        raise error
+
     def pause(self) -> None:
         """Keep the engine thread busy, as a long batch does, until the test lets it go on."""
         assert self.may_go_on.wait(TIMEOUT_SECONDS)

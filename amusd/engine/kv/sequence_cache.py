@@ -112,5 +112,11 @@ class CopyingCache(DynamicCache):
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens."""
-        if length < self.get_seq_length():
-            self.crop(length - self.get_seq_length())
+        num_dropped = self.get_seq_length() - length
+        if num_dropped <= 0:
+            return
+        layer: Any
+        for layer in self.layers:
+            # After a pass that failed, only the first layers hold its tokens.
+            if not isinstance(layer, CacheLayerMixin) or layer.get_seq_length() > length:
+                layer.crop(-num_dropped)
