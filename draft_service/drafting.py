@@ -4,6 +4,8 @@ A session drafts without being asked, up to its look-ahead. Its proposals come f
 first, which need no batch; what they cannot continue takes part in the next batch of the model.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amusd.fleet.model_description import ServiceLimits
@@ -14,9 +16,14 @@ from amusd.protocol.errors import AmusdError, InvalidInputError, LimitExceededEr
 from amusd.protocol.events import Advance, Proposal, Rollback
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
+from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
+from draft_service.branching import Brancher, Lane
 from draft_service.drafters import Drafter
+
+_MAX_LANES = 8
+_BRANCH_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class DraftSequence(Sequence):
     """A sequence that is drafted."""
 
     session: DraftSession
+    brancher: Brancher | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -57,6 +65,7 @@ class Drafting:
         self._engine = drafter.engine
         self._limits = limits
         self._prefill_budget = prefill_budget
+        self._branching: deque[DraftSequence] = deque()  # the next in turn first
 
     def open(self, opening: DraftOpening, send: Send) -> DraftSequence:
         """Return the sequence of a new session."""
@@ -86,6 +95,7 @@ class Drafting:
         """Draft, or while the sequence waits for memory say that there is nothing to propose."""
         if sequence.slot is not None:
             sequence.session.resume()
+            self._start_branching(sequence)
         self._send(sequence)
 
     def receive(self, sequence: DraftSequence, event: Advance) -> None:
@@ -103,6 +113,10 @@ class Drafting:
             AmusdError: the rollback is refused, and has changed nothing.
         """
         self._engine.description.check_tokens((rollback.corrected_token, *rollback.branch_tokens))
+        if sequence.brancher is not None:
+            sequence.brancher.before_rollback(
+                rollback.verified_position - 1, rollback.corrected_token
+            )
         num_dropped = sequence.session.rollback(
             rollback.epoch,
             rollback.verified_position,
@@ -121,22 +135,55 @@ class Drafting:
         return num_dropped
 
     def prepare(self, sequences: list[DraftSequence]) -> bool:
-        """Let the proposers write what they can; return whether there was any."""
+        """Send branches, and let the proposers write what they can; return whether any was sent."""
         has_sent = False
         for sequence in sequences:
+            if sequence.session.has_unsent_branches:
+                has_sent = self._send(sequence) or has_sent
             while sequence.is_due and (proposed := self._propose(sequence)) is not None:
                 tokens, source = proposed
                 sequence.session.extend(tuple(tokens), source)
                 has_sent = self._send(sequence) or has_sent
         return has_sent
 
-    def settle(self, sequence: DraftSequence, predictions: list[int]) -> None:
+    def fill(self, num_places: int) -> Iterator[Scheduled[Lane]]:
+        """Draft branches in the free places of a batch, one session after the other."""
+        for _ in range(len(self._branching)):
+            sequence = self._branching[0]
+            self._branching.rotate(-1)
+            assert sequence.brancher is not None
+            for scheduled in sequence.brancher.schedule(num_places):
+                num_places -= 1
+                yield scheduled
+
+    def settle(self, sequence: "DraftSequence | Lane", predictions: list[int]) -> None:
         """Propose what the model wrote."""
-        sequence.session.extend(tuple(predictions), DraftSource.MODEL)
+        if isinstance(sequence, Lane):
+            sequence.brancher.settle(sequence, predictions[-1])
+            return
+        session, position = sequence.session, sequence.session.length
+        session.extend(tuple(predictions), DraftSource.MODEL)
+        if sequence.brancher is not None and session.length > position:
+            assert sequence.slot is not None
+            found = tuple(self._engine.alternatives(sequence.slot))
+            sequence.brancher.wrote(position, found)
         self._send(sequence)
 
+    def _start_branching(self, sequence: DraftSequence) -> None:
+        """Draft branches beside a session that may have them, if the engine gives any."""
+        if not sequence.session.max_branches or not self._engine.num_alternatives:
+            return
+        num_lanes = min(_MAX_LANES, self._engine.max_batch - 1)
+        sequence.brancher = Brancher(
+            self._engine, sequence.session, sequence.capacity, num_lanes, _BRANCH_DEPTH
+        )
+        self._branching.append(sequence)
+
     def close(self, sequence: DraftSequence) -> None:
-        """Forget what the proposers have seen of a session."""
+        """Forget what the proposers have seen of a session, and its branches."""
+        if sequence.brancher is not None:
+            self._branching.remove(sequence)
+            sequence.brancher.close()
         for proposer in self.drafter.proposers:
             proposer.close(sequence.session_id)
 

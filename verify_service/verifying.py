@@ -3,6 +3,7 @@
 A batch checks, for each of its sequences, all proposals that have arrived since its last one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amusd.engine.interface import Engine
@@ -13,6 +14,7 @@ from amusd.protocol.events import Forward
 from amusd.protocol.verify_session import VerifySession
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
+from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 
 
@@ -93,6 +95,10 @@ class Verifying:
     def prepare(self, sequences: list[VerifySequence]) -> bool:
         """Nothing can be verified without a batch."""
         return False
+
+    def fill(self, num_places: int) -> "Iterable[Scheduled[VerifySequence]]":
+        """Return nothing: only sessions are verified."""
+        return ()
 
     def settle(self, sequence: VerifySequence, predictions: list[int]) -> None:
         """Send the verdict on what the batch checked."""

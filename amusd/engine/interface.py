@@ -102,6 +102,10 @@ class Engine(Protocol):
         """Most sequences in a batch, 1 or more."""
 
     @property
+    def num_alternatives(self) -> int:
+        """Most next-best tokens that it gives beside an output; 0: none."""
+
+    @property
     def num_open(self) -> int:
         """Number of open sequences."""
 
@@ -135,6 +139,12 @@ class Engine(Protocol):
 
         Raises:
             LimitExceededError: tokens exceed the capacity of their sequence.
+        """
+
+    def alternatives(self, slot: int) -> Sequence[int]:
+        """Return the next-best tokens beside the last output of a sequence, the best first.
+
+        At most ``num_alternatives``. They belong to the last batch that the sequence was in.
         """
 
     def truncate(self, slot: int, length: int) -> None:

@@ -68,6 +68,15 @@ class ModelEngine:
         """Run one batch as ``run`` does; return the logits of all outputs, [outputs, head]."""
         return self._runner.logits(self._chunks(batch))
 
+    @property
+    def num_alternatives(self) -> int:
+        """Return 0: runners give the best token only."""
+        return 0
+
+    def alternatives(self, slot: int) -> Sequence[int]:
+        """Return none."""
+        return ()
+
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""
         self._cache.truncate(slot, length)

@@ -19,6 +19,7 @@ class NoModel:
         """Start without sequences."""
         self.num_open = 0
         self._last_slot = 0
+        self.num_alternatives = 0
         self.description = ModelDescription(
             name=PROMPT_LOOKUP,
             device="cpu",
@@ -46,6 +47,10 @@ class NoModel:
     def run(self, feeds: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Refuse: there is no model."""
         raise NotImplementedError("a drafter without a model runs no batch")
+
+    def alternatives(self, slot: int) -> Sequence[int]:
+        """Return none: there is no model."""
+        return ()
 
     def truncate(self, slot: int, length: int) -> None:
         """Nothing to forget."""

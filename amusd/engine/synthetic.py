@@ -9,6 +9,7 @@ machine behave like two devices.
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ class SyntheticModel:
     ``pass_ms`` is the time of a pass over one token, ``row_ms`` the time of each further token.
     ``batch`` is the most sequences in a batch. A ``period`` of 0 repeats nothing. ``memory`` is
     the limit on the KV cache of all sequences, in tokens; 0: no limit.
+
+    Beside its token, a draft gives ``alternatives`` next-best ones. Where its token is wrong, the
+    verify model's is among them with the probability ``second_chance``, and each rank is half as
+    likely as the one before.
     """
 
     vocabulary: int = 256
@@ -46,6 +51,8 @@ class SyntheticModel:
     batch: int = 1
     period: int = 0
     memory: int = 0
+    alternatives: int = 0
+    second_chance: float = 0.8
 
     @classmethod
     def parse(cls, name: str) -> "SyntheticModel":
@@ -67,8 +74,11 @@ class SyntheticModel:
             except ValueError:
                 raise InvalidInputError(f"setting {key}={text!r} is not a number") from None
         model = cls(**values)  # type: ignore[arg-type]
-        if not 0.0 <= model.agreement <= 1.0:
-            raise InvalidInputError(f"agreement is {model.agreement}: use 0 to 1")
+        for key in ("agreement", "second_chance"):
+            if not 0.0 <= getattr(model, key) <= 1.0:
+                raise InvalidInputError(f"{key} is {getattr(model, key)}: use 0 to 1")
+        if not 0 <= model.alternatives < model.vocabulary // 2:
+            raise InvalidInputError("alternatives need 0 to less than half of the vocabulary")
         if model.vocabulary < 2 or model.batch < 1 or model.context < 2:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
         if model.pass_ms < 0 or model.row_ms < 0:
@@ -85,15 +95,33 @@ class SyntheticModel:
 
     def next_token(self, tokens: Sequence[int]) -> int:
         """Return the next token after ``tokens``."""
-        context = f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}"
+        token, chance = self._draw(self._context(tokens))
+        return token if chance < self.agreement else (token + 1) % self.vocabulary
+
+    def next_best(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens that are likeliest next, after the one of ``next_token``."""
+        context = self._context(tokens)
+        token, chance = self._draw(context)
+        others = [(token + 2 + rank) % self.vocabulary for rank in range(self.alternatives)]
+        if chance < self.agreement or not others:
+            return others
+        _, share = self._draw(f"rank of {context}")
+        if share < self.second_chance:
+            # Rank r takes 1 / 2^(r + 1) of the chances, and the last rank what is left.
+            rank = int(-math.log2(1 - share / self.second_chance))
+            others[min(rank, self.alternatives - 1)] = token
+        return others
+
+    def _context(self, tokens: Sequence[int]) -> str:
         if self.period:
-            context = f"{self.seed}/{len(tokens) % self.period}"
+            return f"{self.seed}/{len(tokens) % self.period}"
+        return f"{self.seed}/{len(tokens)}/{tuple(tokens[-2:])}"
+
+    def _draw(self, context: str) -> tuple[int, float]:
+        """Return a token and a number of 0 to 1, both by chance."""
         digest = hashlib.blake2b(context.encode(), digest_size=16).digest()
         token = int.from_bytes(digest[:8], "big") % self.vocabulary
-        chance = int.from_bytes(digest[8:], "big") / 2**64
-        if chance < self.agreement:
-            return token
-        return (token + 1) % self.vocabulary
+        return token, int.from_bytes(digest[8:], "big") / 2**64
 
 
 class SyntheticEngine:
@@ -113,7 +141,9 @@ class SyntheticEngine:
             allocate=lambda capacity: [],
             copy=_copy if options.reuse_prefixes else None,
         )
+        self._alternatives: dict[int, list[int]] = {}
         self.max_batch = model.batch
+        self.num_alternatives = model.alternatives
         self.description = ModelDescription(
             name=name,
             device="cpu",
@@ -163,6 +193,10 @@ class SyntheticEngine:
             time.sleep(remaining)
         return outputs
 
+    def alternatives(self, slot: int) -> Sequence[int]:
+        """Return the next-best tokens beside the last output of a sequence, the best first."""
+        return self._alternatives.get(slot, ())
+
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""
         del self._cache[slot][length:]
@@ -170,6 +204,7 @@ class SyntheticEngine:
 
     def close(self, slot: int) -> None:
         """Close the sequence."""
+        self._alternatives.pop(slot, None)
         self._cache.close(slot)
 
     def _run_one(self, scheduled: ScheduledSequence) -> list[int]:
@@ -181,6 +216,8 @@ class SyntheticEngine:
             held.append(token)
             if index >= first_output:
                 outputs.append(self._model.next_token(held))
+        if self.num_alternatives and outputs:
+            self._alternatives[scheduled.slot] = self._model.next_best(held)
         return outputs
 
 

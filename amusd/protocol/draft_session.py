@@ -118,6 +118,16 @@ class DraftSession:
         return self._epoch
 
     @property
+    def verified_position(self) -> int:
+        """Number of final tokens, as far as the session knows."""
+        return self._verified
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a drafted token was wrong, and the rollback has yet to come."""
+        return self._stalled
+
+    @property
     def length(self) -> int:
         """Number of tokens, final and drafted."""
         return len(self._tokens)
@@ -183,6 +193,16 @@ class DraftSession:
             raise PreconditionError(f"a branch repeats the drafted token at position {position}")
         self._branches[branch.root] = branch
         self._unsent_branches.append(branch)
+
+    @property
+    def has_unsent_branches(self) -> bool:
+        """Whether branches wait to be sent."""
+        return bool(self._unsent_branches)
+
+    @property
+    def max_branches(self) -> int:
+        """Most branches that may be held at a time."""
+        return self._limits.max_branches
 
     @property
     def num_branches(self) -> int:

@@ -4,7 +4,7 @@ The engine thread owns the worker. What is special in drafting or verifying is i
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from amusd.engine.interface import Engine, Outcome
@@ -60,6 +60,9 @@ class Role(Protocol[SequenceT, OpeningT_contra, EventT_contra]):
     def prepare(self, sequences: list[SequenceT]) -> bool:
         """Do what needs no batch; return whether any message was sent."""
 
+    def fill(self, num_places: int) -> "Iterable[Scheduled[Any]]":
+        """Return what else takes part in a batch, in at most ``num_places`` free places."""
+
     def settle(self, sequence: SequenceT, predictions: list[int]) -> None:
         """Take the model's next tokens after the last ones of a batch, [num_outputs]."""
 
@@ -112,6 +115,7 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         if self._prepare(self._scheduler.runnable()):
             self.flush()
         batch = self._scheduler.schedule()
+        batch += self._role.fill(self.engine.max_batch - len(batch))
         if not batch:
             return False
         self._settle(batch, self._runner.run(batch))

@@ -121,7 +121,7 @@ def test_an_empty_timeline_has_no_outcomes() -> None:
 @laws
 @given(mishaps(), schedules())
 def test_outcomes_add_up_to_the_counts_of_the_ledger(setup: Setup, schedule: Schedule) -> None:
-    run = Simulation(replace(setup, num_repeats=0))
+    run = Simulation(replace(setup, num_repeats=0, num_branches=0))
     timeline = timeline_of(run, schedule)
     counts = run.ledger.counts
     outcomes = Counter(outcome for one in token_outcomes(timeline) for outcome in one)

@@ -17,7 +17,7 @@ def timeline_of(run: Simulation, schedule: Schedule) -> Timeline:
     A step or pass takes less than half a tick and ends before its message is sent, so times are
     causal.
     """
-    recorder = TimelineRecorder(STARTED_UNIX_NANOS)
+    recorder = TimelineRecorder(STARTED_UNIX_NANOS, max_branches=run.setup.max_branches)
     core = run.orchestrator
     carry_out, on_verdict, on_proposal = core._carry_out, core.on_verdict, core.on_proposal
     taken_up: list[Proposal | Verdict] = []
