@@ -32,6 +32,8 @@ class Lane(Sequence):
     """The tokens to compute: the run up to the branch, its token, and what was drafted."""
     position: int | None = None
     """Where the branch hangs; None: the lane drafts none."""
+    alternatives: list[tuple[int, ...]] = field(default_factory=list)
+    """The next-best tokens beside each token of the branch."""
 
     @property
     def tokens(self) -> list[int]:
@@ -68,7 +70,8 @@ class Brancher:
         self._num_lanes = num_lanes
         self._lanes: list[Lane] = []
         self._alternatives: dict[int, tuple[int, ...]] = {}  # by position, best first
-        self._started: set[tuple[int, int]] = set()  # outcomes of this epoch that have a branch
+        # What lies beside the tokens of the branches of this epoch, by outcome.
+        self._beside: dict[tuple[int, int], list[tuple[int, ...]]] = {}
 
     def wrote(self, position: int, alternatives: tuple[int, ...]) -> None:
         """Take the next-best tokens beside the token that the session's run has at ``position``."""
@@ -91,7 +94,9 @@ class Brancher:
         position = lane.position
         if position is None:
             return  # its branch ended while it was drafted
+        assert lane.slot is not None
         lane.context.append(token)
+        lane.alternatives.append(tuple(self._engine.alternatives(lane.slot)))
         if len(lane.drafted) >= self._depth_at(position):
             self._finish(lane)
 
@@ -101,8 +106,9 @@ class Brancher:
             if lane.root == (position, token) and lane.drafted:
                 self._finish(lane)
             lane.position = None
-        self._alternatives.clear()
-        self._started.clear()
+        beside = self._beside.get((position, token), [])
+        self._alternatives = dict(enumerate(beside, position + 1))
+        self._beside.clear()
 
     def close(self) -> None:
         """Free the memory of all lanes."""
@@ -145,8 +151,8 @@ class Brancher:
         assert lane.slot is not None
         self._engine.truncate(lane.slot, min(shared, self._engine.length(lane.slot)))
         self._engine.reuse(lane.slot, tokens)
-        lane.context, lane.position = tokens, position
-        self._started.add((position, token))
+        lane.context, lane.position, lane.alternatives = tokens, position, []
+        self._beside[position, token] = lane.alternatives
         return True
 
     def _candidates(self) -> Iterator[Candidate]:
@@ -155,7 +161,7 @@ class Brancher:
             if not self._depth_at(position):
                 continue
             for rank, token in enumerate(alternatives):
-                if (position, token) not in self._started:
+                if (position, token) not in self._beside:
                     yield Candidate(position, token, position - verified, rank)
                     break
 

@@ -23,7 +23,8 @@ from draft_service.branching import Brancher, Lane
 from draft_service.drafters import Drafter
 
 _MAX_LANES = 8
-_BRANCH_DEPTH = 4
+import os as _os
+_BRANCH_DEPTH = int(_os.environ.get("BD","4"))
 
 
 @dataclass(frozen=True, slots=True)
