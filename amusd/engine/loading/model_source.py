@@ -8,13 +8,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from amusd.engine.loading.context_length import context_length
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.engine.loading.weights_fingerprint import weights_fingerprint
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
-
-_NO_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +85,14 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return LoadedModel(
         model,
-        _describe(model, source, Vocabulary.of(tokens)),
+        _describe(model, source, Vocabulary.of(tokens), int(tokenizer.model_max_length)),
         head_ids,
         len(tokenizer) if known_tokens_only and head_ids is None else None,
     )
 
 
 def _describe(
-    model: PreTrainedModel, source: ModelSource, vocabulary: Vocabulary
+    model: PreTrainedModel, source: ModelSource, vocabulary: Vocabulary, tokenizer_limit: int
 ) -> ModelDescription:
     config = model.config.get_text_config()
     eos = model.generation_config.eos_token_id if model.generation_config else None
@@ -102,8 +101,7 @@ def _describe(
         device=str(torch.device(source.device)),
         dtype=str(source.torch_dtype()).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        # Recurrent models have no positions and so no limit.
-        context_length=int(getattr(config, "max_position_embeddings", _NO_LIMIT)),
+        context_length=context_length(model, tokenizer_limit),
         output_size=int(config.vocab_size),
         vocabulary=vocabulary,
         eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),

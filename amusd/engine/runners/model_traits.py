@@ -2,7 +2,27 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+_RECURRENT_LAYERS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "rwkv", "mlstm")
+_WINDOWS = (
+    "sliding_window",
+    "sliding_window_size",
+    "window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "floor_scale",
+)
+"""Names of the positions from which attention sees or weighs other tokens."""
+
+
+def reason_against_serving(model: PreTrainedModel) -> str | None:
+    """Return why no runner can serve the model, as far as its class and configuration tell."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if getattr(model, "_is_stateful", False) or kinds.intersection(_RECURRENT_LAYERS):
+        return "its recurrent state cannot return to an earlier position"
+    return None
 
 
 def reason_against_batching(model: PreTrainedModel) -> str | None:
@@ -15,9 +35,10 @@ def reason_against_batching(model: PreTrainedModel) -> str | None:
 
 def reason_against_exact(model: PreTrainedModel) -> str | None:
     """Return why a token's bits depend on the rest of its batch, where a self-check may miss it."""
-    config = model.config.get_text_config()
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if (getattr(config, name, None) or 0) > 1:
+    settings = vars(model.config.get_text_config())
+    nested = [vars(value) for value in settings.values() if isinstance(value, PreTrainedConfig)]
+    for name, value in (pair for found in (settings, *nested) for pair in found.items()):
+        if "expert" in name and isinstance(value, int) and value > 1:
             return "the number of tokens that an expert gets depends on the whole batch"
     return None
 
@@ -29,6 +50,13 @@ def uses_sliding_window(model: PreTrainedModel) -> bool:
     if kinds:
         return any(kind != "full_attention" for kind in kinds)
     return getattr(config, "sliding_window", None) is not None
+
+
+def window_lengths(model: PreTrainedModel) -> list[int]:
+    """Return the lengths of text beyond which attention differs, in tokens."""
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) for name in _WINDOWS]
+    return [value for value in found if isinstance(value, int) and value > 0]
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
