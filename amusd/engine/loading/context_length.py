@@ -1,11 +1,14 @@
 """How many tokens a model takes, by its configuration, position tables and tokenizer."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +30,30 @@ _RECOMPUTES_AT_SWITCH = ("phi3", "phimoe", "phi4_multimodal")
 """Types whose ``generate`` computes the whole text again when the rotary factors change."""
 
 
-def context_length(model: PreTrainedModel, tokenizer_limit: int) -> int:
+def context_length(model: PreTrainedModel, location: str) -> int:
     """Return the most tokens of a sequence.
 
-    The first of these that exists decides: the configuration, the position table, the tokenizer.
-    A position table limits the other two. YaRN extends what the configuration names.
+    The configuration decides, or else the tokenizer, within the position table of the model. YaRN
+    extends what the configuration names.
 
     Args:
         model: the loaded model.
-        tokenizer_limit: ``model_max_length`` of its tokenizer; a huge number means none.
+        location: its folder or hub id.
     """
     config: Any = model.config.get_text_config()
     tables = list(_table_lengths(model))
     named = _named_length(config) or _named_length(model.config)
     if named is not None:
-        return max(1, min([_within_rope(config, named), *tables]))
-    if not tables and not 0 < tokenizer_limit < _NO_LIMIT:
+        return min([_within_rope(config, named), *tables])
+    limits = [*tables, *_tokenizer_limit(location)]
+    if not limits:
         log.warning(
-            "the configuration names no context length, so sessions may have up to %d tokens: "
-            "set --max-context to the length that the model was trained for",
+            "the configuration of %s names no context length, so sessions may have up to %d "
+            "tokens: set --max-context to the length that the model was trained for",
+            location,
             _NO_LIMIT,
         )
-    return min([*tables, tokenizer_limit if tokenizer_limit > 0 else _NO_LIMIT, _NO_LIMIT])
+    return min([*limits, _NO_LIMIT])
 
 
 def rope_switch(model: PreTrainedModel, context: int) -> int | None:
@@ -71,6 +76,23 @@ def _named_length(config: Any) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+def _tokenizer_limit(location: str) -> Iterator[int]:
+    """Yield the length that the configuration of the tokenizer names, if it names one."""
+    path = cached_file(
+        location, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    if path is None:
+        return
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    limit = found.get("model_max_length") if isinstance(found, dict) else None
+    # Transformers writes 10 ** 30 for no limit, as a float or as an integer.
+    if isinstance(limit, int | float) and 1 <= limit < _NO_LIMIT:
+        yield int(limit)
 
 
 def _within_rope(config: Any, named: int) -> int:

@@ -85,14 +85,14 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return LoadedModel(
         model,
-        _describe(model, source, Vocabulary.of(tokens), int(tokenizer.model_max_length)),
+        _describe(model, source, Vocabulary.of(tokens)),
         head_ids,
         len(tokenizer) if known_tokens_only and head_ids is None else None,
     )
 
 
 def _describe(
-    model: PreTrainedModel, source: ModelSource, vocabulary: Vocabulary, tokenizer_limit: int
+    model: PreTrainedModel, source: ModelSource, vocabulary: Vocabulary
 ) -> ModelDescription:
     config = model.config.get_text_config()
     eos = model.generation_config.eos_token_id if model.generation_config else None
@@ -101,7 +101,7 @@ def _describe(
         device=str(torch.device(source.device)),
         dtype=str(source.torch_dtype()).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        context_length=context_length(model, tokenizer_limit),
+        context_length=context_length(model, source.location),
         output_size=int(config.vocab_size),
         vocabulary=vocabulary,
         eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),

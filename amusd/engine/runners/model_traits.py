@@ -25,9 +25,17 @@ def reason_against_serving(model: PreTrainedModel) -> str | None:
     return None
 
 
-def reason_against_batching(model: PreTrainedModel) -> str | None:
-    """Return why sequences cannot share a forward pass, as far as the configuration tells."""
-    if uses_sliding_window(model):
+def says_encoder(model: PreTrainedModel) -> bool:
+    """Whether the configuration calls the model no decoder. Some decoders are called so, too."""
+    return getattr(model.config.get_text_config(), "is_decoder", True) is False
+
+
+def reason_against_batching(model: PreTrainedModel, context: int) -> str | None:
+    """Return why sequences of up to ``context`` tokens cannot share a forward pass.
+
+    None: the configuration tells no reason.
+    """
+    if uses_sliding_window(model, context):
         return "some layers attend to a sliding window only"
     attention = model.config._attn_implementation
     return None if attention == "sdpa" else f"its attention is {attention}, not sdpa"
@@ -43,13 +51,15 @@ def reason_against_exact(model: PreTrainedModel) -> str | None:
     return None
 
 
-def uses_sliding_window(model: PreTrainedModel) -> bool:
-    """Whether some layer attends to less than all earlier tokens."""
+def uses_sliding_window(model: PreTrainedModel, context: int) -> bool:
+    """Whether some layer attends to less than all earlier tokens of ``context`` tokens."""
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)
+    is_whole = window is None or window >= context
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None
+        return not (kinds == {"sliding_attention"} and window is not None and is_whole)
+    return not is_whole and not getattr(config, "layer_types", None)
 
 
 def window_lengths(model: PreTrainedModel) -> list[int]:

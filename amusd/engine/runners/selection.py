@@ -29,6 +29,7 @@ from amusd.engine.runners.model_traits import (
     reason_against_batching,
     reason_against_exact,
     reason_against_serving,
+    says_encoder,
     uses_sliding_window,
     weight_bytes,
 )
@@ -109,6 +110,11 @@ class _Case:
         return self.loaded.model.device.type == "cuda"
 
     @property
+    def context_length(self) -> int:
+        """Most tokens of one session."""
+        return self.loaded.description.context_length
+
+    @property
     def cache_bytes(self) -> int:
         """How much memory keys and values may take."""
         return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
@@ -116,13 +122,12 @@ class _Case:
     @functools.cached_property
     def rope_switch(self) -> int | None:
         """Length beyond which a text has other rotary factors; None: there is none."""
-        return rope_switch(self.loaded.model, self.loaded.description.context_length)
+        return rope_switch(self.loaded.model, self.context_length)
 
     @functools.cached_property
     def check(self) -> RunnerCheck:
         """The comparison of each runner with the model alone."""
-        description = self.loaded.description
-        return RunnerCheck(self.loaded, self.rope_switch, description.context_length)
+        return RunnerCheck(self.loaded, self.rope_switch, self.context_length)
 
     @functools.cached_property
     def unbatched(self) -> UnbatchedRunner:
@@ -148,7 +153,7 @@ class _Case:
             max_batch=self.options.max_batch,
             reuse_prefixes=self.options.reuse_prefixes,
             max_tokens=self.max_tokens,
-            context_length=self.loaded.description.context_length,
+            context_length=self.context_length,
             weight_format=self.loaded.description.dtype,
             weight_bytes=weight_bytes(self.loaded.model),
             checked=str(self.check),
@@ -206,7 +211,7 @@ def _native(case: _Case) -> RunnerSelection:
         max_batch=case.options.max_batch,
         reuse_prefixes=case.options.reuse_prefixes,
         max_tokens=max(1, case.cache_bytes // runner.bytes_per_token),
-        context_length=case.loaded.description.context_length,
+        context_length=case.context_length,
         checked="not checked, int8 is lossy" if weights is WeightFormat.INT8 else str(case.check),
         weight_format=runner.weight_format,
         weight_bytes=runner.weight_bytes,
@@ -219,7 +224,7 @@ def _padded(case: _Case) -> RunnerSelection:
         raise RunnerRefusedError(f"its rotary factors change beyond {case.rope_switch} tokens")
     _refuse_by_configuration(case)
     num_rows = max(2, case.options.max_batch)
-    context = case.loaded.description.context_length
+    context = case.context_length
     whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
     with misfits_refused():
         length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
@@ -270,7 +275,7 @@ def _refuse_by_configuration(case: _Case) -> None:
     reason = (
         "the model only works with the cache of Transformers"
         if case.unbatched.copying_cache
-        else reason_against_batching(case.loaded.model)
+        else reason_against_batching(case.loaded.model, case.context_length)
     )
     if reason is None and case.is_exact:
         reason = reason_against_exact(case.loaded.model)
@@ -298,7 +303,7 @@ def _rollback_capable(case: _Case) -> UnbatchedRunner:
     loaded = case.loaded
     reasons = [reason] if (reason := reason_against_serving(loaded.model)) else []
     for copying_cache in () if reasons else (False, True):
-        if copying_cache and uses_sliding_window(loaded.model):
+        if copying_cache and uses_sliding_window(loaded.model, case.context_length):
             break  # that cache drops what is outside the window, so it cannot be rolled back
         try:
             runner = UnbatchedRunner(loaded.model, case.sampler, copying_cache)
@@ -307,9 +312,10 @@ def _rollback_capable(case: _Case) -> UnbatchedRunner:
             reasons.append(str(refusal))
         else:
             return runner
+    cause = " (an encoder? is_decoder is false)" if says_encoder(loaded.model) else ""
     raise InvalidInputError(
-        f"{loaded.description.name} cannot be served because {reasons[0]}; choose a causal "
-        "language model with attention over all tokens"
+        f"{loaded.description.name} cannot be served because {reasons[0]}{cause}; choose a "
+        "causal language model with attention over all tokens"
     )
 
 

@@ -3,6 +3,7 @@
 Each check runs a few tokens and returns what it finds. The runner selection decides what follows.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class _Comparison(Generic[Buffer]):
             batch.append(Chunk(buffer, start, text[start:], num_outputs))
             rows.append(own[len(own) - num_outputs :])
         error = relative_error(self._runner.logits(batch), torch.cat(rows))
-        # A comparison with NaN is false, so NaN stays.
-        self.worst = self.worst if error <= self.worst else error
+        if not (math.isnan(self.worst) or error <= self.worst):
+            self.worst = error
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
