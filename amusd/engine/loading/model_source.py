@@ -8,13 +8,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from amusd.engine.loading.context_length import context_length
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.engine.loading.weights_fingerprint import weights_fingerprint
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
-
-_NO_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,7 @@ def _describe(
         device=str(torch.device(source.device)),
         dtype=str(source.torch_dtype()).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        # Recurrent models have no positions and so no limit.
-        context_length=int(getattr(config, "max_position_embeddings", _NO_LIMIT)),
+        context_length=context_length(model, source.location),
         output_size=int(config.vocab_size),
         vocabulary=vocabulary,
         eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),

@@ -23,9 +23,14 @@ def load_causal_lm(
     logits are [..., head] and its own `generate` returns rows instead of token ids.
 
     Raises:
-        ValueError: the weights of a reduced head do not fit the configuration.
+        ValueError: the model has an encoder, or the weights of a reduced head do not fit.
     """
     config = AutoConfig.from_pretrained(folder_or_hub_id)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"models of type {config.model_type} have an encoder, which is not served: choose a "
+            "causal language model"
+        )
     if getattr(config, HEAD_SIZE_KEY, None) is None:
         model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id, dtype=dtype)
         return _ready(model, device), None

@@ -39,6 +39,7 @@ class NativeModel:
         model: PreTrainedModel,
         weights: WeightFormat,
         num_outputs: int | None = None,
+        context_length: int | None = None,
     ) -> None:
         """Convert ``model``, which is not needed afterwards.
 
@@ -46,6 +47,7 @@ class NativeModel:
             model: a model for which ``reason_against`` returns None.
             weights: how to store the weights.
             num_outputs: only the first ``num_outputs`` rows of the head are computed.
+            context_length: the most tokens of a sequence; None: as the configuration says.
         """
         self.functions: Any = library()
         self.family = _FAMILIES[type(model).__name__]
@@ -66,7 +68,9 @@ class NativeModel:
         with torch.inference_mode():
             self._norms = [_norms(layer) for layer in body.layers]
             self._last_norm = _row(body.norm.weight)
-            self._cos, self._sin = _rotations(body, config)
+            self._cos, self._sin = _rotations(
+                body, context_length or int(config.max_position_embeddings)
+            )
             parts = [part for layer in body.layers for part in self._pack_layer(layer, weights)]
             parts.append(pack(head.weight, head.bias, weights, self.functions))
             self._arena = Arena(parts)
@@ -190,9 +194,9 @@ def _norms(layer: Any) -> dict[str, Tensor]:
     return found
 
 
-def _rotations(body: Any, config: Any) -> tuple[Tensor, Tensor]:
+def _rotations(body: Any, context_length: int) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of each position's angles, [context, head_dim / 2] each."""
-    positions = torch.arange(int(config.max_position_embeddings))[None]
+    positions = torch.arange(context_length)[None]
     cos, sin = body.rotary_emb(torch.empty(1, dtype=torch.float32), positions)
     half = cos.shape[-1] // 2
     return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()

@@ -248,7 +248,8 @@ def test_a_supported_model_is_native_and_the_reason_names_its_family(
     [record] = caplog.records
     assert record.levelno == logging.INFO
     weights = f"{engine.weight_bytes / 1e6:.0f} MB of weights as float32"
-    assert record.getMessage() == f"tiny: native runner: {reason}; {weights}"
+    checked = "logits differ from those of the model alone by "
+    assert record.getMessage().startswith(f"tiny: native runner: {reason}; {weights}; {checked}")
 
 
 def test_int8_weights_need_the_native_runner() -> None:
@@ -281,10 +282,11 @@ def test_a_model_outside_its_scope_is_refused_with_a_reason(
 
 def test_a_model_with_other_results_is_refused() -> None:
     model = tiny.build("llama")
-    load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
+    assert serve(LoadedModel(model, DESCRIPTION)).description.runner == "native"
     model.register_forward_hook(_twice_as_large)
-    with pytest.raises(RunnerRefusedError, match="differ from those of Transformers"):
-        load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
+    found = serve(LoadedModel(model, DESCRIPTION)).description
+    assert found.runner == "ragged"
+    assert "native runner refused: its logits differ from those of the model" in found.runner_reason
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:

@@ -133,7 +133,9 @@ def test_a_model_with_other_results_in_batches_is_unbatched(
     monkeypatch.setattr(loaded.model, "forward", odd)
     engine = serve(loaded)
     assert engine.max_batch == 1
-    why = "its results differ from those of the unbatched runner"
+    why = (
+        "its logits differ from those of the model alone by 1 of their size, and 0.0001 is allowed"
+    )
     reason = f"{NOT_NATIVE}; ragged runner refused: {why}"
     assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
 
@@ -227,6 +229,9 @@ def test_too_little_memory_for_all_sessions_is_refused(folder: str) -> None:
 
 
 def test_attention_of_another_kind_is_refused() -> None:
-    refuse_variants({"sliding_window": None, "dropout": 0.0})
+    refuse_variants({"sliding_window": None, "dropout": 0.0}, 10)
+    refuse_variants({"sliding_window": 10}, 10)
     with pytest.raises(NotImplementedError, match="softcap"):
-        refuse_variants({"softcap": 30.0})
+        refuse_variants({"softcap": 30.0}, 10)
+    with pytest.raises(NotImplementedError, match="a sliding window of 9 tokens"):
+        refuse_variants({"sliding_window": 9}, 10)
