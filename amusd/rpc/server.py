@@ -25,6 +25,7 @@ from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
 from amusd.rpc.time_slices import shorten_time_slices
 from amusd.rpc.tuning import freeze_garbage
+from amusd.rpc.unreadable_requests import UnreadableRequests
 from amusd.settings import check_bounds, setting
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ class ServiceShell:
         """
         shorten_time_slices()  # gRPC's threads inherit it
         self._drain = Drain(service, session_rpc)
-        self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
+        self.server = grpc.aio.server(
+            options=listen.server_options, interceptors=(self._drain, UnreadableRequests())
+        )
         self._listen = listen
         self._service = service
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

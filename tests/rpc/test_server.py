@@ -85,3 +85,19 @@ async def test_an_engine_that_fails_is_not_alive(capsys: pytest.CaptureFixture[s
             await anext(live)
     with pytest.raises(AmusdError, match="the engine failed"):
         await service
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x02\xff\xff"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    shell = ServiceShell(Listen(), SERVICE, "Verify")
+    await shell.start()
+    async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
+        for make, method in ((channel.unary_unary, "Check"), (channel.unary_stream, "Watch")):
+            call = make(f"/grpc.health.v1.Health/{method}")(data, timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await (call if method == "Check" else call.read())
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert ".proto" in str(caught.value.details())
+    await shell.stop()
