@@ -9,7 +9,7 @@ import pytest
 
 from amusd.client import Client, Generation, Options
 from amusd.prompts import Prompt
-from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.errors import LimitExceededError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
@@ -211,7 +211,7 @@ def test_a_wait_that_takes_too_long_is_refused_with_advice(start: Starter) -> No
         assert "--max-wait" in Waiter(channel, "second").refused()
         with (
             Client(trio.orchestrator.address, timeout_seconds=20) as client,
-            pytest.raises(InvalidInputError, match="--cache-mib"),
+            pytest.raises(LimitExceededError, match="--cache-mib"),
         ):
             client.generate(Prompt(tokens=(1,)), Options(max_tokens=100)).wait()
         first.cancel()
