@@ -10,6 +10,7 @@ from rich.console import Console
 
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions
+from amusd.fleet.endpoint import parse_endpoint
 from amusd.protocol.errors import InvalidInputError
 from amusd.settings import settings_in
 
@@ -29,11 +30,31 @@ def _option(name: str) -> Any:
     )
 
 
+def _check_address(address: str) -> str:
+    """Refuse an address that is none before anything starts."""
+    if address:
+        try:
+            parse_endpoint(address)
+        except InvalidInputError as error:
+            raise typer.BadParameter(str(error)) from None
+    return address
+
+
 Address = Annotated[
     str,
     typer.Option(
         envvar="AMUSD_ADDRESS",
+        callback=_check_address,
         help="Address of an orchestrator, host:port; empty: start services for this command.",
+    ),
+]
+UseProxy = Annotated[
+    bool,
+    typer.Option(
+        "--use-proxy",
+        envvar="AMUSD_USE_PROXY",
+        help="Reach the address through the proxy that grpc_proxy, https_proxy or http_proxy "
+        "names.",
     ),
 ]
 DraftModel = Annotated[str, _option("draft")]
