@@ -41,6 +41,11 @@ def _serve_orchestrator(settings: OrchestratorSettings) -> None:
     _run("orchestrator", run, settings.listen, settings.observation)
 
 
+_left_open: list[asyncio.Runner] = []
+"""Event loops that are never closed: that would wait for threads that still download or resolve
+names. The process ends without them."""
+
+
 def _run(role: Role, run: Run, listen: Listen, observation: ObservationSettings) -> None:
     if listen.port and listen.port == observation.metrics_port:
         raise InvalidInputError(
@@ -48,7 +53,9 @@ def _run(role: Role, run: Run, listen: Listen, observation: ObservationSettings)
         )
     start_logging(role, observation.log_level, observation.log_format)
     with observing(role, observation, listen.host) as observer:
-        asyncio.run(run(observer, listen.end_with_stdin))
+        runner = asyncio.Runner()
+        _left_open.append(runner)
+        runner.run(run(observer, listen.end_with_stdin))
 
 
 _DRAFT_HELP = "Run the draft service: a small model that proposes tokens."

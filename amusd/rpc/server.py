@@ -177,7 +177,9 @@ class ServiceShell:
     def signals_handled(self, end_with_stdin: bool = False) -> Iterator[None]:
         """Let SIGINT and SIGTERM ask for the end; a second one cuts the grace short."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
             loop.add_signal_handler(number, self._on_signal)
         if end_with_stdin:
             watcher = threading.Thread(target=self._watch_stdin, args=(loop,), daemon=True)
@@ -185,8 +187,9 @@ class ServiceShell:
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
 
     def _on_signal(self) -> None:
         self._signals += 1

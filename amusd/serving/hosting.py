@@ -43,7 +43,9 @@ async def run_engine_service(
             await _serve(shell, thread, describe)
         finally:
             await shell.stop()
-            await asyncio.to_thread(thread.stop, _THREAD_STOP_SECONDS)
+            # A model that still loads cannot be interrupted; the process ends without it.
+            is_loading = not thread.ready.done()
+            await asyncio.to_thread(thread.stop, 0.0 if is_loading else _THREAD_STOP_SECONDS)
 
 
 async def _serve(
@@ -55,6 +57,7 @@ async def _serve(
     try:
         await asyncio.wait(_futures(ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
+            log.info("ending before the model has loaded")
             return
         log.info("serving %s", describe(ready.result()))
         await shell.set_ready()
