@@ -50,7 +50,7 @@ def adopt_loggers() -> None:
 class _AdoptedLogger(logging.Logger):
     """A logger without handlers of its own, and never more talkative than the service."""
 
-    propagate = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+    propagate = property(lambda self: True, lambda self, value: None)
 
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802  # logging's own name
         """Keep the messages to the root logger's handlers."""

@@ -57,6 +57,6 @@ def _exit_code(command: Callable[[], None]) -> int:
     except BrokenPipeError:
         return 1  # the reader of the output has gone
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         return 1
     return 0

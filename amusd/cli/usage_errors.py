@@ -5,7 +5,7 @@ import sys
 import typer
 
 # typer has its own copy of click's errors, or uses click's, by its version.
-_USAGE_ERROR = typer.BadParameter.__mro__[1]
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 BAD_USAGE = 2
 
 

@@ -3,6 +3,8 @@
 import ipaddress
 from typing import Any
 
+import pytest
+
 from tests.k8s.kustomize import Manifest, environment
 
 END_MARGIN_SECONDS = 10

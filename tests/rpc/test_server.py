@@ -94,10 +94,11 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
     shell = ServiceShell(Listen(), SERVICE, "Verify")
     await shell.start()
     async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
-        for make, method in ((channel.unary_unary, "Check"), (channel.unary_stream, "Watch")):
-            call = make(f"/grpc.health.v1.Health/{method}")(data, timeout=10)
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", bytes, bytes)
+        for answer in (check(data, timeout=10), watch(data, timeout=10).read()):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await (call if method == "Check" else call.read())
+                await answer
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert ".proto" in str(caught.value.details())
     await shell.stop()
