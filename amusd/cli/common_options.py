@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions
@@ -14,7 +15,8 @@ from amusd.fleet.endpoint import parse_endpoint
 from amusd.protocol.errors import InvalidInputError
 from amusd.settings import settings_in
 
-errors = Console(stderr=True)
+# Without markup, or the brackets of addresses and model names would be cut.
+errors = Console(stderr=True, markup=False)
 
 _LOCAL = {one.name: one for one in settings_in(LocalSettings())}
 
@@ -91,7 +93,8 @@ def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterat
         yield address
         return
     with contextlib.ExitStack() as stack:
-        with errors.status(f"starting services: verify {verify}, draft {draft or 'none'}"):
+        started = f"starting services: verify {verify}, draft {draft or 'none'}"
+        with errors.status(Text(started)):
             options = EngineOptions(reuse_prefixes=False)
             settings = LocalSettings(
                 draft=draft,

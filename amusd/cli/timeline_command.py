@@ -188,7 +188,7 @@ def _show(record: Record) -> None:
         table.add_row(name, str(len(device.works)), *_time(device.busy_seconds, devices),
                       *_time(idle_seconds, devices))  # fmt: skip
     table.add_row("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
-    Console().print(table)
+    Console(markup=False).print(table)
     if record.timeline.is_truncated:
         errors.print("the timeline is truncated: ask for fewer tokens")
     if record.statistics.fallback_reason:

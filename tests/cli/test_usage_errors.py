@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from amusd.cli.app import app
+from amusd.cli.common_options import errors
 from amusd.cli.usage_errors import run_app
 
 ADDRESS = (
@@ -70,3 +71,10 @@ def test_the_version_is_no_error(
     code, output = outcome(("--version",), monkeypatch, capsys)
     assert code == 0
     assert output.startswith("amusd ")
+
+
+def test_brackets_of_addresses_and_models_are_printed_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    errors.print("verify [::1]:50052 and synthetic[:key=value] and [draft]")
+    assert "verify [::1]:50052 and synthetic[:key=value] and [draft]" in capsys.readouterr().err
