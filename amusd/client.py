@@ -13,7 +13,7 @@ from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
-from amusd.rpc.channel import CHANNEL_OPTIONS
+from amusd.rpc.channel import open_blocking_channel
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 
@@ -96,11 +96,20 @@ class Generation:
 class Client:
     """A connection to an orchestrator."""
 
-    def __init__(self, address: str, timeout_seconds: float | None = None) -> None:
-        """Connect to ``host:port``; the timeout bounds each call from its start to its end."""
+    def __init__(
+        self, address: str, timeout_seconds: float | None = None, use_proxy: bool = False
+    ) -> None:
+        """Connect to ``host:port``; the timeout bounds each call from its start to its end.
+
+        With ``use_proxy`` the connection goes through the proxy that ``grpc_proxy``,
+        ``https_proxy`` or ``http_proxy`` names in the environment.
+
+        Raises:
+            InvalidInputError: the address is not of this form.
+        """
         self._address = address
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = open_blocking_channel(address, use_proxy)
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def __enter__(self) -> "Client":

@@ -85,7 +85,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         response = draft_pb2.RollbackResponse(session_id=request.session_id, epoch=request.epoch)
         if isinstance(found, AmusdError):
             code: int = faults.status_of(found).value[0]
-            response.error.code, response.error.message = code, str(found)
+            response.error.code = code
+            response.error.message = faults.status_details(str(found))
         else:
             response.num_dropped = found
             self._observer.rolled_back(request.session_id, codec.rollback_from_proto(request))

@@ -10,7 +10,7 @@ from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import AmusdError, InvalidInputError, LimitExceededError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal, Rollback
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
@@ -198,12 +198,12 @@ class Drafting:
                 f"{len(opening.tokens)} tokens"
             )
         if len(opening.tokens) >= self._limits.max_context:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"the prompt has {len(opening.tokens)} tokens, the draft service takes fewer "
                 f"than {self._limits.max_context}"
             )
         if opening.limits.lookahead > self._limits.max_lookahead:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"lookahead is {opening.limits.lookahead}: ask for "
                 f"{self._limits.max_lookahead} or less"
             )

@@ -37,8 +37,12 @@ class Backends:
         resolver = resolver or SystemResolver()
         interval = settings.resolve_interval_seconds
         verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
-        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, resolver, interval)
-        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, resolver, interval)
+        self.verify: VerifyPool = Pool(
+            VERIFY, verify, self._validate_verify, resolver, interval, settings.use_proxy
+        )
+        self.draft: DraftPool = Pool(
+            DRAFT, draft, self._validate_draft, resolver, interval, settings.use_proxy
+        )
         self.step_times = StepTimes()
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None

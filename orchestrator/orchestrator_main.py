@@ -39,6 +39,8 @@ async def run_orchestrator(
             await _first_of(ended, kept, ready)
             if ready.done():
                 await _first_of(ended, kept, outdated)
+            else:
+                log.info("ending before the orchestrator has served")
         finally:
             for task in (ended, ready, outdated):
                 task.cancel()

@@ -7,7 +7,7 @@ from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
 from amusd.settings import check_bounds, part, setting
-from orchestrator.addresses import parse_entries
+from orchestrator.addresses import checked_entries, parse_entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,18 @@ class OrchestratorSettings:
         "Verify services: host:port,... or file:///path with one host:port a line. A host name "
         "stands for all of its addresses.",
         unit="addresses",
+        read=checked_entries,
     )
     draft: str = setting(
-        "127.0.0.1:50051", "Draft services, in the same form; empty: none.", unit="addresses"
+        "127.0.0.1:50051",
+        "Draft services, in the same form; empty: none.",
+        unit="addresses",
+        read=checked_entries,
+    )
+    use_proxy: bool = setting(
+        False,
+        "Reach draft and verify services through the proxy that grpc_proxy, https_proxy or "
+        "http_proxy names. Otherwise these variables have no effect on gRPC.",
     )
     tokenizer: str = setting(
         "",

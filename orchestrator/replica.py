@@ -99,8 +99,9 @@ class Replica(Generic[Stub]):
         address: str,
         validate: Validate,
         on_change: Callable[[], None],
+        use_proxy: bool = False,
     ) -> None:
-        """Create a channel to ``address``, ``host:port``.
+        """Create a channel to ``address``, ``host:port``; with ``use_proxy`` through a proxy.
 
         ``validate`` returns the reason to refuse a model, or None to accept it. ``on_change`` is
         called after each change of ``state``.
@@ -113,7 +114,7 @@ class Replica(Generic[Stub]):
         self._kind = kind
         self._validate = validate
         self._on_change = on_change
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, use_proxy)
         self.stub = kind.make_stub(self._channel)
         self._is_serving = False
         self._is_refused = False

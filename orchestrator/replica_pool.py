@@ -56,16 +56,19 @@ class Pool(Generic[Stub]):
         validate: Validate,
         resolver: Resolver,
         interval_seconds: float,
+        use_proxy: bool = False,
     ) -> None:
         """Resolve ``entries`` every ``interval_seconds``.
 
         ``validate`` returns the reason to refuse a replica's model, or None to accept it.
+        Replicas are reached through the proxy of the environment with ``use_proxy`` only.
         """
         self.entries = tuple(entries)
         self._kind = kind
         self._validate = validate
         self._resolver = resolver
         self._interval_seconds = interval_seconds
+        self._use_proxy = use_proxy
         self._replicas: dict[str, Replica[Stub]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[Entry, str] = {}
@@ -148,7 +151,7 @@ class Pool(Generic[Stub]):
         """Add and remove replicas as the entries resolve now."""
         listed = frozenset[str]().union(*self._resolved.values())
         for address in sorted(listed - self._replicas.keys()):
-            replica = Replica(self._kind, address, self._validate, self._notify)
+            replica = Replica(self._kind, address, self._validate, self._notify, self._use_proxy)
             self._replicas[address] = replica
             self._tasks[address] = group.create_task(replica.run())
         for address, replica in list(self._replicas.items()):

@@ -30,6 +30,7 @@ from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import Strategy, draft_plan
+from amusd.rpc import faults
 from orchestrator.backends import Backends
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
 
@@ -240,7 +241,7 @@ class Session:
 
     def _do_without_draft(self, error: AmusdError) -> Decision:
         self._draft = None
-        self._recorder.fallback_reason = str(error)
+        self._recorder.fallback_reason = faults.status_details(str(error))
         self._watch.fell_back(error)
         return self._controller.on_draft_lost()
 

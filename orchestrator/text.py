@@ -21,6 +21,7 @@ import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
+from amusd.library_output import cause_of
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
 
@@ -83,8 +84,8 @@ def load_text_codec(name: str) -> TextCodec:
             f"the chat template of {name!r} is broken: {_in_one_line(error)}; name another "
             "tokenizer with --tokenizer"
         ) from error
-    except (OSError, ValueError, PairError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, PairError, ImportError) as error:
+        reason = cause_of(error)
         raise InvalidInputError(
             f"cannot load the tokenizer of {name!r}: {reason}; name a folder or a hub id with "
             "tokenizer.json with --tokenizer"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from amusd.engine.interface import Engine
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Forward
 from amusd.protocol.verify_session import VerifySession
 from amusd.serving.engine_health import EngineHealth
@@ -111,7 +111,7 @@ class Verifying:
             )
         model.check_tokens(opening.tokens)
         if opening.max_position > self._limits.max_context:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"max_position is {opening.max_position}: the verify service takes up to "
                 f"{self._limits.max_context} tokens"
             )

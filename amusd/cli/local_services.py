@@ -19,6 +19,7 @@ from amusd.cli.service_settings import SETTINGS
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions
 from amusd.engine.loading.device import DeviceSettings
+from amusd.fleet.endpoint import dialled, parse_endpoint
 from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
 from amusd.observe.metrics import Role
@@ -81,6 +82,7 @@ class LocalSettings:
         variable="",
     )
     dtype: str = like(DeviceSettings, "dtype", variable="")
+    host: str = "127.0.0.1"  # of all services
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     draft_options: EngineOptions | None = None
     verify_options: EngineOptions | None = None
@@ -219,6 +221,7 @@ def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> L
     """Start a service with ``flags`` and ``values``, and return it once it listens."""
     number = _ROLES.index(role)
     values |= {
+        "host": settings.host,
         "port": settings.ports[number],
         # Three services cannot share the port that the environment may name.
         "metrics_port": settings.metrics_ports[number],
@@ -252,7 +255,7 @@ def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
     if not words:
         process.wait()
         raise UnavailableError(f"the {role} service did not start; its message above says why")
-    return words[-1]
+    return str(dialled(parse_endpoint(words[-1])))
 
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:

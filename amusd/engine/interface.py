@@ -114,7 +114,7 @@ class Engine(Protocol):
 
         Raises:
             CacheFullError: the memory that is left is too small now.
-            LimitExceededError: the capacity exceeds the context length, or the whole memory.
+            InvalidInputError: the capacity exceeds the context length, or the whole memory.
         """
 
     def length(self, slot: int) -> int:

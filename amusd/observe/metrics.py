@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 
 from amusd.analysis.generation_statistics import Statistics
 from amusd.fleet.load_balancing import ReplicaState
-from amusd.protocol.errors import UnavailableError
 
 ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
 """Returns the number of replicas by role and state."""
@@ -272,30 +271,6 @@ class ReplicaCollector(Collector):
         for (role, state), num_replicas in self._count().items():
             gauge.add_metric([role, state.value], num_replicas)
         yield gauge
-
-
-class MetricsServer:
-    """Serves a registry at ``/metrics`` until it is closed."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Listen on ``host:port``.
-
-        Raises:
-            UnavailableError: the port is taken, or the host is not an address of this machine.
-        """
-        try:
-            self._server, self._thread = prometheus_client.start_http_server(port, host, registry)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror or error}; choose "
-                "another port with --metrics-port, or 0 for no metrics"
-            ) from None
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def meaning_of(name: str) -> str:

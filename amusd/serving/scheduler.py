@@ -147,7 +147,7 @@ class Scheduler(Generic[SequenceT]):
 
         Raises:
             CacheFullError: no memory is left, and the waiting queue is full.
-            LimitExceededError: the capacity is above what one sequence can have.
+            InvalidInputError: the capacity is above what one sequence can have.
         """
         # No sequence overtakes the waiting ones. One that can never fit is refused at once.
         if not self._waiting or sequence.capacity > self._cache.usage.max_tokens:

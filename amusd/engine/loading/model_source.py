@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from amusd.engine.loading.context_length import context_length
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.engine.loading.weights_fingerprint import weights_fingerprint
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
+from amusd.library_output import cause_of
 from amusd.protocol.errors import InvalidInputError
 
 
@@ -70,16 +70,13 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
             f"there is no model folder {source.location}: give one with config.json, safetensors "
             "and a tokenizer, or a hub id"
         )
-    # A progress bar makes no sense in the log of a service.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, head_ids = load_causal_lm(source.location, dtype, torch.device(source.device))
         tokenizer = AutoTokenizer.from_pretrained(source.location)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()
         raise InvalidInputError(
             f"cannot load model {source.name!r} on {source.device}: "
-            f"{reason[0] if reason else type(error).__name__}; give a folder with config.json, "
+            f"{cause_of(error)}; give a folder with config.json, "
             "safetensors and a tokenizer, or a hub id that can be reached"
         ) from error
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
