@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
-from orchestrator.detokenizer import ByteDecoder, ModelDecoder, NoDecoder, TextDecoder
+from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -40,8 +40,8 @@ class TextCodec(Protocol):
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a conversation up to the assistant's next turn."""
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
 
 
 def load_text_codec(name: str) -> TextCodec:
@@ -84,6 +84,7 @@ class ModelText:
     ) -> None:
         """Use ``tokenizer``; ``template`` is the Jinja source of the chat template."""
         self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
         self._special_tokens = special_tokens
         self._template = _compile(template) if template else None
 
@@ -109,9 +110,9 @@ class ModelText:
             raise InvalidInputError(f"the chat template refuses the messages: {reason}") from error
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
-        return ModelDecoder(self._tokenizer)
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
+        return self._detokenizer.decoder(prompt)
 
 
 class ByteText:
@@ -125,7 +126,7 @@ class ByteText:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output."""
         return ByteDecoder()
 
@@ -141,7 +142,7 @@ class NoText:
         """Raise NotServedError."""
         return self.encode("")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder whose text is always empty."""
         return NoDecoder()
 
