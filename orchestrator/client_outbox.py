@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from amusd.protocol.errors import LimitExceededError
-from orchestrator.text import TextDecoder
+from orchestrator.detokenizer import TextDecoder
 
 WriteChunk = Callable[[tuple[int, ...], str], Awaitable[None]]
 """Writes tokens and their text."""

@@ -48,7 +48,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         with self._observer.request(context) as watch:
             backends = self._ready()
             plan = self._plan(request, backends)
-            decoder = self._text.decoder()
+            decoder = self._text.decoder(plan.tokens if _continues(request) else ())
 
             async def write(tokens: tuple[int, ...], text: str) -> None:
                 chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=text)
@@ -192,6 +192,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not 1 <= request.lookahead <= most:
             raise InvalidInputError(f"lookahead is {request.lookahead}: ask for 1 to {most}")
         return int(request.lookahead)
+
+
+def _continues(request: orchestrator_pb2.GenerateRequest) -> bool:
+    """Whether the output continues the text of the prompt, rather than being a text of its own."""
+    if request.WhichOneof("prompt") != "chat":
+        return True
+    messages = request.chat.messages
+    return bool(messages) and messages[-1].role == "assistant"
 
 
 async def _generate(session: Session, outbox: ClientOutbox) -> Outcome:

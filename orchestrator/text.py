@@ -1,10 +1,5 @@
-"""Text to tokens and back, with the verify model's own tokenizer; needs no torch.
+"""Text to tokens with the verify model's own tokenizer; needs no torch."""
 
-Output is decoded token by token. A character may take several tokens, so text that ends in the
-middle of a character is held back until the character is complete.
-"""
-
-import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +19,8 @@ from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.library_output import cause_of
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
+from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
 
-_REPLACEMENT = "\ufffd"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -37,16 +32,6 @@ class Message:
     content: str
 
 
-class TextDecoder(Protocol):
-    """Decodes the tokens of one output incrementally."""
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        """Add ``tokens`` and return the new text, up to the last complete character."""
-
-    def finish(self) -> str:
-        """Return the text that was held back."""
-
-
 class TextCodec(Protocol):
     """A tokenizer."""
 
@@ -56,8 +41,8 @@ class TextCodec(Protocol):
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a conversation up to the assistant's next turn."""
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
 
 
 def load_text_codec(name: str) -> TextCodec:
@@ -100,6 +85,7 @@ class ModelText:
     ) -> None:
         """Use ``tokenizer``; ``template`` is the Jinja source of the chat template."""
         self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
         self._special_tokens = special_tokens
         self._template = _compile(template) if template else None
 
@@ -125,41 +111,9 @@ class ModelText:
             raise InvalidInputError(f"the chat template refuses the messages: {reason}") from error
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
-        return _ModelTextDecoder(self._tokenizer)
-
-
-class _ModelTextDecoder:
-    """Decodes new tokens together with a few earlier ones, because a token's text depends on them.
-
-    The text of tokens [prefix, shown) was returned before. The new text is what the text of tokens
-    [prefix, end) has beyond it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._prefix = 0
-        self._shown = 0
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        self._tokens.extend(tokens)
-        new = self._new_text()
-        if new.endswith(_REPLACEMENT):
-            return ""
-        self._prefix, self._shown = self._shown, len(self._tokens)
-        return new
-
-    def finish(self) -> str:
-        new = self._new_text()
-        self._prefix = self._shown = len(self._tokens)
-        return new
-
-    def _new_text(self) -> str:
-        shown = self._tokenizer.decode(self._tokens[self._prefix : self._shown])
-        both = self._tokenizer.decode(self._tokens[self._prefix :])
-        return str(both[len(shown) :])
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
+        return self._detokenizer.decoder(prompt)
 
 
 class ByteText:
@@ -173,20 +127,9 @@ class ByteText:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output."""
-        return _ByteTextDecoder()
-
-
-class _ByteTextDecoder:
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        return self._decoder.decode(bytes(token for token in tokens if token < 256))
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        return ByteDecoder()
 
 
 class NoText:
@@ -200,17 +143,9 @@ class NoText:
         """Raise NotServedError."""
         return self.encode("")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder whose text is always empty."""
-        return _NoTextDecoder()
-
-
-class _NoTextDecoder:
-    def feed(self, tokens: Sequence[int]) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
+        return NoDecoder()
 
 
 def _parse(text: str) -> Tokenizer:

@@ -313,8 +313,11 @@ class Chunk(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Their text, without special tokens. A character whose last bytes are still missing comes with a
-    later chunk or the completion, so the text may be empty. All texts joined are the whole output.
+    """Their text, without special tokens. All texts joined are the text of the whole output as the
+    tokenizer decodes it at once. After a text, tokens or an assistant's message it continues the
+    text of the prompt, with the space between them. A character whose last bytes are missing comes
+    with a later chunk or the completion, so the text may be empty. So does a run of byte tokens of
+    a SentencePiece model that has not ended, up to 32 bytes.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -348,7 +351,9 @@ class Completion(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
-    """Remaining text: an incomplete character at the end of the output, as U+FFFD. Mostly empty."""
+    """Remaining text: that of the last byte tokens, and an incomplete character at the end of the
+    output as U+FFFD. Mostly empty.
+    """
     session_id: _builtins.str
     """Name of the session in the logs and traces of all services."""
     @_builtins.property
