@@ -58,9 +58,14 @@ def special_tokens_of(files: TokenizerFiles, tokenizer: Tokenizer) -> SpecialTok
     extra = _extra_tokens(config, overrides)
     if is_legacy:
         special = {token.content for token in (*named.values(), *extra)}
-        present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        added = _added_tokens(files.added_tokens, special)
-        added = [token for token in added if token.content not in present]
+        present = tokenizer.get_added_tokens_decoder()
+        known = {token.content for token in present.values()}
+        absent = {
+            text: token_id
+            for text, token_id in files.added_tokens.items()
+            if text not in known and token_id not in present
+        }
+        added = _added_tokens(absent, special)
     else:
         decoder = config["added_tokens_decoder"] or {}
         added = [_token(decoder[key], f"token {key}") for key in sorted(decoder, key=int)]
@@ -88,19 +93,17 @@ def _named_tokens(
     values: Mapping[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, AddedToken]:
     """Return the standard tokens, and those that a model names: keys that end in ``_token``."""
-    named = {
-        name: value
-        for name, value in values.items()
-        if (name in _STANDARD_NAMES and value is not None)
-        or (name.endswith("_token") and isinstance(value, (str, dict)))
-    }
-    for name, value in config.items():
-        if name in named and name not in _STANDARD_NAMES and isinstance(value, str):
-            named[name] = value
+    named = {name: values[name] for name in _STANDARD_NAMES if values.get(name) is not None}
+    for name, value in values.items():
+        # Unlike a standard token, a text in the config comes before an override.
+        own = config[name] if isinstance(config.get(name), str) else value
+        is_token = name.endswith("_token") and isinstance(own, (str, dict))
+        if is_token and name not in _STANDARD_NAMES:
+            named[name] = own
     for entry in (config.get(_EXTRA) or config.get(_ADDITIONAL), overrides.get(_EXTRA)):
         if isinstance(entry, dict):
             named |= entry
-    return {name: _token(value, name) for name, value in named.items()}
+    return {name: _token(value, name) for name, value in named.items() if value is not None}
 
 
 def _extra_tokens(
