@@ -106,7 +106,9 @@ class _Template:
             size += len(piece)
             if size > MAX_CHARACTERS:
                 raise TemplateBoundError(f"it writes more than {MAX_CHARACTERS} characters")
-        return "".join(pieces)
+        text = "".join(pieces)
+        text.encode()  # a lone surrogate is an error of the template, too
+        return text
 
 
 def _literal_text(source: jinja2.nodes.Template) -> str:

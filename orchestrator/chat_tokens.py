@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer, models
+from tokenizers import Encoding, Tokenizer, models
 
 from amusd.protocol.errors import InvalidInputError
 from orchestrator.chat import Message
@@ -29,6 +29,7 @@ class ChatEncoder:
         """Use the tokenizer and the chat templates of one model."""
         self._tokenizer = tokenizer
         self._templates = templates
+        self._control: dict[str, ControlTokens] = {}  # at most one entry a template
 
     def encode(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[int]:
         """Return the tokens of a conversation; names of control tokens in it are plain text.
@@ -37,7 +38,7 @@ class ChatEncoder:
             NotServedError: the model has no chat template.
             InvalidInputError: the template or the tokenizer refuses the messages.
         """
-        control = self._control_tokens(arguments)
+        control = self._control_tokens(self._templates.choose(arguments).literal_text)
         conversation = [message.as_dict() for message in messages]
         texts = list(_texts([conversation, arguments]))
         if not any(control.spans(text) for text in texts):
@@ -62,14 +63,16 @@ class ChatEncoder:
         rendered = self._templates.render([one.as_dict() for one in messages], arguments)
         return encode_text(self._tokenizer, rendered, add_special_tokens=False)
 
-    def _control_tokens(self, arguments: Mapping[str, Any]) -> "ControlTokens":
-        literal = self._templates.choose(arguments).literal_text
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return ControlTokens(
-            token.content
-            for token in added
-            if token.special or (token.content in literal and not token.content.isspace())
-        )
+    def _control_tokens(self, literal_text: str) -> "ControlTokens":
+        """Return the control tokens of a template that holds the texts ``literal_text``."""
+        if literal_text not in self._control:
+            added = self._tokenizer.get_added_tokens_decoder().values()
+            self._control[literal_text] = ControlTokens(
+                token.content
+                for token in added
+                if token.special or (token.content in literal_text and token.content.strip())
+            )
+        return self._control[literal_text]
 
     def _encode_marked(self, parts: list[str], control: "ControlTokens") -> list[int]:
         """Return the tokens of a text in parts; names of control tokens are at odd places."""
@@ -136,7 +139,7 @@ class ControlTokens:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the intervals ``[start, end)`` of the names in ``text``, in characters."""
-        found = self._finder.encode(text, add_special_tokens=False)
+        found = _encoded(self._finder, text, add_special_tokens=False)
         return [span for token, span in zip(found.ids, found.offsets, strict=True) if token > 0]
 
 
@@ -181,8 +184,13 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> li
     Raises:
         InvalidInputError: the tokenizer refuses the text.
     """
+    return list(_encoded(tokenizer, text, add_special_tokens).ids)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> Encoding:
     try:
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        text.encode()  # a lone surrogate can come in JSON, and no tokenizer takes it
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises no narrower type
         reason = " ".join(str(error).split())
         raise InvalidInputError(f"the tokenizer cannot encode the prompt: {reason}") from error

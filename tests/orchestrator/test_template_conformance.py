@@ -109,7 +109,8 @@ def test_conversations_have_the_text_of_transformers(shape: str) -> None:
     described = SHAPES[shape]
     templates = ChatTemplates({"default": described.template}, described.named())
     chat = CHATS["several turns"]
-    for arguments in ({}, {"tools": TOOLS}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"tools": TOOLS})
+    for arguments in choices:
         try:
             expected = theirs_of(shape).apply_chat_template(
                 chat, add_generation_prompt=True, tokenize=False, **arguments
