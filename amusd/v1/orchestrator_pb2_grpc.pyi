@@ -44,7 +44,9 @@ class OrchestratorServiceStub:
 
     Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-    strategy, messages that the chat template refuses, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat for a model
+    strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
+    template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
+    for a model
     without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
     a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
     not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
@@ -72,7 +74,9 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-    strategy, messages that the chat template refuses, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat for a model
+    strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
+    template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
+    for a model
     without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
     a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
     not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
@@ -103,7 +107,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-        strategy, messages that the chat template refuses, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat for a model
+        strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
+        template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
+        for a model
         without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
         a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
         not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
