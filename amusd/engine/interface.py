@@ -8,6 +8,9 @@ from typing import Protocol
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.settings import check_bounds, setting
 
+NO_TOKEN = -1
+"""Stands for a token where the logits are not finite, so that there is no largest one."""
+
 
 class Numerics(StrEnum):
     """How far a token's result may depend on the rest of its batch."""
@@ -122,7 +125,8 @@ class Engine(Protocol):
     def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
 
-        A batch has each sequence at most once.
+        A batch has each sequence at most once. ``NO_TOKEN`` stands where the model computed NaN or
+        infinity; other sequences are not affected.
 
         Raises:
             LimitExceededError: tokens exceed the capacity of their sequence.

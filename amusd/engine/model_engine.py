@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, ScheduledSequence
+from amusd.engine.finite_prefix import finite_outputs
+from amusd.engine.interface import DEFAULT_OPTIONS, NO_TOKEN, EngineOptions, ScheduledSequence
 from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
@@ -61,11 +62,17 @@ class ModelEngine:
 
     def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run one batch; return the sampled tokens of each sequence."""
-        tokens = self._runner.tokens(self._chunks(batch))
+        chunks = self._chunks(batch)
+        tokens = self._runner.tokens(chunks)
         found, end = [], 0
         for scheduled in batch:
             start, end = end, end + scheduled.num_outputs
             found.append(tokens[start:end])
+        if NO_TOKEN in tokens:
+            return [
+                finite_outputs(self._runner.tokens, chunk) if NO_TOKEN in outputs else outputs
+                for chunk, outputs in zip(chunks, found, strict=True)
+            ]
         return found
 
     def logits(self, batch: Sequence[ScheduledSequence]) -> Tensor:
