@@ -6,6 +6,8 @@ first, which need no batch; what they cannot continue takes part in the next bat
 
 from dataclasses import dataclass
 
+from amusd.engine.interface import NO_TOKEN
+from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.draft_session import DraftLimits, DraftSession
@@ -126,6 +128,11 @@ class Drafting:
 
     def settle(self, sequence: DraftSequence, predictions: list[int]) -> None:
         """Propose what the model wrote."""
+        if NO_TOKEN in predictions:
+            assert sequence.slot is not None  # it took part in a batch
+            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
+            sequence.fail(not_finite(self._engine.description))
+            return
         sequence.session.extend(tuple(predictions), DraftSource.MODEL)
         self._send(sequence)
 

@@ -10,6 +10,7 @@ from orchestrator.backends import Backends
 from orchestrator.orchestrator_servicer import OrchestratorServicer
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.text import load_text_codec
+from orchestrator.tokenizer_check import check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,8 @@ async def run_orchestrator(
     """Serve until a signal comes.
 
     Raises:
-        AmusdError: the port is taken, no verify replica comes, the draft replicas do not fit the
-            verify model, or all verify replicas have become another model's.
+        AmusdError: the port is taken, no verify replica comes, the tokenizer or the draft replicas
+            do not fit the verify model, or all verify replicas have become another model's.
     """
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     shell = ServiceShell(settings.listen, service, "Generate")
@@ -65,6 +66,7 @@ async def _get_ready(
     await backends.connect(settings.startup_timeout_seconds)
     tokenizer = settings.tokenizer or backends.verify_model.tokenizer
     text = await asyncio.to_thread(load_text_codec, tokenizer)
+    await asyncio.to_thread(check_tokenizer, tokenizer, backends.verify_model)
     servicer.open(backends, text)
     await shell.set_ready()
     draft = backends.draft_model.summary() if backends.draft_model else "nothing"

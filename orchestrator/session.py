@@ -189,7 +189,7 @@ class Session:
         except PreconditionError as error:
             raise UnavailableError(f"verify service: {error}") from error
         if decision is not NOTHING:
-            self._recorder.verdict(verdict)
+            self._recorder.verdict(verdict, len(decision.committed))
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:

@@ -47,4 +47,6 @@ async def run_verify_service(
 
 
 def _state(worker: VerifyWorker) -> EngineState:
-    return EngineState(worker.num_sessions, worker.num_waiting, worker.engine.usage)
+    return EngineState(
+        worker.num_sessions, worker.num_waiting, worker.engine.usage, worker.num_left_out
+    )

@@ -9,6 +9,9 @@ from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError
 from amusd.settings import check_bounds, setting
 
+NO_TOKEN = -1
+"""Stands for a token where the logits are not finite, so that there is no largest one."""
+
 
 class Numerics(StrEnum):
     """How far a token's result may depend on the rest of its batch."""
@@ -130,7 +133,8 @@ class Engine(Protocol):
     def run(self, batch: Sequence[ScheduledSequence]) -> Sequence[Outcome]:
         """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
 
-        A batch has each sequence at most once. After any exception the caller truncates each
+        A batch has each sequence at most once. ``NO_TOKEN`` stands where the model computed NaN or
+        infinity; other sequences are not affected. After any exception the caller truncates each
         sequence to its length before the batch. Then it can run the batch again, or parts of it.
 
         Raises:

@@ -55,11 +55,12 @@ class Metric:
 METRICS = (
     Metric(
         "amusd_requests_running",
-        "Requests with KV cache (draft, verify) or with a first token (orchestrator).",
+        "Requests with a place in the batch (draft, verify) or with a first token (orchestrator).",
     ),
     Metric(
         "amusd_requests_waiting",
-        "Requests that wait for KV cache (draft, verify) or a first token (orchestrator).",
+        "Requests that wait for KV cache or for a place in the batch (draft, verify), or for a "
+        "first token (orchestrator).",
     ),
     Metric("amusd_sessions_open", "Requests that were accepted and have not ended."),
     Metric(
@@ -84,7 +85,13 @@ METRICS = (
     ),
     Metric(
         "amusd_spec_decode_num_accepted_tokens_total",
-        "Drafted tokens that the verify model accepted.",
+        "Drafted tokens that the verify model accepted, and that the output holds.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_spec_decode_num_rejected_tokens_total",
+        "Drafted tokens that the verify model rejected. Acceptance is accepted / (accepted + "
+        "rejected).",
         _ORCHESTRATOR,
     ),
     Metric(
@@ -207,6 +214,7 @@ class Metrics:
         self.rollbacks = self._counter("amusd_rollbacks_total")
         self._drafted = self._counter("amusd_spec_decode_num_drafted_tokens_total")
         self._accepted = self._counter("amusd_spec_decode_num_accepted_tokens_total")
+        self._rejected = self._counter("amusd_spec_decode_num_rejected_tokens_total")
         self._accepted_at = self._counter("amusd_spec_decode_num_accepted_tokens_per_pos_total")
         self._wasted = self._counter("amusd_spec_decode_num_wasted_tokens_total")
         draft_step = self._histogram("amusd_draft_step_seconds")
@@ -227,6 +235,7 @@ class Metrics:
         """
         self._drafted.inc(statistics.num_drafted)
         self._accepted.inc(statistics.num_accepted)
+        self._rejected.inc(statistics.num_rejected)
         self._wasted.inc(statistics.num_wasted)
         self.rollbacks.inc(statistics.num_rollbacks)
         for position, acceptance in enumerate(statistics.acceptance_per_position):

@@ -8,6 +8,7 @@
     ├── LimitExceededError    the request is fine, but too much beside the others
     │   └── CacheFullError    no KV cache is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
+    ├── NotFiniteError        a model computed NaN or infinity
     └── UnavailableError      a service is loading, draining, gone or out of reach
         └── StatusLostError   a call has ended, and its status was lost
 
@@ -45,6 +46,10 @@ class CacheFullError(LimitExceededError):
 
 class NotServedError(AmusdError):
     """The request asks for what this version cannot do."""
+
+
+class NotFiniteError(AmusdError):
+    """A model computed NaN or infinity, so there is no next token."""
 
 
 class UnavailableError(AmusdError):

@@ -7,6 +7,8 @@ Rules of this file
   many proposals it checks.
 """
 
+from dataclasses import replace
+
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
@@ -44,7 +46,7 @@ class SessionController:
         Raises:
             PreconditionError: the verify service breaks the protocol; nothing has changed.
         """
-        decision = self.ledger.verdict(verdict)
+        decision = self.ledger.verdict(self._within_output(verdict))
         if decision is NOTHING:
             return decision
         self._policy.passed(verdict, is_first=self.ledger.counts.passes == 1)
@@ -141,6 +143,16 @@ class SessionController:
             self._policy.lookahead,
             self._policy.tokens_per_proposal,
         )
+
+    def _within_output(self, verdict: Verdict) -> Verdict:
+        """Return the verdict without the accepted tokens that the output does not hold.
+
+        They are wasted, not accepted: the output ends before them.
+        """
+        tokens, reason = self._finish.cut(self.ledger.accepted_by(verdict), self.num_output)
+        if reason is None:
+            return verdict
+        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1])
 
     def _cut(self, committed: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens that belong to the output."""

@@ -65,6 +65,7 @@ def test_metrics_add_up_to_the_statistics_of_the_clients(trio: WatchedTrio) -> N
     assert seen["amusd_prompt_tokens_total"] == sum(one.num_prompt_tokens for one in summaries)
     assert seen["amusd_spec_decode_num_drafted_tokens_total"] == drafted
     assert seen["amusd_spec_decode_num_accepted_tokens_total"] == accepted
+    assert seen["amusd_spec_decode_num_rejected_tokens_total"] == rejected
     assert seen["amusd_spec_decode_num_wasted_tokens_total"] == wasted
     assert drafted == accepted + rejected + wasted
     assert seen["amusd_rollbacks_total"] == sum(one.num_rollbacks for one in summaries) > 0

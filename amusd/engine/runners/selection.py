@@ -24,6 +24,7 @@ from amusd.engine.kv.free_memory import free_bytes
 from amusd.engine.loading.context_length import rope_switch
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.native.native_loading import load_native_runner
+from amusd.engine.runners.finite_check import refuse_not_finite
 from amusd.engine.runners.graph_capture import CudaGraphs, direct
 from amusd.engine.runners.model_traits import (
     reason_against_batching,
@@ -76,9 +77,10 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
     """Return the fastest runner that can run the model as the options ask, and log the reason.
 
     Raises:
-        InvalidInputError: the cache of the model cannot be rolled back, or no runner can run it
-            as the options ask.
+        InvalidInputError: the model does not compute finite logits, its cache cannot be rolled
+            back, or no runner can run it as the options ask.
     """
+    refuse_not_finite(loaded)
     case = _Case(loaded, options, Sampler(loaded.head_ids, loaded.num_outputs))
     refusals: list[str] = []
     for name in _candidates(case):
