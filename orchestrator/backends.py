@@ -35,10 +35,10 @@ class Backends:
     def __init__(self, settings: OrchestratorSettings, resolver: Resolver | None = None) -> None:
         """Prepare the pools; ``resolver`` finds the addresses of host names."""
         resolver = resolver or SystemResolver()
-        interval = settings.resolve_interval_seconds
+        times = settings.resolve_interval_seconds, settings.replica_timeout_seconds
         verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
-        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, resolver, interval)
-        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, resolver, interval)
+        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, resolver, *times)
+        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, resolver, *times)
         self.step_times = StepTimes()
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None

@@ -8,6 +8,7 @@
     ├── LimitExceededError    the request is fine but over a limit
     │   └── CacheFullError    no KV cache is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
+    ├── InternalError         a service failed on the request; it may fail on it again
     └── UnavailableError      a service is loading, draining, gone or out of reach
         └── StatusLostError   a call has ended, and its status was lost
 
@@ -45,6 +46,10 @@ class CacheFullError(LimitExceededError):
 
 class NotServedError(AmusdError):
     """The request asks for what this version cannot do."""
+
+
+class InternalError(AmusdError):
+    """A service failed while it computed the request, which may be the cause."""
 
 
 class UnavailableError(AmusdError):
