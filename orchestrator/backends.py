@@ -157,9 +157,9 @@ class Backends:
         )
 
     def _validate_verify(self, model: ModelDescription) -> str | None:
-        if self._verify_model is None:
-            self._verify_model = model
-        mismatch = explain_mismatch(model, self._verify_model)
+        pool = self._verify_model or model
+        mismatch = explain_mismatch(model, pool)
+        self._verify_model = pool
         return f"{mismatch}; {_WHAT_TO_DO}" if mismatch else None
 
     def _validate_draft(self, model: ModelDescription) -> str | None:

@@ -9,6 +9,8 @@ Rules of this file
   growing intervals.
 """
 
+import math
+
 _LATE_SECONDS = 2.0  # info calls are made once a second
 _LATE_SHARE = 0.5  # of the timeout, if that is shorter
 _MIN_PAUSE_SECONDS = 1.0
@@ -66,8 +68,8 @@ class Responsiveness:
     def reset(self) -> None:
         """Start anew: the replica has just come up."""
         self._asked_seconds: float | None = None
-        self._heard_seconds = 0.0
-        self._served_seconds = 0.0
+        self._heard_seconds = -math.inf
+        self._served_seconds = -math.inf
         self._reason = ""
         self._sessions = Trials()
         self._rollbacks = Trials()
