@@ -8,6 +8,7 @@ A call that ends is an event like any other, not an exception.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ class VerifyLink:
         """Start the call with ``metadata``; verdicts go to ``sink``."""
         self.address = lease.address
         self.lease = lease
+        self.ended_seconds = math.inf
+        """When the link was cancelled, by ``time.monotonic``."""
         call = lease.stub.Verify(None, metadata=metadata)  # None: requests are written one by one
         self._stream = _Stream(
             call,
@@ -181,6 +184,7 @@ class VerifyLink:
 
     def cancel(self) -> None:
         """End the session on the service."""
+        self.ended_seconds = min(self.ended_seconds, time.monotonic())
         self._stream.cancel()
         self.lease.release()
 

@@ -67,14 +67,6 @@ class Outcome:
     timeline: Timeline | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _FailedPass:
-    """A pass of this session that failed on another replica."""
-
-    link: VerifyLink
-    at_seconds: float
-
-
 class Session:
     """Decodes one request; ``run`` is called once."""
 
@@ -109,7 +101,7 @@ class Session:
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
         self._attempts: dict[Role, Attempts] = {"verify": Attempts(), "draft": Attempts()}
-        self._failed_pass: _FailedPass | None = None
+        self._failed_pass: VerifyLink | None = None  # until another replica repeats it
 
     async def run(self) -> Outcome:
         """Generate until the output is over.
@@ -242,7 +234,7 @@ class Session:
             self._recorder.verdict(verdict)
         if self._failed_pass is not None:
             failed, self._failed_pass = self._failed_pass, None
-            failed.link.lease.failed(failed.at_seconds, "a pass failed that succeeds elsewhere")
+            failed.lease.failed(failed.ended_seconds, "a pass failed that succeeds elsewhere")
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:
@@ -269,8 +261,7 @@ class Session:
         self._open_verify(instead_of=event)
         self._watch.count("moves")
         self._awaits_verdict_since = None
-        is_failed_pass = isinstance(event.error, InternalError)
-        self._failed_pass = _FailedPass(link, time.monotonic()) if is_failed_pass else None
+        self._failed_pass = link if isinstance(event.error, InternalError) else None
         return self._controller.on_verify_moved()
 
     def _on_draft_lost(self, event: LinkLost) -> Decision:

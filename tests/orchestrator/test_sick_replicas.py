@@ -308,6 +308,17 @@ async def test_a_draft_that_never_proposed_is_replaced_by_another(serve: Serve) 
     assert [len(one.opened) for one in (silent, other)] == [1, 2]
 
 
+@pytest.mark.parametrize("strategy", DRAFTING)
+async def test_a_draft_that_fails_is_replaced_once(serve: Serve, strategy: Strategy) -> None:
+    drafts = [FakeDraft(refusal=grpc.StatusCode.INTERNAL) for _ in range(4)]
+    async with running(await serve(FakeVerify()), await pool_of(serve, *drafts)) as backends:
+        await backends.connect(10)
+        await all_used(backends.draft)
+        outcome = await generate(backends, strategy)
+    assert sum(len(draft.opened) for draft in drafts) == 2
+    assert "draft service" in outcome.statistics.fallback_reason
+
+
 async def test_a_draft_that_answers_again_is_used_again(serve: Serve) -> None:
     draft = FakeDraft(num_answered=0)
     async with running(await serve(FakeVerify()), await serve(draft)) as backends:
