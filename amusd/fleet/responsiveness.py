@@ -80,7 +80,13 @@ class Responsiveness:
             self._asked_seconds = now_seconds
 
     def replied(self, now_seconds: float) -> None:
-        """Record the answer to a call."""
+        """Record the answer to a call.
+
+        A late one ends a hang of the whole engine, which explains the sessions that failed.
+        """
+        if self.is_late(now_seconds):
+            self._sessions.served()
+            self._rollbacks.served()
         self._asked_seconds = None
         self._heard_seconds = now_seconds
 
