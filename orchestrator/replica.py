@@ -9,7 +9,6 @@ an answer, or sessions without messages, tell that the engine hangs.
 """
 
 import asyncio
-import dataclasses
 import logging
 import random
 import time
@@ -26,7 +25,7 @@ from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.fleet.responsiveness import Responsiveness
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
-from amusd.v1 import draft_pb2, verify_pb2, verify_pb2_grpc
+from amusd.v1 import draft_pb2, model_pb2, verify_pb2, verify_pb2_grpc
 from orchestrator.rollback_stream import DraftStub
 
 log = logging.getLogger(__name__)
@@ -42,10 +41,7 @@ Validate = Callable[[ModelDescription], str | None]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A replica's reply to an info call; ``num_sessions`` counts open and waiting sessions.
-
-    Its ``max_context`` is within its KV cache: a longer session would be refused whenever it comes.
-    """
+    """A replica's reply to an info call; ``num_sessions`` counts open and waiting sessions."""
 
     model: ModelDescription
     limits: ServiceLimits
@@ -53,15 +49,10 @@ class ReplicaInfo:
 
     @classmethod
     def from_proto(
-        cls, info: verify_pb2.GetVerifyInfoResponse | draft_pb2.GetDraftInfoResponse
+        cls, model: model_pb2.ModelInfo, limits: model_pb2.ServiceLimits, num_sessions: int
     ) -> "ReplicaInfo":
-        """Return the info of a reply."""
-        limits = codec.limits_from_proto(info.limits)
-        if info.cache.max_tokens:  # 0: the service has no KV cache
-            max_context = min(limits.max_context, info.cache.max_tokens)
-            limits = dataclasses.replace(limits, max_context=max_context)
-        num_sessions = info.num_sessions + info.num_waiting
-        return cls(codec.model_from_proto(info.model), limits, num_sessions)
+        """Return the info from the parts of a reply."""
+        return cls(codec.model_from_proto(model), codec.limits_from_proto(limits), num_sessions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +73,13 @@ async def _fetch_verify_info(
     stub: "verify_pb2_grpc.VerifyServiceAsyncStub", timeout_seconds: float
 ) -> ReplicaInfo:
     request = verify_pb2.GetVerifyInfoRequest()
-    return ReplicaInfo.from_proto(await stub.GetVerifyInfo(request, timeout=timeout_seconds))
+    info = await stub.GetVerifyInfo(request, timeout=timeout_seconds)
+    return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
 async def _fetch_draft_info(stub: DraftStub, timeout_seconds: float) -> ReplicaInfo:
-    return ReplicaInfo.from_proto(await stub.info(timeout_seconds))
+    info = await stub.info(timeout_seconds)
+    return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
 VERIFY: "ServiceKind[verify_pb2_grpc.VerifyServiceAsyncStub]" = ServiceKind(

@@ -19,7 +19,7 @@ from amusd.protocol.verify_session import VerifySession
 from amusd.rpc import codec
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.faults import Context
-from amusd.v1 import draft_pb2, draft_pb2_grpc, model_pb2, verify_pb2, verify_pb2_grpc
+from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
 WRITER = SyntheticModel(vocabulary=50)
 MODEL = ModelDescription(
@@ -61,7 +61,6 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     failure: grpc.StatusCode | None = None
     hangs: bool = False
-    num_cache_tokens: int = 0
     opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
     proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
 
@@ -106,7 +105,6 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
         while self.hangs:  # noqa: ASYNC110  # the test sets it
             await asyncio.sleep(0.01)
         return verify_pb2.GetVerifyInfoResponse(
-            cache=model_pb2.CacheUsage(max_tokens=self.num_cache_tokens),
             model=codec.model_to_proto(self.model),
             limits=codec.limits_to_proto(LIMITS),
             num_sessions=self.num_sessions,

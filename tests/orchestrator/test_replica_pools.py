@@ -75,14 +75,6 @@ async def test_a_name_is_a_pool_whose_replicas_come_and_go(serve: Serve) -> None
         await becomes_true(lambda: len(backends.verify.replicas) == 2)
 
 
-async def test_the_context_is_limited_by_the_smallest_kv_cache(serve: Serve) -> None:
-    sizes = (0, 4000, 60)  # 0: it has none
-    addresses = [await serve(FakeVerify(num_cache_tokens=size)) for size in sizes]
-    async with running(",".join(addresses)) as backends:
-        await becomes_true(lambda: len(used(backends)) == 3)
-        assert backends.limits.max_context == 60
-
-
 async def test_a_name_that_no_longer_resolves_leaves_the_pool_as_it_was(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,12 +133,15 @@ class Crashing(FakeVerify):
     """Loses its connections at the first open, as a process that crashes does."""
 
     host: Host
+    crash: asyncio.Task[None] | None = None
 
     async def Verify(  # type: ignore[override]  # noqa: N802
         self, request_iterator: object, context: Context
     ) -> None:
         self.opened.append(verify_pb2.VerifyOpen())
-        await asyncio.get_running_loop().create_task(self.host.server.stop(0))
+        # Not awaited here: the end of the server cancels this handler.
+        self.crash = asyncio.create_task(self.host.server.stop(0))
+        await asyncio.Event().wait()
 
 
 async def test_a_request_takes_down_no_more_than_two_replicas(
@@ -153,7 +156,9 @@ async def test_a_request_takes_down_no_more_than_two_replicas(
         await all_used(backends.verify)
         with pytest.raises(UnavailableError):
             await generate(backends, Strategy.AUTOREGRESSIVE)
-    assert sum(len(service.opened) for service in services) == 2
+    crashed = [service.crash for service in services if service.crash is not None]
+    await asyncio.gather(*crashed)
+    assert len(crashed) == 2
 
 
 # A verify replica that does not answer

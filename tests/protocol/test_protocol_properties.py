@@ -244,7 +244,14 @@ def test_all_strategies_give_the_same_tokens(setup: Setup, orders: list[Schedule
 @pytest.mark.parametrize("strategy", DRAFTING)
 def test_the_simulation_reaches_every_race(strategy: Strategy) -> None:
     """Guards the tests above: a simulation in which nothing goes wrong would prove nothing."""
-    setup = Setup(strategy, agreement=0.3, max_tokens=40, num_repeats=5, impatient=True)
+    setup = Setup(
+        strategy,
+        agreement=0.3,
+        max_tokens=40,
+        num_repeats=5,
+        verify_dies_after=60,
+        impatient=True,
+    )
     moves: set[Move] = set()
     num_stale = num_late_mismatches = num_overtaken = num_rollbacks = 0
     for seed in range(20):
