@@ -141,6 +141,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ),
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
+            replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
         )
 

@@ -67,7 +67,15 @@ class OrchestratorSettings:
     resolve_interval_seconds: float = setting(
         5.0, "Time between two lookups of host names and address files.", above=0
     )
-    verify_timeout_seconds: float = setting(120.0, "Time to wait for a verdict.", above=0)
+    replica_timeout_seconds: float = setting(
+        10.0,
+        "Time for a replica's engine to answer before it gets no new sessions. Longer than any "
+        "pass.",
+        above=0,
+    )
+    verify_timeout_seconds: float = setting(
+        120.0, "Time to wait for a verdict, before another replica is tried.", above=0
+    )
     draft_timeout_seconds: float = setting(
         10.0, "Time to wait for the draft service, rollbacks included.", above=0
     )

@@ -8,7 +8,8 @@
     ├── LimitExceededError    the request is fine, but too much beside the others
     │   └── CacheFullError    no KV cache is left beside the open sessions
     ├── NotServedError        the request asks for what this version cannot do
-    ├── NotFiniteError        a model computed NaN or infinity
+    ├── InternalError         a service failed on the request; it may fail on it again
+    │   └── NotFiniteError    a model computed NaN or infinity
     └── UnavailableError      a service is loading, draining, gone or out of reach
         └── StatusLostError   a call has ended, and its status was lost
 
@@ -48,7 +49,11 @@ class NotServedError(AmusdError):
     """The request asks for what this version cannot do."""
 
 
-class NotFiniteError(AmusdError):
+class InternalError(AmusdError):
+    """A service failed while it computed the request, which may be the cause."""
+
+
+class NotFiniteError(InternalError):
     """A model computed NaN or infinity, so there is no next token."""
 
 

@@ -24,13 +24,20 @@ _STATUS_OF = {
     errors.CacheFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LimitExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotServedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
     errors.StatusLostError: grpc.StatusCode.UNAVAILABLE,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 # grpc.aio replaces the status of a call with this if a write fails because the call has ended.
 _STATUS_LOST = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 _ABORT_SECONDS = 1.0
-_ERROR_OF = {status: error for error, status in _STATUS_OF.items()}
+_ERROR_OF = {status: error for error, status in _STATUS_OF.items()} | {
+    grpc.StatusCode.OUT_OF_RANGE: errors.InvalidInputError,
+    # The call was interrupted, whatever it asked for.
+    grpc.StatusCode.ABORTED: errors.UnavailableError,
+    grpc.StatusCode.CANCELLED: errors.UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.UnavailableError,
+}
 
 MAX_DETAILS_BYTES = 1024
 """Size of the details of a status, in UTF-8. gRPC percent-encodes them, up to three times as long,
@@ -103,10 +110,14 @@ def error_of_code(code: int, message: str) -> errors.AmusdError:
 
 
 def error_of(call_error: grpc.RpcError, service: str) -> errors.AmusdError:
-    """Return the error of this project for a failed call to ``service``."""
+    """Return the error of this project for a failed call to ``service``.
+
+    A status that this project does not use, such as UNKNOWN, is an InternalError: the request may
+    be the cause, and another replica may fail on it too.
+    """
     # Every such error is also a grpc.Call, with grpc and with grpc.aio.
     code: grpc.StatusCode = call_error.code()
     if (code, call_error.details()) == _STATUS_LOST:
         return errors.StatusLostError(f"{service}: ended the call; its log says why")
-    kind = _ERROR_OF.get(code, errors.UnavailableError)
+    kind = _ERROR_OF.get(code, errors.InternalError)
     return kind(status_details(f"{service}: {call_error.details() or code.name}"))

@@ -78,6 +78,7 @@ EXPECTED = {
         ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
+        ("--replica-timeout", "AMUSD_REPLICA_TIMEOUT", 10.0),
         ("--verify-timeout", "AMUSD_VERIFY_TIMEOUT", 120.0),
         ("--draft-timeout", "AMUSD_DRAFT_TIMEOUT", 10.0),
         ("--max-connection-age", "AMUSD_MAX_CONNECTION_AGE", 0.0),
