@@ -14,7 +14,7 @@ from verify_service.verifying import VerifyWorker
 
 def make_worker(settings: EngineServiceSettings, observer: Observer) -> VerifyWorker:
     """Return the worker of a verify service; for its engine thread."""
-    engine = load_model(settings.model, "verify", settings.device, settings.options)
+    engine = load_model(settings.model, "verify", settings.device, settings.engine_options)
     return VerifyWorker(
         engine,
         settings.limits(engine.description),

@@ -110,8 +110,28 @@ class _Case:
 
     @property
     def cache_bytes(self) -> int:
-        """How much memory keys and values may take."""
+        """How much memory the KV cache may take."""
         return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of one session."""
+        whole = self.loaded.description.context_length
+        return min(self.options.max_context or whole, whole)
+
+    def tokens_in_cache(self, bytes_per_token: int) -> int:
+        """Return how many tokens the KV cache holds, if each has keys and values of this size.
+
+        Raises:
+            InvalidInputError: none.
+        """
+        found = self.cache_bytes // (bytes_per_token + self.options.index_bytes)
+        if found < 1:
+            raise InvalidInputError(
+                "no memory is left for the KV cache: raise the memory limit of the service, or "
+                "set --cache-mib"
+            )
+        return found
 
     @functools.cached_property
     def unbatched(self) -> UnbatchedRunner:
@@ -121,7 +141,7 @@ class _Case:
     @functools.cached_property
     def max_tokens(self) -> int:
         """Tokens that fit in the memory for keys and values."""
-        return max(1, self.cache_bytes // bytes_per_token(self.unbatched))
+        return self.tokens_in_cache(bytes_per_token(self.unbatched))
 
     def selection(self, runner: ModelRunner[Any], reason: str, **limits: Any) -> RunnerSelection:
         """Return a selection with the usual limits, where ``limits`` has no others."""
@@ -131,7 +151,7 @@ class _Case:
             max_batch=self.options.max_batch,
             reuse_prefixes=self.options.reuse_prefixes,
             max_tokens=self.max_tokens,
-            context_length=self.loaded.description.context_length,
+            context_length=self.context_length,
             weight_format=self.loaded.description.dtype,
             weight_bytes=weight_bytes(self.loaded.model),
         )
@@ -177,14 +197,16 @@ def _advice(case: _Case, reasons: str) -> str:
 
 def _native(case: _Case) -> RunnerSelection:
     """Build the native runner, which is exact in any case."""
-    runner = load_native_runner(case.loaded, case.options.weights, case.sampler)
+    runner = load_native_runner(
+        case.loaded, case.options.weights, case.sampler, case.context_length, case.tokens_in_cache
+    )
     return RunnerSelection(
         runner=runner,
         reason=f"{runner.family} family, float32 on CPU",
         max_batch=case.options.max_batch,
         reuse_prefixes=case.options.reuse_prefixes,
-        max_tokens=max(1, case.cache_bytes // runner.bytes_per_token),
-        context_length=case.loaded.description.context_length,
+        max_tokens=case.tokens_in_cache(runner.bytes_per_token),
+        context_length=runner.context_length,
         weight_format=runner.weight_format,
         weight_bytes=runner.weight_bytes,
     )
@@ -194,7 +216,7 @@ def _padded(case: _Case) -> RunnerSelection:
     """Build the padded runner, all shapes captured as CUDA graphs."""
     _refuse_by_configuration(case)
     num_rows = max(2, case.options.max_batch)
-    context = case.loaded.description.context_length
+    context = case.context_length
     whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
     with _misfits_refused():
         length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
