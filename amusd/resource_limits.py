@@ -49,9 +49,9 @@ def _levels(
     controller: str, read: Callable[[Path], Found | None], proc: Path, mount: Path
 ) -> Iterator[Found]:
     """Return what ``read`` finds in the groups of the process and in all groups above them."""
-    folders = {
-        level for group in _groups(controller, proc, mount) for level in (group, *group.parents)
-    }
+    folders: set[Path] = set()
+    for group in _groups(controller, proc, mount):
+        folders.update((group, *group.parents))
     return (found for folder in folders if (found := read(folder)) is not None)
 
 
