@@ -14,7 +14,7 @@ from typing import TypeVar
 NO_LIMIT = 1 << 62
 """Bytes of memory where no control group sets a limit."""
 
-Found = TypeVar("Found", int, float)
+Found = TypeVar("Found", bound=float)
 
 _PROC = Path("/proc/self")
 _USUAL_MOUNT = Path("/sys/fs/cgroup")
