@@ -19,10 +19,11 @@ from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
+from orchestrator.chat import chat_from_proto
 from orchestrator.client_outbox import ClientOutbox
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.session import Outcome, Session, SessionPlan
-from orchestrator.text import Message, NoText, TextCodec
+from orchestrator.text import NoText, TextCodec
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -148,10 +149,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             case "text":
                 tokens = self._text.encode(request.text) if request.text else []
             case "chat":
-                messages = [Message(one.role, one.content) for one in request.chat.messages]
-                if not all(message.content for message in messages):
-                    raise InvalidInputError("a chat message is empty: give each one content")
-                tokens = self._text.encode_chat(messages) if messages else []
+                chat = chat_from_proto(request.chat)
+                tokens = self._text.encode_chat(
+                    chat.messages, chat.arguments, chat.parse_special_tokens
+                )
             case "tokens":
                 tokens = list(request.tokens.ids)
             case _:

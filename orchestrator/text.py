@@ -5,35 +5,24 @@ middle of a character is held back until the character is complete.
 """
 
 import codecs
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
-import huggingface_hub
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
+from orchestrator.chat import Message
+from orchestrator.chat_template import ChatTemplates
+from orchestrator.chat_tokens import ChatEncoder, encode_text
+from orchestrator.special_tokens import add_tokens, special_tokens_of
+from orchestrator.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 _REPLACEMENT = "\ufffd"
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation."""
-
-    role: str
-    content: str
+_NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class TextDecoder(Protocol):
@@ -52,8 +41,19 @@ class TextCodec(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a plain text, with the model's special tokens at its start."""
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a conversation up to the assistant's next turn."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+    ) -> list[int]:
+        """Return the tokens of a conversation up to where the assistant goes on.
+
+        Args:
+            messages: the conversation, 1 message or more.
+            arguments: further variables of the chat template, such as ``tools``.
+            parse_special_tokens: whether names of special tokens in the messages become tokens.
+        """
 
     def decoder(self) -> TextDecoder:
         """Return a decoder for one output."""
@@ -70,18 +70,11 @@ def load_text_codec(name: str) -> TextCodec:
     if name == BYTES_TOKENIZER:
         return ByteText()
     try:
-        location = resolve_model(name, "verify")
-        tokenizer = _parse(_read(location, "tokenizer.json"))
-        config = json.loads(_read(location, "tokenizer_config.json"))
-        template = config.get("chat_template") or _read_optional(location, "chat_template.jinja")
-        if isinstance(template, list):  # several named templates
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default")
-        return ModelText(tokenizer, template, _special_tokens(config))
+        return _model_text(read_tokenizer_files(resolve_model(name, "verify")))
     except jinja2.TemplateError as error:
         raise InvalidInputError(
-            f"the chat template of {name!r} is broken: {_in_one_line(error)}; name another "
-            "tokenizer with --tokenizer"
+            f"the chat template of {name!r} is broken: {' '.join(str(error).split())}; name "
+            "another tokenizer with --tokenizer"
         ) from error
     except (OSError, ValueError, PairError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -91,38 +84,52 @@ def load_text_codec(name: str) -> TextCodec:
         ) from error
 
 
+def _model_text(files: TokenizerFiles) -> "ModelText":
+    try:
+        tokenizer = Tokenizer.from_str(files.tokenizer)
+    except Exception as error:  # the library raises no narrower type
+        raise ValueError(f"tokenizer.json: {error}") from error
+    special_tokens = special_tokens_of(files, tokenizer)
+    add_tokens(tokenizer, special_tokens)
+    # Both are left over from training: Transformers does not apply them to a prompt either.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
+    return ModelText(tokenizer, files.templates, special_tokens.texts())
+
+
 class ModelText:
-    """The tokenizer of a model, with its chat template."""
+    """The tokenizer of a model, with its chat templates."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None, special_tokens: dict[str, str]
+        self,
+        tokenizer: Tokenizer,
+        templates: str | Mapping[str, str] | None,
+        special_tokens: Mapping[str, str],
     ) -> None:
-        """Use ``tokenizer``; ``template`` is the Jinja source of the chat template."""
+        """Use ``tokenizer``; ``templates`` is one chat template in Jinja, or several by name.
+
+        Raises:
+            jinja2.TemplateError: a template is broken.
+        """
         self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
-        self._template = _compile(template) if template else None
+        if isinstance(templates, str):
+            templates = {"default": templates}
+        self._chat = ChatEncoder(tokenizer, ChatTemplates(templates or {}, special_tokens))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a plain text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        return encode_text(self._tokenizer, text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a conversation up to the assistant's next turn."""
-        if self._template is None:
-            raise NotServedError("the model has no chat template: send the prompt as text")
-        try:
-            text = self._template.render(
-                messages=[{"role": one.role, "content": one.content} for one in messages],
-                # Templates may test these for none, and Jinja treats undefined differently.
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
-        except jinja2.TemplateError as error:
-            reason = _in_one_line(error)
-            raise InvalidInputError(f"the chat template refuses the messages: {reason}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+    ) -> list[int]:
+        """Return the tokens of a conversation up to where the assistant goes on."""
+        encode = self._chat.encode_parsed if parse_special_tokens else self._chat.encode
+        return encode(messages, arguments)
 
     def decoder(self) -> TextDecoder:
         """Return a decoder for one output."""
@@ -168,7 +175,12 @@ class ByteText:
         """Return the bytes of a text."""
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+    ) -> list[int]:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
@@ -195,7 +207,12 @@ class NoText:
         """Raise NotServedError."""
         raise NotServedError("this server has no tokenizer: send the prompt as token ids")
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+    ) -> list[int]:
         """Raise NotServedError."""
         return self.encode("")
 
@@ -210,70 +227,3 @@ class _NoTextDecoder:
 
     def finish(self) -> str:
         return ""
-
-
-def _parse(text: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower type
-        raise ValueError(f"tokenizer.json: {error}") from error
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """Renders the content of ``generation`` tags, which mark the assistant's text."""
-
-    tags = {"generation"}  # noqa: RUF012  # as the library declares it
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _compile(template: str) -> jinja2.Template:
-    """Compile a chat template, with the functions and filters that chat templates expect."""
-
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format_: datetime.now().strftime(format_)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
-    )
-    return environment.from_string(template)
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that chat templates use, by name."""
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
-
-
-def _read(location: str, file_name: str) -> str:
-    """Read a file of a model folder or of a model on the hub."""
-    folder = Path(location)
-    if folder.is_dir():
-        return (folder / file_name).read_text(encoding="utf-8")
-    if folder.is_absolute():
-        raise FileNotFoundError(f"no such folder: {location}")
-    return Path(huggingface_hub.hf_hub_download(location, file_name)).read_text(encoding="utf-8")
-
-
-def _read_optional(location: str, file_name: str) -> str | None:
-    try:
-        return _read(location, file_name)
-    except (OSError, ValueError):
-        return None

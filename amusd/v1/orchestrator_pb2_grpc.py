@@ -59,8 +59,9 @@ class OrchestratorServiceServicer:
         passes, the session ends in all services at once.
 
         Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
-        below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
-        that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+        below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, broken
+        JSON, messages that the chat template or the tokenizer refuses, with the template's words),
+        UNIMPLEMENTED (temperature above 0, text or chat for a model
         without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
         a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
         not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.protocol.errors import InvalidInputError, NotServedError
-from orchestrator.text import Message, ModelText, TextCodec, load_text_codec
+from orchestrator.chat import Message
+from orchestrator.text import ModelText, TextCodec, load_text_codec
 
 TEMPLATE = (
     "{% for message in messages %}"
