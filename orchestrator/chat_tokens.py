@@ -49,8 +49,9 @@ class ChatEncoder:
         control = self._control_tokens(self._templates.choose(arguments).literal_text)
         conversation = [message.as_dict() for message in messages]
         texts = list(_texts([conversation, arguments]))
+        rendered = self._rendered(conversation, arguments, max_tokens)  # before a long search
         if not any(control.spans(text) for text in texts):
-            return self.encode_parsed(messages, arguments, max_tokens)
+            return encode_text(self._tokenizer, rendered, add_special_tokens=False)
         marks = Marks.unused_in(texts)
 
         def mark(text: str) -> str:
@@ -59,9 +60,7 @@ class ChatEncoder:
         rendered = self._templates.render(
             _changed(conversation, mark), _changed(dict(arguments), mark)
         )
-        parts = marks.split(rendered)
-        self._bound.check("".join(parts), max_tokens)
-        return self._encode_marked(parts, control)
+        return self._encode_marked(marks.split(rendered), control)
 
     def encode_parsed(
         self,
@@ -76,9 +75,20 @@ class ChatEncoder:
             InvalidInputError: the template or the tokenizer refuses the messages, or they have
                 more tokens than ``max_tokens`` in any case.
         """
-        rendered = self._templates.render([one.as_dict() for one in messages], arguments)
-        self._bound.check(rendered, max_tokens)
+        conversation = [message.as_dict() for message in messages]
+        rendered = self._rendered(conversation, arguments, max_tokens)
         return encode_text(self._tokenizer, rendered, add_special_tokens=False)
+
+    def _rendered(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        max_tokens: int | None,
+    ) -> str:
+        """Render a conversation as it is, and refuse it if it cannot fit."""
+        rendered = self._templates.render(conversation, arguments)
+        self._bound.check(rendered, max_tokens)
+        return rendered
 
     def _control_tokens(self, literal_text: str) -> "ControlTokens":
         """Return the control tokens of a template that holds the texts ``literal_text``."""
