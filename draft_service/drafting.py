@@ -18,7 +18,10 @@ from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
-from draft_service.drafters import Drafter
+from draft_service.drafters import MAX_UNREAD, Drafter
+
+_READ_BUDGET = 512
+"""Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,10 @@ class DraftOpening:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class DraftSequence(Sequence):
-    """A sequence that is drafted."""
+    """A sequence that is drafted. Without a model it waits until its text is read."""
 
     session: DraftSession
+    waits_for_reading: bool = False
 
     @property
     def tokens(self) -> list[int]:
@@ -47,7 +51,7 @@ class DraftSequence(Sequence):
     @property
     def is_due(self) -> bool:
         """Whether there is room for another drafted token."""
-        return self.session.room > 0
+        return self.session.room > 0 and not self.waits_for_reading
 
 
 class Drafting:
@@ -59,6 +63,8 @@ class Drafting:
         self._engine = drafter.engine
         self._limits = limits
         self._prefill_budget = prefill_budget
+        self.has_unread = False
+        """Whether the proposers have more to read, without a message arriving."""
 
     def open(self, opening: DraftOpening, send: Send) -> DraftSequence:
         """Return the sequence of a new session."""
@@ -119,6 +125,7 @@ class Drafting:
     def prepare(self, sequences: list[DraftSequence]) -> bool:
         """Let the proposers write what they can; return whether there was any."""
         has_sent = False
+        self._read(sequences)
         for sequence in sequences:
             while sequence.is_due and (proposed := self._propose(sequence)) is not None:
                 tokens, source = proposed
@@ -141,12 +148,32 @@ class Drafting:
         for proposer in self.drafter.proposers:
             proposer.close(sequence.session_id)
 
+    def _read(self, sequences: list[DraftSequence]) -> None:
+        """Let the proposers read long texts, all together within the budget."""
+        budget, self.has_unread = _READ_BUDGET, False
+        for sequence in sequences:
+            tokens, name, most_left = sequence.tokens, sequence.session_id, 0
+            for proposer in self.drafter.proposers:
+                if proposer.source not in self._sources(sequence):
+                    continue
+                left = before = proposer.read(name, tokens, 0)
+                if before > MAX_UNREAD:
+                    left = proposer.read(name, tokens, budget)
+                    budget -= before - left
+                most_left = max(most_left, left)
+            is_unread = most_left > MAX_UNREAD
+            sequence.waits_for_reading = is_unread and not self.drafter.has_model
+            self.has_unread = self.has_unread or is_unread
+
+    def _sources(self, sequence: DraftSequence) -> frozenset[DraftSource]:
+        """Return the sources that may draft now."""
+        sources = self.drafter.sources
+        # A drafter with a single source has no choice, whatever pays.
+        return sources & sequence.session.sources if len(sources) > 1 else sources
+
     def _propose(self, sequence: DraftSequence) -> tuple[list[int], DraftSource] | None:
         """Return tokens of a proposer and their source; None: the model has to write them."""
-        # A drafter with a single source has no choice, whatever pays.
-        sources = self.drafter.sources
-        if len(sources) > 1:
-            sources &= sequence.session.sources
+        sources = self._sources(sequence)
         asks_model = DraftSource.MODEL in sources
         # The prompt is computed while the verify model computes it; later it would cost time.
         if asks_model and self._is_behind(sequence):
@@ -234,6 +261,10 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         super().__init__(
             drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass, health
         )
+
+    def step(self) -> bool:
+        """Run the next batch, or let the proposers read on; return whether there was either."""
+        return super().step() or self._drafting.has_unread
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:
         """Roll a session back; return how many drafted tokens were dropped.

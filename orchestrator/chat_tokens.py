@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer, models
 from amusd.protocol.errors import InvalidInputError
 from orchestrator.chat import Message
 from orchestrator.chat_template import ChatTemplates
+from orchestrator.text_bound import TextBound
 
 _FIRST_MARK = 0xF0000  # the first character of a plane for private use
 # Encoded before a text that is not the first, so that no prefix space is added to the text.
@@ -26,24 +27,32 @@ _BATCH = 1024  # texts encoded at once; other threads run in between
 class ChatEncoder:
     """Renders conversations and encodes them. Several threads may use it at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, templates: ChatTemplates) -> None:
+    def __init__(self, tokenizer: Tokenizer, templates: ChatTemplates, bound: TextBound) -> None:
         """Use the tokenizer and the chat templates of one model."""
         self._tokenizer = tokenizer
         self._templates = templates
+        self._bound = bound
         self._control: dict[str, ControlTokens] = {}  # at most one entry a template
 
-    def encode(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any],
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Return the tokens of a conversation; names of control tokens in it are plain text.
 
         Raises:
             NotServedError: the model has no chat template.
-            InvalidInputError: the template or the tokenizer refuses the messages.
+            InvalidInputError: the template or the tokenizer refuses the messages, or they have
+                more tokens than ``max_tokens`` in any case.
         """
         control = self._control_tokens(self._templates.choose(arguments).literal_text)
         conversation = [message.as_dict() for message in messages]
         texts = list(_texts([conversation, arguments]))
+        rendered = self._rendered(conversation, arguments, max_tokens)  # before a long search
         if not any(control.spans(text) for text in texts):
-            return self.encode_parsed(messages, arguments)
+            return encode_text(self._tokenizer, rendered, add_special_tokens=False)
         marks = Marks.unused_in(texts)
 
         def mark(text: str) -> str:
@@ -54,15 +63,33 @@ class ChatEncoder:
         )
         return self._encode_marked(marks.split(rendered), control)
 
-    def encode_parsed(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> list[int]:
+    def encode_parsed(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any],
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Return the tokens of a conversation; names of control tokens in it become these tokens.
 
         Raises:
             NotServedError: the model has no chat template.
-            InvalidInputError: the template or the tokenizer refuses the messages.
+            InvalidInputError: the template or the tokenizer refuses the messages, or they have
+                more tokens than ``max_tokens`` in any case.
         """
-        rendered = self._templates.render([one.as_dict() for one in messages], arguments)
+        conversation = [message.as_dict() for message in messages]
+        rendered = self._rendered(conversation, arguments, max_tokens)
         return encode_text(self._tokenizer, rendered, add_special_tokens=False)
+
+    def _rendered(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        max_tokens: int | None,
+    ) -> str:
+        """Render a conversation as it is, and refuse it if it cannot fit."""
+        rendered = self._templates.render(conversation, arguments)
+        self._bound.check(rendered, max_tokens)
+        return rendered
 
     def _control_tokens(self, literal_text: str) -> "ControlTokens":
         """Return the control tokens of a template that holds the texts ``literal_text``."""
@@ -143,7 +170,7 @@ class ControlTokens:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the intervals ``[start, end)`` of the names in ``text``, in characters."""
-        found = _encoded(self._finder, text, add_special_tokens=False)
+        found = _encoded(self._finder.encode_batch, text, add_special_tokens=False)
         return [span for token, span in zip(found.ids, found.offsets, strict=True) if token > 0]
 
 
@@ -188,17 +215,20 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> li
     Raises:
         InvalidInputError: the tokenizer refuses the text.
     """
-    return list(_encoded(tokenizer, text, add_special_tokens).ids)
+    # Other than ``encode``, the functions for batches release Python's lock: other threads go on.
+    return _encoded(tokenizer.encode_batch_fast, text, add_special_tokens).ids
 
 
-def _encoded(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> Encoding:
+def _encoded(
+    encode_batch: Callable[..., list[Encoding]], text: str, add_special_tokens: bool
+) -> Encoding:
     try:
         text.encode()  # a lone surrogate can come in JSON, and no tokenizer takes it
-        # Unlike `encode`, a batch lets other threads run.
-        return tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        [encoding] = encode_batch([text], add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises no narrower type
         reason = " ".join(str(error).split())
         raise InvalidInputError(f"the tokenizer cannot encode the prompt: {reason}") from error
+    return encoding
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import sys
 
 from amusd.observe.observer import Observer
 from amusd.rpc.server import ServiceShell
@@ -14,6 +16,8 @@ from orchestrator.tokenizer_check import check_tokenizer
 
 log = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL_SECONDS = 0.0005
+
 
 async def run_orchestrator(
     settings: OrchestratorSettings, observer: Observer, end_with_stdin: bool = False
@@ -24,6 +28,10 @@ async def run_orchestrator(
         AmusdError: the port is taken, no verify replica comes, the tokenizer or the draft replicas
             do not fit the verify model, or all verify replicas have become another model's.
     """
+    # The event loop must get its turn soon while a chat template is rendered.
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    # A call tokenizes one text, so more threads of the library would only wait.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     service = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
     shell = ServiceShell(settings.listen, service, "Generate")
     servicer = OrchestratorServicer(settings, observer)
@@ -48,6 +56,7 @@ async def run_orchestrator(
             await shell.stop()  # open sessions go on, so the pools are kept till then
             kept.cancel()
             await asyncio.gather(ended, ready, outdated, kept, return_exceptions=True)
+            servicer.close()
 
 
 async def _first_of(*tasks: "asyncio.Future[None]") -> None:

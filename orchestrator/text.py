@@ -16,6 +16,7 @@ from orchestrator.chat_template import ChatTemplates
 from orchestrator.chat_tokens import ChatEncoder, encode_text
 from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
 from orchestrator.special_tokens import add_tokens, special_tokens_of
+from orchestrator.text_bound import TextBound
 from orchestrator.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
@@ -24,14 +25,19 @@ _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 class TextCodec(Protocol):
     """A tokenizer."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a plain text, with the model's special tokens at its start."""
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Return the tokens of a plain text, with the model's special tokens at its start.
+
+        Raises:
+            InvalidInputError: the text has more tokens than ``max_tokens`` in any case.
+        """
 
     def encode_chat(
         self,
         messages: Sequence[Message],
         arguments: Mapping[str, Any] = _NO_ARGUMENTS,
         parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation up to where the assistant goes on.
 
@@ -39,6 +45,10 @@ class TextCodec(Protocol):
             messages: the conversation, 1 message or more.
             arguments: further variables of the chat template, such as ``tools``.
             parse_special_tokens: whether names of special tokens in the messages become tokens.
+            max_tokens: a conversation that has more tokens in any case is refused untokenized.
+
+        Raises:
+            InvalidInputError: the template refuses the messages, or they are too long.
         """
 
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
@@ -102,10 +112,14 @@ class ModelText:
         self._detokenizer = Detokenizer(tokenizer)
         if isinstance(templates, str):
             templates = {"default": templates}
-        self._chat = ChatEncoder(tokenizer, ChatTemplates(templates or {}, special_tokens))
+        self._bound = TextBound.of(tokenizer)
+        self._chat = ChatEncoder(
+            tokenizer, ChatTemplates(templates or {}, special_tokens), self._bound
+        )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the tokens of a plain text."""
+        self._bound.check(text, max_tokens)
         return encode_text(self._tokenizer, text, add_special_tokens=True)
 
     def encode_chat(
@@ -113,10 +127,11 @@ class ModelText:
         messages: Sequence[Message],
         arguments: Mapping[str, Any] = _NO_ARGUMENTS,
         parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation up to where the assistant goes on."""
         encode = self._chat.encode_parsed if parse_special_tokens else self._chat.encode
-        return encode(messages, arguments)
+        return encode(messages, arguments, max_tokens)
 
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
@@ -126,8 +141,9 @@ class ModelText:
 class ByteText:
     """Tokenizer of synthetic models: tokens 0 to 255 are UTF-8 bytes, others have no text."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the bytes of a text."""
+        TextBound(1).check(text, max_tokens)
         return list(text.encode())
 
     def encode_chat(
@@ -135,6 +151,7 @@ class ByteText:
         messages: Sequence[Message],
         arguments: Mapping[str, Any] = _NO_ARGUMENTS,
         parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
@@ -147,7 +164,7 @@ class ByteText:
 class NoText:
     """Replaces the tokenizer of a model without one: prompts are token ids, output has no text."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Raise NotServedError."""
         raise NotServedError("this server has no tokenizer: send the prompt as token ids")
 
@@ -156,6 +173,7 @@ class NoText:
         messages: Sequence[Message],
         arguments: Mapping[str, Any] = _NO_ARGUMENTS,
         parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Raise NotServedError."""
         return self.encode("")

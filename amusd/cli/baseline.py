@@ -60,7 +60,7 @@ def transformers_runners(draft: str, verify: str, placement: Placement) -> Itera
     """
     if is_synthetic(verify):
         raise InvalidInputError("Transformers cannot run a synthetic model: name a real one")
-    device = DeviceSettings(placement.device, "auto", len(placement.cpus), placement.cpus)
+    device = DeviceSettings(placement.device, "auto", placement.threads, placement.cpus)
     bind_engine_thread(device)
     prepare_torch(device)
     dtype = torch.float32 if placement.device == "cpu" else torch.bfloat16

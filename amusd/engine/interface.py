@@ -35,7 +35,11 @@ class WeightFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine runs its model, apart from the device."""
+    """How an engine runs its model, apart from the device.
+
+    ``max_context`` is the most tokens of one session; 0: the model's context. ``index_bytes`` is
+    what the service itself keeps of each cached token; the size of the KV cache includes it.
+    """
 
     max_batch: int = setting(
         32,
@@ -59,6 +63,9 @@ class EngineOptions:
         "Weight format: compact is smaller where that is lossless, plain is the dtype of the "
         "model, int8 is faster but lossy. On a verify model, int8 changes the output.",
     )
+
+    max_context: int = 0
+    index_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -37,6 +37,9 @@ class FadingProposer:
     num_tokens: int = 4
     source = DraftSource.LOOKUP
 
+    def read(self, session_id: str, tokens: list[int], most: int) -> int:
+        return 0
+
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         return [9] if len(tokens) < self.num_tokens else []
 

@@ -104,7 +104,7 @@ class KVCacheManager(Generic[Buffer]):
             InvalidInputError: it does not fit even if nothing else is open.
         """
         for limit, name in (
-            (self._context_length, "the model's context"),
+            (self._context_length, "the context that is served (--max-context, --cache-mib)"),
             (self._max_tokens, "the memory for keys and values (--cache-mib)"),
         ):
             if capacity > limit:

@@ -112,14 +112,29 @@ class _Case:
         return self.loaded.model.device.type == "cuda"
 
     @property
-    def context_length(self) -> int:
-        """Most tokens of one session."""
-        return self.loaded.description.context_length
+    def cache_bytes(self) -> int:
+        """How much memory the KV cache may take."""
+        return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
 
     @property
-    def cache_bytes(self) -> int:
-        """How much memory keys and values may take."""
-        return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
+    def context_length(self) -> int:
+        """Most tokens of one session."""
+        whole = self.loaded.description.context_length
+        return min(self.options.max_context or whole, whole)
+
+    def tokens_in_cache(self, bytes_per_token: int) -> int:
+        """Return how many tokens the KV cache holds, if each has keys and values of this size.
+
+        Raises:
+            InvalidInputError: none.
+        """
+        found = self.cache_bytes // (bytes_per_token + self.options.index_bytes)
+        if found < 1:
+            raise InvalidInputError(
+                "no memory is left for the KV cache: raise the memory limit of the service, or "
+                "set --cache-mib"
+            )
+        return found
 
     @functools.cached_property
     def rope_switch(self) -> int | None:
@@ -145,7 +160,7 @@ class _Case:
     @functools.cached_property
     def max_tokens(self) -> int:
         """Tokens that fit in the memory for keys and values."""
-        return max(1, self.cache_bytes // bytes_per_token(self.unbatched))
+        return self.tokens_in_cache(bytes_per_token(self.unbatched))
 
     def selection(self, runner: ModelRunner[Any], reason: str, **limits: Any) -> RunnerSelection:
         """Return a selection with the usual limits, where ``limits`` has no others."""
@@ -203,18 +218,21 @@ def _advice(case: _Case, reasons: str) -> str:
 
 def _native(case: _Case) -> RunnerSelection:
     """Build the native runner, which is exact in any case."""
-    weights = case.options.weights
-    runner = load_native_runner(case.loaded, weights, case.sampler)
-    if weights is not WeightFormat.INT8:
-        case.check.refuse_if_wrong(runner)
+    runner = load_native_runner(
+        case.loaded, case.options.weights, case.sampler, case.context_length, case.tokens_in_cache
+    )
+    is_lossy = case.options.weights is WeightFormat.INT8
+    check = case.check.shortened(runner.context_length)
+    if not is_lossy:
+        check.refuse_if_wrong(runner)
     return RunnerSelection(
         runner=runner,
         reason=f"{runner.family} family, float32 on CPU",
         max_batch=case.options.max_batch,
         reuse_prefixes=case.options.reuse_prefixes,
-        max_tokens=max(1, case.cache_bytes // runner.bytes_per_token),
-        context_length=case.context_length,
-        checked="not checked, int8 is lossy" if weights is WeightFormat.INT8 else str(case.check),
+        max_tokens=case.tokens_in_cache(runner.bytes_per_token),
+        context_length=runner.context_length,
+        checked="not checked, int8 is lossy" if is_lossy else str(check),
         weight_format=runner.weight_format,
         weight_bytes=runner.weight_bytes,
     )

@@ -21,7 +21,7 @@ from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner
 from amusd.engine.runners.transformers_hooks import refuse_variants
 from amusd.engine.runners.unbatched import UnbatchedRunner
-from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError, LimitExceededError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("without_native_runner")
@@ -235,3 +235,34 @@ def test_attention_of_another_kind_is_refused() -> None:
         refuse_variants({"softcap": 30.0}, 10)
     with pytest.raises(NotImplementedError, match="a sliding window of 9 tokens"):
         refuse_variants({"sliding_window": 9}, 10)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_longest_session_that_is_served_bounds_what_an_engine_reserves(
+    folder: str, cuda: bool, request: pytest.FixtureRequest
+) -> None:
+    if cuda:
+        request.getfixturevalue("as_on_cuda")
+    options = EngineOptions(max_batch=2, cache_mib=16, max_context=100)
+    engine = load_engine(ModelSource("tiny", folder), options=options)
+    assert engine.description.context_length == 400
+    engine.open(100)
+    with pytest.raises(LimitExceededError, match="101 tokens do not fit the context"):
+        engine.open(101)
+    if cuda:
+        assert engine.usage.max_tokens == 2 * 128
+
+
+def test_without_memory_for_a_single_token_a_model_is_refused(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection_module, "free_bytes", lambda device: 100)
+    with pytest.raises(InvalidInputError, match="no memory is left for the KV cache"):
+        load_engine(ModelSource("tiny", folder))
+
+
+def test_the_size_of_the_cache_includes_what_the_service_keeps_of_each_token(folder: str) -> None:
+    per_token = 2 * 4 * 2 * 2 * 16  # keys and values, layers, heads, head_dim
+    options = EngineOptions(cache_mib=1, index_bytes=3 * per_token)
+    engine = load_engine(ModelSource("tiny", folder), options=options)
+    assert engine.usage.max_tokens == (1 << 20) // (4 * per_token)
