@@ -105,7 +105,7 @@ def _splits_keep_all(splitter: dict[str, Any]) -> bool:
     if kind == "Sequence":
         return all(_splits_keep_all(one) for one in splitter["pretokenizers"])
     if kind in ("Split", "Punctuation"):
-        return splitter["behavior"] != "Removed"
+        return bool(splitter["behavior"] != "Removed")
     return kind is None or kind in _LOSSLESS_SPLITS
 
 

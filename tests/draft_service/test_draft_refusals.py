@@ -180,6 +180,9 @@ class BrokenProposer:
     def __init__(self, where: str) -> None:
         self._where = where
 
+    def read(self, session_id: str, tokens: list[int], most: int) -> int:
+        return 0
+
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         if self._where == "propose" and session_id == "bad":
             raise MemoryError
