@@ -116,17 +116,18 @@ async def test_a_replica_whose_pass_fails_alone_is_left_for_a_while(serve: Serve
 
 
 async def test_a_failed_session_harms_no_other(serve: Serve) -> None:
-    other = FakeVerify(num_free_passes=3)
-    async with running(await serve(other)) as backends:
+    service = FakeVerify(num_free_passes=0)
+    async with running(await serve(service)) as backends:
         await backends.connect(10)
         healthy = asyncio.create_task(generate(backends, Strategy.AUTOREGRESSIVE))
-        await becomes_true(lambda: len(other.opened) == 1)
-        other.refusal = grpc.StatusCode.INTERNAL
+        await becomes_true(lambda: len(service.opened) == 1)  # its first pass waits
+        service.failure = grpc.StatusCode.INTERNAL
         with pytest.raises(InternalError):
             await generate(backends, Strategy.AUTOREGRESSIVE)
-        other.refusal = None
-        other.may_go_on.set()
+        service.failure = None
+        service.may_go_on.set()
         await healthy
+    assert len(service.opened) == 2
 
 
 class Crashing(FakeVerify):
