@@ -116,17 +116,18 @@ async def test_a_replica_whose_pass_fails_alone_is_left_for_a_while(serve: Serve
 
 
 async def test_a_failed_session_harms_no_other(serve: Serve) -> None:
-    other = FakeVerify(num_free_passes=3)
-    async with running(await serve(other)) as backends:
+    service = FakeVerify(num_free_passes=0)
+    async with running(await serve(service)) as backends:
         await backends.connect(10)
         healthy = asyncio.create_task(generate(backends, Strategy.AUTOREGRESSIVE))
-        await becomes_true(lambda: len(other.opened) == 1)
-        other.refusal = grpc.StatusCode.INTERNAL
+        await becomes_true(lambda: len(service.opened) == 1)  # its first pass waits
+        service.failure = grpc.StatusCode.INTERNAL
         with pytest.raises(InternalError):
             await generate(backends, Strategy.AUTOREGRESSIVE)
-        other.refusal = None
-        other.may_go_on.set()
+        service.failure = None
+        service.may_go_on.set()
         await healthy
+    assert len(service.opened) == 2
 
 
 class Crashing(FakeVerify):
@@ -194,12 +195,19 @@ async def test_a_session_whose_engine_answers_no_calls_leaves_before_the_verdict
     serve: Serve,
 ) -> None:
     hung, other = FakeVerify(num_free_passes=0), FakeVerify(num_sessions=9)
-    async with running(await pool_of(serve, hung, other), replica_timeout_seconds=0.2) as backends:
+    address = await serve(hung)
+    addresses = f"{address},{await serve(other)}"
+    async with running(addresses, replica_timeout_seconds=0.5) as backends:
         await all_used(backends.verify)
         hung.hangs = True
-        await generate(backends, Strategy.AUTOREGRESSIVE, 5.0, 60.0, 0.2)
+        await generate(
+            backends,
+            Strategy.AUTOREGRESSIVE,
+            verify_timeout_seconds=60.0,
+            replica_timeout_seconds=0.5,
+        )
         assert [len(one.opened) for one in (hung, other)] == [1, 1]
-        (status,) = (one.status for one in backends.verify.replicas if one.status.reason)
+        (status,) = (one.status for one in backends.verify.replicas if one.address == address)
         assert status.state is ReplicaState.AWAY
         assert "has not answered" in status.reason
 
@@ -209,19 +217,24 @@ async def test_an_engine_that_hangs_gets_no_sessions_until_it_answers(
 ) -> None:
     caplog.set_level("INFO")
     hung, other = FakeVerify(), FakeVerify(num_sessions=9)  # the hung one has the least load
-    async with running(await pool_of(serve, hung, other), replica_timeout_seconds=0.3) as backends:
+    address = await serve(hung)
+    addresses = f"{address},{await serve(other)}"
+    async with running(addresses, replica_timeout_seconds=1.0) as backends:
+
+        def is_used() -> bool:
+            return address in {replica.address for replica in backends.verify.usable}
+
         await all_used(backends.verify)
         hung.hangs = True
-        await becomes_true(lambda: len(backends.verify.usable) == 1)
+        await becomes_true(lambda: not is_used())
         for _ in range(3):
             await generate(backends, Strategy.AUTOREGRESSIVE)
         assert not hung.opened
+        await becomes_true(lambda: f"no longer using verify replica {address}" in caplog.text)
         hung.hangs = False
-        await all_used(backends.verify)
-        await becomes_true(lambda: "again: it answers" in caplog.text)
-        await generate(backends, Strategy.AUTOREGRESSIVE)
-        assert len(hung.opened) == 1
-    assert caplog.text.count("no longer using") == 1
+        await becomes_true(is_used)
+        await becomes_true(lambda: f"using verify replica {address} again" in caplog.text)
+    assert caplog.text.count(f"no longer using verify replica {address}") == 1
 
 
 async def test_a_late_engine_is_not_preferred(serve: Serve) -> None:
