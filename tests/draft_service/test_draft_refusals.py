@@ -62,12 +62,12 @@ class BreakingEngine(SyntheticEngine):
         ),
         (
             replace(OPENING, tokens=[1] * 64, limits=DraftLimits(4, 100)),
-            LimitExceededError,
+            InvalidInputError,
             "the prompt has 64 tokens, the draft service takes fewer than 64",
         ),
         (
             replace(OPENING, limits=DraftLimits(9, 40)),
-            LimitExceededError,
+            InvalidInputError,
             "lookahead is 9: ask for 8 or less",
         ),
     ],

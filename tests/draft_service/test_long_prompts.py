@@ -12,7 +12,7 @@ from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import CacheFullError, LimitExceededError
+from amusd.protocol.errors import CacheFullError, InvalidInputError
 from draft_service.drafters import MAX_UNREAD, NgramProposer, model_drafter, ngram_drafter
 from draft_service.drafting import _READ_BUDGET, DraftOpening, DraftWorker
 from draft_service.ngram_index import BYTES_PER_TOKEN, NgramIndex
@@ -121,7 +121,7 @@ def test_without_a_model_the_indices_have_the_memory_of_the_cache() -> None:
     slot = engine.open(1000)
     with pytest.raises(CacheFullError):
         engine.open(25)
-    with pytest.raises(LimitExceededError, match="--cache-mib"):
+    with pytest.raises(InvalidInputError, match="--cache-mib"):
         engine.open(1025)
     engine.close(slot)
     assert (engine.num_open, engine.usage.num_reserved) == (0, 0)

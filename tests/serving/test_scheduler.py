@@ -96,7 +96,7 @@ def test_a_sequence_that_can_never_fit_is_refused_even_behind_others(num_others:
     service = FakeService(MEMORY)
     for number in range(num_others):
         service.add(str(number), capacity=60)
-    with pytest.raises(LimitExceededError, match="--cache-mib") as caught:
+    with pytest.raises(InvalidInputError, match="--cache-mib") as caught:
         service.add("a", capacity=101)
     assert not isinstance(caught.value, CacheFullError)
     assert service.scheduler.get("a") is None
