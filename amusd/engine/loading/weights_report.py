@@ -18,14 +18,18 @@ _REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report"
 def without_reports() -> Iterator[None]:
     """Keep Transformers from logging tables about the weights while it loads a model."""
     loggers = [logging.getLogger(name) for name in _REPORTERS]
-    levels = [logger.level for logger in loggers]
+    # A filter, not a level: at a high level Transformers starts other reports.
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.addFilter(_nothing)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def refuse_wrong_weights(name: str, report: Mapping[str, Collection[Any]]) -> None:
