@@ -50,6 +50,8 @@ class ChatEncoder:
         control = self._control_tokens(self._templates.choose(arguments).literal_text)
         conversation = [message.as_dict() for message in messages]
         texts = list(_texts([conversation, arguments]))
+        for text in texts:
+            _check_unicode(text)
         rendered = self._rendered(conversation, arguments, max_tokens)  # before a long search
         if not any(control.spans(text) for text in texts):
             return encode_text(self._tokenizer, rendered, add_special_tokens=False)
@@ -219,11 +221,19 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> li
     return _encoded(tokenizer.encode_batch_fast, text, add_special_tokens).ids
 
 
+def _check_unicode(text: str) -> None:
+    """Refuse a lone surrogate, which can come in JSON: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"the tokenizer cannot encode the prompt: {error}") from error
+
+
 def _encoded(
     encode_batch: Callable[..., list[Encoding]], text: str, add_special_tokens: bool
 ) -> Encoding:
+    _check_unicode(text)
     try:
-        text.encode()  # a lone surrogate can come in JSON, and no tokenizer takes it
         [encoding] = encode_batch([text], add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises no narrower type
         reason = " ".join(str(error).split())

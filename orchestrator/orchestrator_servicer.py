@@ -165,6 +165,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     len(text), lambda: self._text.encode(text, max_context) if text else []
                 )
             case "chat":
+                _check_messages(len(request.chat.messages), max_context)
                 tokens = await self._text_threads.run(
                     request.chat.ByteSize(), lambda: self._encode_chat(request.chat, max_context)
                 )
@@ -228,6 +229,14 @@ def _check_room(num_prompt: int, max_context: int) -> int:
             f"the prompt has {num_prompt} tokens, the context {max_context}: shorten the prompt"
         )
     return max_context - num_prompt
+
+
+def _check_messages(num_messages: int, max_context: int) -> None:
+    """Refuse a conversation in which each message has less than a token."""
+    if num_messages > max_context:
+        raise InvalidInputError(
+            f"the chat has {num_messages} messages, the context {max_context} tokens: send fewer"
+        )
 
 
 def _check_stop_tokens(stop_tokens: Sequence[int], model: ModelDescription) -> None:

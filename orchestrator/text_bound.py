@@ -114,7 +114,7 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     kinds = json.dumps([_parsed(tokenizer.normalizer), _parsed(tokenizer.pre_tokenizer)])
     model: Any = tokenizer.model
     drops_unknown = type(model).__name__ == "BPE" and model.unk_token is None
-    return bool(drops_unknown and '"ByteLevel"' in kinds)
+    return drops_unknown and '"ByteLevel"' in kinds
 
 
 def _bytes_without_token(tokenizer: Tokenizer) -> bytes:

@@ -84,6 +84,10 @@ async def test_a_client_that_leaves_while_its_prompt_is_tokenized_is_gone_at_onc
     ("request_", "words"),
     [
         (pb.GenerateRequest(text="a" * 101), "101 bytes.*context of 100 tokens"),
+        (
+            pb.GenerateRequest(chat=pb.Chat(messages=list(CHAT.messages) * 101)),
+            "101 messages, the context 100",
+        ),
         (pb.GenerateRequest(tokens=pb.TokenIds(ids=[7] * 100)), "100 tokens, the context 100"),
         (
             pb.GenerateRequest(tokens=pb.TokenIds(ids=[7]), stop_token_ids=[1] * 51),
