@@ -71,8 +71,8 @@ def _one_line(
     return f"{category.__name__}: {' '.join(str(message).split())}"
 
 
-def cause_of(error: BaseException) -> str:
-    """Return in one line why a library could not load something.
+def root_of(error: BaseException) -> BaseException:
+    """Return the exception that says why a library could not load something.
 
     Where a package is missing, that is the cause: libraries hide it behind a general message.
     """
@@ -81,5 +81,11 @@ def cause_of(error: BaseException) -> str:
         if isinstance(cause, ImportError):
             error = cause
         cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the first line of why a library could not load something."""
+    error = root_of(error)
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -15,7 +15,7 @@ from amusd.engine.loading.model_files import ModelFiles, read_model_files
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.engine.loading.weights_fingerprint import weights_fingerprint
 from amusd.fleet.model_description import ModelDescription
-from amusd.library_output import cause_of
+from amusd.library_output import root_of
 from amusd.protocol.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -99,10 +99,11 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
     )
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the message of ``error`` in one line of bounded length."""
-    text = " ".join(cause_of(error).split())
-    if not str(error) or isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+    error = root_of(error)
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError | AttributeError | TypeError | IndexError):
         text = f"{type(error).__name__} {text}".strip()
     if len(text) > _MAX_REASON_CHARACTERS:
         text = f"{text[:_MAX_REASON_CHARACTERS]}..."
