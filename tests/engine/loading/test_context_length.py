@@ -20,6 +20,7 @@ from amusd.engine.loading.context_length import context_length, rope_switch
 from amusd.engine.loading.model_source import ModelSource, load_source
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
+from tests.tiny import byte_tokenizer
 
 NAMES = ["seq_length", "max_sequence_length", "max_seq_len", "n_ctx", "n_positions"]
 COMMON = tiny.COMMON | tiny.NO_SPECIAL | {"max_position_embeddings": 100}
@@ -92,6 +93,7 @@ def test_longrope_is_not_extended_where_transformers_mixes_its_factors(
 
 
 def test_a_model_with_an_encoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidInputError, match="type t5 have an encoder") as found:
