@@ -96,7 +96,8 @@ class AnyOrder(RuleBasedStateMachine):
     def what_is_held_belongs_to_open_sessions(self) -> None:
         self.worker._scheduler.check_integrity()
         engine: Any = self.drafter.engine
-        getattr(engine, "_cache", getattr(engine, "_slots", None)).check_integrity()
+        cache = engine._cache if self.drafter.has_model else engine._slots
+        cache.check_integrity()
         sequences = [self.worker.sequence(name) for name in self.open_names]
         with_slot = [one for one in sequences if one.slot is not None]
         assert engine.num_open == len(with_slot) == len({one.slot for one in with_slot})
