@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 Json = dict[str, Any]
 
@@ -69,6 +70,7 @@ def _folder_of(location: str) -> Path:
         return folder
     if folder.is_absolute():
         raise FileNotFoundError(f"no such folder: {location}")
+    disable_progress_bars()  # they make no sense in the log of a service
     return Path(huggingface_hub.snapshot_download(location, allow_patterns=_HUB_FILES))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
+from amusd.prompts import Prompt, encode
 from amusd.protocol.errors import InvalidInputError
 from orchestrator.chat import Message
 from orchestrator.chat_template import ChatTemplates
@@ -120,6 +121,14 @@ def test_conversations_have_the_text_of_transformers(shape: str) -> None:
                 templates.render(chat, arguments)
         else:
             assert templates.render(chat, arguments) == expected
+
+
+@pytest.mark.parametrize("name", ["one question", "an open turn of the assistant"])
+def test_measurements_without_services_use_the_same_tokens(name: str) -> None:
+    messages = tuple((str(one["role"]), str(one["content"])) for one in CHATS[name])
+    messages = (*messages[:-1], (messages[-1][0], messages[-1][1] + "<|im_end|>in"))
+    ours = codec_of("ChatML").encode_chat([Message(role, text) for role, text in messages])
+    assert encode(Prompt(messages=messages), theirs_of("ChatML")) == ours
 
 
 CONTENTS = st.lists(

@@ -1,6 +1,8 @@
 """Text to tokens and back: no broken characters, and helpful errors."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,25 @@ def test_any_tokens_decode_to_the_same_text_in_chunks_as_at_once(tokens: list[in
 
 def tiny_size() -> int:
     return tiny_tokenizer().get_vocab_size()
+
+
+def test_other_threads_run_while_a_text_is_encoded() -> None:
+    ended = threading.Event()
+    num_rounds = 0
+
+    def count() -> None:
+        nonlocal num_rounds
+        while not ended.wait(0.001):
+            num_rounds += 1
+
+    with ThreadPoolExecutor(1) as other:
+        counted = other.submit(count)
+        try:
+            CODEC.encode("naïve café " * 50_000)
+        finally:
+            ended.set()
+        counted.result(10)
+    assert num_rounds >= 10
 
 
 def test_special_tokens_have_no_text() -> None:

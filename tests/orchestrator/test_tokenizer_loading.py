@@ -1,9 +1,11 @@
 """A tokenizer folder gives the tokens of Transformers, whichever of its files name what."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,3 +264,23 @@ def test_an_added_token_keeps_its_flags(tmp_path: Path) -> None:
     tokenizer = base_tokenizer()
     tokenizer.add_tokens([AddedToken("<new>", rstrip=True, lstrip=True, normalized=False)])
     check_equals_transformers(folder_of(tmp_path, {}, tokenizer))
+
+
+def test_a_model_of_the_hub_is_read_from_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, {"additional_chat_templates/default.jinja": "right"})
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(repository: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns))
+        return folder
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    codec = load_text_codec("owner/model")
+    assert codec.encode_chat([Message("user", "x")]) == encoded("right")
+    [(repository, patterns)] = asked
+    assert repository == "owner/model"
+    for file in tmp_path.rglob("*.*"):
+        assert any(fnmatch(str(file.relative_to(tmp_path)), pattern) for pattern in patterns)
+    assert not any(fnmatch("model.safetensors", pattern) for pattern in patterns)
