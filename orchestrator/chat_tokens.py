@@ -21,7 +21,6 @@ from orchestrator.text_bound import TextBound
 _FIRST_MARK = 0xF0000  # the first character of a plane for private use
 # Encoded before a text that is not the first, so that no prefix space is added to the text.
 _NEWLINE = "\n"
-_BATCH = 1024  # texts encoded at once; other threads run in between
 
 
 class ChatEncoder:
@@ -113,7 +112,7 @@ class ChatEncoder:
         others = [
             part for part, named in zip(parts[1:], is_name[1:], strict=True) if part and not named
         ]
-        ids_of_others = self._encode_after_newline(others)
+        ids_of_others = iter(self._encode_after_newline(others))
         for part, named in zip(parts[1:], is_name[1:], strict=True):
             if named:
                 ids += ids_of_name[part]
@@ -121,21 +120,18 @@ class ChatEncoder:
                 ids += next(ids_of_others)
         return ids
 
-    def _encode_after_newline(self, texts: list[str]) -> Iterator[list[int]]:
-        """Yield the tokens of each of the texts, which follow others."""
+    def _encode_after_newline(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of texts that follow others."""
         newline = encode_text(self._tokenizer, _NEWLINE, add_special_tokens=False)
-        for start in range(0, len(texts), _BATCH):
-            batch = texts[start : start + _BATCH]
-            encodings = self._tokenizer.encode_batch(
-                [_NEWLINE + text for text in batch], add_special_tokens=False
-            )
-            for text, encoding in zip(batch, encodings, strict=True):
-                is_apart = encoding.ids[: len(newline)] == newline
-                yield (
-                    encoding.ids[len(newline) :]
-                    if is_apart
-                    else encode_text(self._tokenizer, text, add_special_tokens=False)
-                )
+        encodings = self._tokenizer.encode_batch(
+            [_NEWLINE + text for text in texts], add_special_tokens=False
+        )
+        return [
+            encoding.ids[len(newline) :]
+            if encoding.ids[: len(newline)] == newline
+            else encode_text(self._tokenizer, text, add_special_tokens=False)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
     def _ids_of_name(self, name: str) -> list[int]:
         """Return the tokens of the name of a control token as plain text."""
