@@ -24,6 +24,7 @@ _STATUS_OF = {
     errors.CacheFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LimitExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotServedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.NotFiniteError: grpc.StatusCode.INTERNAL,
     errors.InternalError: grpc.StatusCode.INTERNAL,
     errors.StatusLostError: grpc.StatusCode.UNAVAILABLE,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,

@@ -77,7 +77,7 @@ def test_a_batch_returns_as_many_tokens_as_it_asks_for(engine: ModelEngine) -> N
 
 
 def test_a_sequence_longer_than_the_context_is_refused(engine: ModelEngine) -> None:
-    with pytest.raises(InvalidInputError, match="context of 400"):
+    with pytest.raises(InvalidInputError, match="of 400"):
         engine.open(401)
 
 

@@ -34,7 +34,7 @@ from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -327,7 +327,7 @@ def test_tables_cover_what_is_served_and_not_the_whole_context_of_the_model(
     assert isinstance(engine._runner, NativeRunner)
     model = engine._runner._model
     assert (len(model._cos), len(model._sin)) == (expected, expected)
-    with pytest.raises(LimitExceededError):
+    with pytest.raises(InvalidInputError, match="do not fit the context"):
         engine.open(expected + 1)
 
 

@@ -21,7 +21,7 @@ from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner
 from amusd.engine.runners.transformers_hooks import refuse_variants
 from amusd.engine.runners.unbatched import UnbatchedRunner
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("without_native_runner")
@@ -247,7 +247,7 @@ def test_the_longest_session_that_is_served_bounds_what_an_engine_reserves(
     engine = load_engine(ModelSource("tiny", folder), options=options)
     assert engine.description.context_length == 400
     engine.open(100)
-    with pytest.raises(LimitExceededError, match="101 tokens do not fit the context"):
+    with pytest.raises(InvalidInputError, match="101 tokens do not fit the context"):
         engine.open(101)
     if cuda:
         assert engine.usage.max_tokens == 2 * 128
