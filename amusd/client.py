@@ -17,6 +17,8 @@ from amusd.rpc import codec, faults, timeline_codec
 from amusd.rpc.channel import CHANNEL_OPTIONS
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
+# gRPC would read ahead ever more, so that a generation that nobody reads would look as if it was.
+_OPTIONS = [*CHANNEL_OPTIONS, ("grpc.http2.bdp_probe", 0)]
 _CLOSED = "the client is closed: make a new one"
 
 
@@ -169,7 +171,7 @@ class Client:
         """Connect to ``host:port``; the timeout bounds each call from its start to its end."""
         self._address = address
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def __enter__(self) -> "Client":

@@ -61,6 +61,15 @@ def reported(handler: Handler[Servicer, Request, Response]) -> Handler[Servicer,
     return report
 
 
+async def send_metadata(context: Context) -> None:
+    """Send the metadata of a stream, before its first message.
+
+    Otherwise they go with the first message. If writing that is interrupted, gRPC refuses to send
+    them once more with the status, and the call never ends.
+    """
+    await context.send_initial_metadata(())
+
+
 def status_of(error: Exception) -> grpc.StatusCode:
     """Return the status of a call that ``error`` ends."""
     if isinstance(error, errors.AmusdError):
