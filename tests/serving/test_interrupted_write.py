@@ -74,13 +74,14 @@ async def test_an_overflow_during_the_first_write_ends_the_call_with_its_status(
     thread.start()
     thread.ready.result(10)
     thread.postbox.attach()
+    servicer = Servicer(thread)  # type: ignore[abstract]
     server = grpc.aio.server()
-    draft_pb2_grpc.add_DraftServiceServicer_to_server(Servicer(thread), server)
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = draft_pb2_grpc.DraftServiceStub(channel).Propose(timeout=5)
+            call = draft_pb2_grpc.DraftServiceStub(channel).Propose(timeout=5)  # type: ignore[call-arg]
             await call.write(OPEN)
             await call.write(pb.ProposeRequest(advance=pb.ProposeAdvance(position=7)))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
