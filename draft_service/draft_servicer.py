@@ -45,6 +45,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self, request_iterator: AsyncIterator[draft_pb2.RollbackRequest], context: faults.Context
     ) -> None:
         """See the protocol."""
+        await faults.send_metadata(context)
         outcomes: Outbox[_Outcome] = Outbox(MAX_MESSAGES_WAITING)
         reader = asyncio.create_task(self._receive_rollbacks(request_iterator, outcomes))
 

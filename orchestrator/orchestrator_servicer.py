@@ -66,6 +66,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 decoder = self._text.decoder(plan.tokens if _continues(request) else ())
                 outbox = ClientOutbox(decoder, write, self._settings.client_write_timeout_seconds)
                 watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
+                await faults.send_metadata(context)
                 outcome = await _generate(Session(backends, plan, outbox.put, watch), outbox)
             completion = orchestrator_pb2.Completion(
                 finish_reason=codec.finish_reason_to_proto(outcome.reason),

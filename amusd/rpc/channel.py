@@ -50,9 +50,13 @@ def open_channel(address: str, use_proxy: bool = False) -> grpc.aio.Channel:
 
 
 def open_blocking_channel(address: str, use_proxy: bool = False) -> grpc.Channel:
-    """Return the same for callers without an event loop."""
+    """Return the same for callers without an event loop. It reads ahead no more than 64 KiB.
+
+    gRPC would read ahead ever more, so that a generation that nobody reads would look as if it was.
+    """
     endpoint = parse_endpoint(address)
-    return grpc.insecure_channel(str(endpoint), channel_options(endpoint, use_proxy))
+    options = [*channel_options(endpoint, use_proxy), ("grpc.http2.bdp_probe", 0)]
+    return grpc.insecure_channel(str(endpoint), options)
 
 
 def channel_options(endpoint: Endpoint, use_proxy: bool) -> list[tuple[str, Any]]:

@@ -95,6 +95,15 @@ def status_details(message: str) -> str:
     return encoded[: MAX_DETAILS_BYTES - len(_CUT)].decode("utf-8", "ignore") + _CUT
 
 
+async def send_metadata(context: Context) -> None:
+    """Send the metadata of a stream, before its first message.
+
+    Otherwise they go with the first message. If writing that is interrupted, gRPC refuses to send
+    them once more with the status, and the call never ends.
+    """
+    await context.send_initial_metadata(())
+
+
 def status_of(error: Exception) -> grpc.StatusCode:
     """Return the status of a call that ``error`` ends."""
     if isinstance(error, errors.AmusdError):

@@ -82,6 +82,7 @@ class SessionStreams(Generic[EventT, MessageT]):
 
             async with self._opened(opening, outbox):
                 watch.opened(opening.session_id, len(opening.tokens))
+                await faults.send_metadata(context)
                 await until_first_ends(
                     self._receive(requests, opening.session_id), outbox.drain(write)
                 )

@@ -85,6 +85,9 @@ class FakeContext:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
 
+    async def send_initial_metadata(self, metadata: object) -> None:
+        assert not self.responses
+
     async def write(self, response: str) -> None:
         await self.may_write.wait()
         self.responses.append(response)
