@@ -1,20 +1,23 @@
 """A Python client of the orchestrator: a prompt in, text and tokens out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol, Self
 
 import grpc
 
 from amusd.analysis.generation_statistics import Statistics
 from amusd.analysis.timeline import Timeline
 from amusd.prompts import Prompt
-from amusd.protocol.errors import InvalidInputError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
-from amusd.rpc.channel import CHANNEL_OPTIONS
+from amusd.rpc.channel import open_blocking_channel
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+_CLOSED = "the client is closed: make a new one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,47 @@ class Options:
     timeline: bool = False
 
 
+class Piece(str):
+    """Text of an output that became final, and its tokens; one of them may be empty.
+
+    Special tokens have no text, and the text of an incomplete character comes with a later piece.
+    """
+
+    __slots__ = ("tokens",)
+
+    tokens: tuple[int, ...]
+
+    def __new__(cls, text: str, tokens: Iterable[int] = ()) -> Self:
+        """Return a string with tokens."""
+        piece = super().__new__(cls, text)
+        piece.tokens = tuple(tokens)
+        return piece
+
+    @property
+    def text(self) -> str:
+        """The text as a plain string."""
+        return str(self)
+
+
+class ResponseStream(Protocol):
+    """A running call."""
+
+    def __iter__(self) -> Iterator[orchestrator_pb2.GenerateResponse]:
+        """Iterate over the responses as they come."""
+
+    def cancel(self) -> object:
+        """End the call; without effect on a call that has ended."""
+
+
 @dataclass(slots=True)
 class Generation:
-    """One output. Iterate over it to read its text; its other fields are complete at the end."""
+    """One output. Iterate over it to read its pieces; its other fields are complete at the end.
 
-    _responses: Iterator[orchestrator_pb2.GenerateResponse]
+    It runs from its creation. It ends early when a loop over it is left, at the end of a ``with``
+    block, with ``close``, or when nothing refers to it any more.
+    """
+
+    _responses: ResponseStream
     _address: str
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -44,23 +83,51 @@ class Generation:
     statistics: Statistics | None = None
     timeline: Timeline | None = None
     strategy: Strategy | None = None
+    _is_closed: bool = False
 
-    def __iter__(self) -> Iterator[str]:
-        """Yield text as its tokens become final.
+    def __iter__(self) -> Iterator[Piece]:
+        """Yield pieces as tokens become final. Leaving the loop ends the generation.
 
         Raises:
             AmusdError: the server refuses the request, or cannot be reached.
         """
+        if self._is_closed:
+            return
         try:
             for response in self._responses:
-                text = self._take(response)
-                if text:
-                    yield text
+                piece = self._take(response)
+                if piece or piece.tokens:
+                    yield piece
         except grpc.RpcError as error:
-            raise faults.error_of(error, f"orchestrator at {self._address}") from error
+            if not self._is_closed:
+                raise faults.error_of(error, f"orchestrator at {self._address}") from error
+        finally:
+            self.close()
 
-    def wait(self) -> "Generation":
-        """Read the output to its end and return self."""
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the generation if it still runs."""
+        self.close()
+
+    def close(self) -> None:
+        """End the generation if it still runs, in all services; what was read stays."""
+        self._is_closed = True
+        self._responses.cancel()
+
+    def wait(self) -> Self:
+        """Read the output to its end and return self.
+
+        Raises:
+            AmusdError: as for iteration.
+        """
         for _ in self:
             pass
         return self
@@ -69,16 +136,17 @@ class Generation:
         """Return the statistics; the output must have been read to its end.
 
         Raises:
-            UnavailableError: the server ended the output without a completion.
+            UnavailableError: the output ended without a completion, or was not read to its end.
         """
         if self.statistics is None:
-            raise UnavailableError("the output ended without a completion")
+            raise UnavailableError(
+                "the output has no completion: read it to its end before its statistics"
+            )
         return self.statistics
 
-    def _take(self, response: orchestrator_pb2.GenerateResponse) -> str:
+    def _take(self, response: orchestrator_pb2.GenerateResponse) -> Piece:
         if response.HasField("chunk"):
-            self.tokens.extend(response.chunk.token_ids)
-            text = response.chunk.text
+            piece = Piece(response.chunk.text, response.chunk.token_ids)
         else:
             completion = response.completion
             self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
@@ -88,19 +156,29 @@ class Generation:
                 self.strategy = codec.strategy_from_proto(number, Strategy.AMUSD)
             if completion.HasField("timeline"):
                 self.timeline = timeline_codec.timeline_from_proto(completion.timeline)
-            text = completion.text
-        self.text += text
-        return text
+            piece = Piece(completion.text)
+        self.tokens.extend(piece.tokens)
+        self.text += piece
+        return piece
 
 
 class Client:
     """A connection to an orchestrator."""
 
-    def __init__(self, address: str, timeout_seconds: float | None = None) -> None:
-        """Connect to ``host:port``; the timeout bounds each call from its start to its end."""
+    def __init__(
+        self, address: str, timeout_seconds: float | None = None, use_proxy: bool = False
+    ) -> None:
+        """Connect to ``host:port``; the timeout bounds each call from its start to its end.
+
+        With ``use_proxy`` the connection goes through the proxy that ``grpc_proxy``,
+        ``https_proxy`` or ``http_proxy`` names in the environment.
+
+        Raises:
+            InvalidInputError: the address is not of this form.
+        """
         self._address = address
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = open_blocking_channel(address, use_proxy)
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def __enter__(self) -> "Client":
@@ -113,6 +191,10 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
         """Close the connection, which ends running generations."""
         self._channel.close()
 
@@ -121,20 +203,26 @@ class Client:
 
         Raises:
             InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode.
+            PreconditionError: the client is closed.
         """
         request = generate_request(prompt, options)
-        responses = self._stub.Generate(request, timeout=self._timeout_seconds)
-        return Generation(iter(responses), self._address)
+        try:
+            responses = self._stub.Generate(request, timeout=self._timeout_seconds)
+        except ValueError as error:  # of a closed channel
+            raise PreconditionError(_CLOSED) from error
+        return Generation(responses, self._address)
 
     def server_info(self) -> orchestrator_pb2.GetServerInfoResponse:
         """Return the server's models, limits and strategies.
 
         Raises:
-            AmusdError: the server cannot be reached, or is not ready.
+            AmusdError: the server cannot be reached, or is not ready; or the client is closed.
         """
         try:
             request = orchestrator_pb2.GetServerInfoRequest()
             return self._stub.GetServerInfo(request, timeout=self._timeout_seconds or 10.0)
+        except ValueError as error:  # of a closed channel
+            raise PreconditionError(_CLOSED) from error
         except grpc.RpcError as error:
             raise faults.error_of(error, f"orchestrator at {self._address}") from error
 

@@ -28,7 +28,7 @@ class Prompt:
 
 
 def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Return a prompt's token ids with a Transformers tokenizer and its chat template.
+    """Return a prompt's token ids with a Transformers tokenizer, as the orchestrator makes them.
 
     Raises:
         InvalidInputError: the prompt is a conversation, and the tokenizer has no chat template.
@@ -37,8 +37,15 @@ def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
         if not tokenizer.chat_template:
             raise InvalidInputError("the model has no chat template: give prompts of plain text")
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        is_open = prompt.messages[-1][0] == "assistant"
+        tokens = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not is_open,
+            continue_final_message=is_open,
+            sanitize_control_tokens=True,
+            return_dict=False,
+        )
+        return list(tokens)
     return list(prompt.tokens) or list(tokenizer(prompt.text)["input_ids"])
 
 

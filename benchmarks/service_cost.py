@@ -53,7 +53,7 @@ def main(
     starts = range(10, 10 + num_prompts)
     prompts = [Prompt(tokens=tuple(range(start, start + 20))) for start in starts]
     with local_services(settings) as services, Client(services.address) as client:
-        device = DeviceSettings(where.device, "auto", len(where.cpus), where.cpus)
+        device = DeviceSettings(where.device, "auto", where.threads, where.cpus)
         loop = LoopRunner(load_model(model, "verify", device))
         strategy = Strategy.AUTOREGRESSIVE
         served = ServiceRunner(client, strategy.value, strategy, ignore_eos=True)

@@ -11,7 +11,7 @@ Rules of this file
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from amusd.engine.interface import Engine
+from amusd.engine.interface import NO_TOKEN, Engine
 from amusd.engine.kv.cache_manager import common_prefix
 from amusd.policy.branch_selection import Candidate, best_candidate
 from amusd.protocol.draft_session import DraftSession
@@ -95,6 +95,10 @@ class Brancher:
         if position is None:
             return  # its branch ended while it was drafted
         assert lane.slot is not None
+        if token == NO_TOKEN:
+            self._engine.truncate(lane.slot, 0)  # nothing of it is worth reuse
+            lane.position = None
+            return
         lane.context.append(token)
         lane.alternatives.append(tuple(self._engine.alternatives(lane.slot)))
         if len(lane.drafted) >= self._depth_at(position):
@@ -120,6 +124,7 @@ class Brancher:
 
     def _usable(self, num_places: int) -> Iterator[Lane]:
         """Yield lanes, those with a branch first; open further ones as they are needed."""
+        self._drop_failed()
         lanes = sorted(self._lanes, key=lambda lane: not lane.is_due)
         yield from lanes[:num_places]
         while len(self._lanes) < min(num_places, self._num_lanes):
@@ -139,6 +144,14 @@ class Brancher:
             )
             self._lanes.append(lane)
             yield lane
+
+    def _drop_failed(self) -> None:
+        """Draft no further branches with a lane whose pass failed."""
+        for lane in [one for one in self._lanes if one.has_failed]:
+            assert lane.slot is not None
+            self._engine.close(lane.slot)
+            self._lanes.remove(lane)
+            self._num_lanes -= 1
 
     def _assign(self, lane: Lane) -> bool:
         """Let a lane draft the branch that is most worth it; return whether there is one."""

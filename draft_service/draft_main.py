@@ -51,4 +51,6 @@ def _describe(worker: DraftWorker) -> str:
 
 
 def _state(worker: DraftWorker) -> EngineState:
-    return EngineState(worker.num_sessions, worker.num_waiting, worker.engine.usage)
+    return EngineState(
+        worker.num_sessions, worker.num_waiting, worker.engine.usage, worker.num_left_out
+    )

@@ -45,6 +45,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self, request_iterator: AsyncIterator[draft_pb2.RollbackRequest], context: faults.Context
     ) -> None:
         """See the protocol."""
+        await faults.send_metadata(context)
         outcomes: Outbox[_Outcome] = Outbox(MAX_MESSAGES_WAITING)
         reader = asyncio.create_task(self._receive_rollbacks(request_iterator, outcomes))
 
@@ -85,7 +86,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         response = draft_pb2.RollbackResponse(session_id=request.session_id, epoch=request.epoch)
         if isinstance(found, AmusdError):
             code: int = faults.status_of(found).value[0]
-            response.error.code, response.error.message = code, str(found)
+            response.error.code = code
+            response.error.message = faults.status_details(str(found))
         else:
             response.num_dropped = found
             self._observer.rolled_back(request.session_id, codec.rollback_from_proto(request))

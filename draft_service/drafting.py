@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from amusd.engine.interface import NO_TOKEN
+from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import AmusdError, InvalidInputError, LimitExceededError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal, Rollback
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
@@ -20,11 +22,14 @@ from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
 from draft_service.branching import Brancher, Lane
-from draft_service.drafters import Drafter
+from draft_service.drafters import MAX_UNREAD, Drafter
 
+_READ_BUDGET = 512
+"""Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
 _MAX_LANES = 8
-import os as _os
-_BRANCH_DEPTH = int(_os.environ.get("BD","4"))
+"""Branches of a session that are drafted at the same time."""
+_BRANCH_DEPTH = 6
+"""Tokens of a branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +46,11 @@ class DraftOpening:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class DraftSequence(Sequence):
-    """A sequence that is drafted."""
+    """A sequence that is drafted. Without a model it waits until its text is read."""
 
     session: DraftSession
     brancher: Brancher | None = None
+    waits_for_reading: bool = False
 
     @property
     def tokens(self) -> list[int]:
@@ -54,7 +60,7 @@ class DraftSequence(Sequence):
     @property
     def is_due(self) -> bool:
         """Whether there is room for another drafted token."""
-        return self.session.room > 0
+        return self.session.room > 0 and not self.waits_for_reading
 
 
 class Drafting:
@@ -67,6 +73,8 @@ class Drafting:
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._branching: deque[DraftSequence] = deque()  # the next in turn first
+        self.has_unread = False
+        """Whether the proposers have more to read, without a message arriving."""
 
     def open(self, opening: DraftOpening, send: Send) -> DraftSequence:
         """Return the sequence of a new session."""
@@ -138,6 +146,7 @@ class Drafting:
     def prepare(self, sequences: list[DraftSequence]) -> bool:
         """Send branches, and let the proposers write what they can; return whether any was sent."""
         has_sent = False
+        self._read(sequences)
         for sequence in sequences:
             if sequence.session.has_unsent_branches:
                 has_sent = self._send(sequence) or has_sent
@@ -162,10 +171,14 @@ class Drafting:
         if isinstance(sequence, Lane):
             sequence.brancher.settle(sequence, predictions[-1])
             return
+        assert sequence.slot is not None  # it took part in a batch
+        if NO_TOKEN in predictions:
+            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
+            sequence.fail(not_finite(self._engine.description))
+            return
         session, position = sequence.session, sequence.session.length
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
-            assert sequence.slot is not None
             found = tuple(self._engine.alternatives(sequence.slot))
             sequence.brancher.wrote(position, found)
         self._send(sequence)
@@ -188,12 +201,32 @@ class Drafting:
         for proposer in self.drafter.proposers:
             proposer.close(sequence.session_id)
 
+    def _read(self, sequences: list[DraftSequence]) -> None:
+        """Let the proposers read long texts, all together within the budget."""
+        budget, self.has_unread = _READ_BUDGET, False
+        for sequence in sequences:
+            tokens, name, most_left = sequence.tokens, sequence.session_id, 0
+            for proposer in self.drafter.proposers:
+                if proposer.source not in self._sources(sequence):
+                    continue
+                left = before = proposer.read(name, tokens, 0)
+                if before > MAX_UNREAD:
+                    left = proposer.read(name, tokens, budget)
+                    budget -= before - left
+                most_left = max(most_left, left)
+            is_unread = most_left > MAX_UNREAD
+            sequence.waits_for_reading = is_unread and not self.drafter.has_model
+            self.has_unread = self.has_unread or is_unread
+
+    def _sources(self, sequence: DraftSequence) -> frozenset[DraftSource]:
+        """Return the sources that may draft now."""
+        sources = self.drafter.sources
+        # A drafter with a single source has no choice, whatever pays.
+        return sources & sequence.session.sources if len(sources) > 1 else sources
+
     def _propose(self, sequence: DraftSequence) -> tuple[list[int], DraftSource] | None:
         """Return tokens of a proposer and their source; None: the model has to write them."""
-        # A drafter with a single source has no choice, whatever pays.
-        sources = self.drafter.sources
-        if len(sources) > 1:
-            sources &= sequence.session.sources
+        sources = self._sources(sequence)
         asks_model = DraftSource.MODEL in sources
         # The prompt is computed while the verify model computes it; later it would cost time.
         if asks_model and self._is_behind(sequence):
@@ -253,12 +286,12 @@ class Drafting:
                 f"{len(opening.tokens)} tokens"
             )
         if len(opening.tokens) >= self._limits.max_context:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"the prompt has {len(opening.tokens)} tokens, the draft service takes fewer "
                 f"than {self._limits.max_context}"
             )
         if opening.limits.lookahead > self._limits.max_lookahead:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"lookahead is {opening.limits.lookahead}: ask for "
                 f"{self._limits.max_lookahead} or less"
             )
@@ -282,6 +315,10 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         super().__init__(
             drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass, health
         )
+
+    def step(self) -> bool:
+        """Run the next batch, or let the proposers read on; return whether there was either."""
+        return super().step() or self._drafting.has_unread
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:
         """Roll a session back; return how many drafted tokens were dropped.

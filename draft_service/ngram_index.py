@@ -1,5 +1,11 @@
 """The index of the n-gram lookup: where the last tokens of a session occurred before."""
 
+from array import array
+
+BYTES_PER_TOKEN = 450
+"""Most bytes of an index for each token, with runs of three sizes. It is largest after a table has
+just grown."""
+
 
 class NgramIndex:
     """For every run of tokens in a session, the position where it last ended.
@@ -10,33 +16,74 @@ class NgramIndex:
 
     def __init__(self, min_match: int, max_match: int) -> None:
         """Look for matches of ``min_match`` to ``max_match`` tokens."""
-        self._sizes = range(max_match, min_match - 1, -1)
-        # Position after each run, the latest last; a rollback pops what lies beyond.
-        self._ends: dict[tuple[int, ...], list[int]] = {}
-        self._entered: list[list[tuple[int, ...]]] = []
+        self._tables = [_Table(size) for size in range(max_match, min_match - 1, -1)]
+        self._num_indexed = 0
+
+    def num_missing(self, tokens: list[int]) -> int:
+        """Return how many of ``tokens`` are still to be indexed."""
+        return max(0, len(tokens) - 1 - self._num_indexed)
+
+    def extend(self, tokens: list[int], most: int) -> None:
+        """Index at most ``most`` more of ``tokens``.
+
+        They start with those of the previous call, up to where the index was truncated.
+        """
+        end = self._num_indexed + min(most, self.num_missing(tokens))
+        for table in self._tables:
+            table.extend(tokens, self._num_indexed, end)
+        self._num_indexed = end
 
     def continuation(self, tokens: list[int], room: int) -> list[int]:
         """Return at most ``room`` tokens that followed the last of ``tokens`` earlier on.
 
-        ``tokens`` start with those of the previous call, up to where the index was truncated.
+        Indexes all of ``tokens`` first.
         """
-        while len(self._entered) < len(tokens) - 1:
-            end = len(self._entered) + 1
-            runs = [tuple(tokens[end - size : end]) for size in self._sizes if size <= end]
-            for run in runs:
-                self._ends.setdefault(run, []).append(end)
-            self._entered.append(runs)
-        for size in self._sizes:
-            ends = self._ends.get(tuple(tokens[-size:])) if size <= len(tokens) else None
-            if ends:
-                return tokens[ends[-1] : ends[-1] + room]
+        self.extend(tokens, len(tokens))
+        for table in self._tables:
+            if end := table.find_last(tokens):
+                return tokens[end : end + room]
         return []
 
     def truncate(self, length: int) -> None:
         """Forget what was seen beyond ``length`` tokens."""
-        while len(self._entered) > length:
-            for run in self._entered.pop():
-                ends = self._ends[run]
-                ends.pop()
-                if not ends:
-                    del self._ends[run]
+        for table in self._tables:
+            table.truncate(length)
+        self._num_indexed = min(self._num_indexed, length)
+
+
+class _Table:
+    """The runs of one size, by their hash.
+
+    Of two runs with the same hash only the later one is found. This is rare, and costs a proposal.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._ends: dict[int, int] = {}  # by hash: where a run last ended
+        # Of the run that ends at position size + i: its hash, and what it replaced in _ends or 0.
+        self._hashes = array("q")
+        self._replaced = array("q")
+
+    def extend(self, tokens: list[int], start: int, end: int) -> None:
+        """Add the runs that end in (start, end]."""
+        size, ends = self._size, self._ends
+        for position in range(max(start + 1, size), end + 1):
+            run = hash(tuple(tokens[position - size : position]))
+            self._hashes.append(run)
+            self._replaced.append(ends.get(run, 0))
+            ends[run] = position
+
+    def find_last(self, tokens: list[int]) -> int:
+        """Return where the run that ``tokens`` end with last ended before; 0: nowhere."""
+        wanted = tokens[-self._size :]
+        end = self._ends.get(hash(tuple(wanted)), 0)
+        return end if end and tokens[end - self._size : end] == wanted else 0
+
+    def truncate(self, length: int) -> None:
+        """Drop the runs that end beyond ``length``."""
+        while len(self._hashes) > max(0, length - self._size + 1):
+            run, replaced = self._hashes.pop(), self._replaced.pop()
+            if replaced:
+                self._ends[run] = replaced
+            else:
+                del self._ends[run]

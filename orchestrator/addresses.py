@@ -6,29 +6,17 @@ knows what is served at an address.
 """
 
 import asyncio
-import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from amusd.fleet.endpoint import Endpoint, parse_endpoint
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 
 _FILE = "file://"
 _RESOLVE_SECONDS = 10.0
 _MAX_FILE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A host name or IP address, and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        """Return ``host:port``."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +44,16 @@ class Resolver(Protocol):
         """
 
 
+def checked_entries(text: str) -> str:
+    """Return ``text`` if it is a list of entries.
+
+    Raises:
+        InvalidInputError: as ``parse_entries``.
+    """
+    parse_entries(text)
+    return text
+
+
 def parse_entries(text: str) -> tuple[Entry, ...]:
     """Return the entries of a comma-separated list.
 
@@ -68,22 +66,14 @@ def parse_entries(text: str) -> tuple[Entry, ...]:
 
 def _parse(text: str) -> Entry:
     if not text.startswith(_FILE):
-        return _parse_endpoint(text)
+        try:
+            return parse_endpoint(text)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{error}, or file:///path") from None
     path = text.removeprefix(_FILE)
     if not path.startswith("/"):
         raise InvalidInputError(f"{text!r} is not a file URL: write file:///path/to/addresses")
     return AddressFile(path)
-
-
-def _parse_endpoint(text: str) -> Endpoint:
-    host, _, port = text.rpartition(":")
-    is_bracketed = host.startswith("[") and host.endswith("]")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    if not host or not is_port or (":" in host and not is_bracketed) or "/" in host:
-        raise InvalidInputError(
-            f"{text!r} is not an address: write host:port, [IPv6 address]:port or file:///path"
-        )
-    return Endpoint(host.strip("[]"), int(port))
 
 
 class SystemResolver:
@@ -137,12 +127,8 @@ async def resolve(entry: Entry, resolver: Resolver) -> tuple[Endpoint, ...]:
 
 
 async def _resolve_endpoint(endpoint: Endpoint, resolver: Resolver) -> tuple[Endpoint, ...]:
-    try:
-        ipaddress.ip_address(endpoint.host)
-    except ValueError:
-        pass
-    else:
-        return (endpoint,)
+    if endpoint.is_ip_address or endpoint.is_loopback:
+        return (endpoint,)  # gRPC tries both families of localhost
     try:
         addresses = await resolver(endpoint.host)
     except (OSError, UnicodeError) as error:
@@ -159,7 +145,7 @@ def _read(file: AddressFile) -> tuple[Endpoint, ...]:
         with Path(file.path).open(encoding="utf-8") as opened:
             lines = opened.read(_MAX_FILE_BYTES).splitlines()
         without_comments = [line.partition("#")[0].strip() for line in lines]
-        return tuple(_parse_endpoint(line) for line in without_comments if line)
+        return tuple(parse_endpoint(line) for line in without_comments if line)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnavailableError(

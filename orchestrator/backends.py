@@ -35,10 +35,14 @@ class Backends:
     def __init__(self, settings: OrchestratorSettings, resolver: Resolver | None = None) -> None:
         """Prepare the pools; ``resolver`` finds the addresses of host names."""
         resolver = resolver or SystemResolver()
-        interval = settings.resolve_interval_seconds
         verify, draft = parse_entries(settings.verify), parse_entries(settings.draft)
-        self.verify: VerifyPool = Pool(VERIFY, verify, self._validate_verify, resolver, interval)
-        self.draft: DraftPool = Pool(DRAFT, draft, self._validate_draft, resolver, interval)
+        interval, timeout = settings.resolve_interval_seconds, settings.replica_timeout_seconds
+        self.verify: VerifyPool = Pool(
+            VERIFY, verify, self._validate_verify, resolver, interval, timeout, settings.use_proxy
+        )
+        self.draft: DraftPool = Pool(
+            DRAFT, draft, self._validate_draft, resolver, interval, timeout, settings.use_proxy
+        )
         self.step_times = StepTimes()
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None
@@ -158,9 +162,9 @@ class Backends:
         )
 
     def _validate_verify(self, model: ModelDescription) -> str | None:
-        if self._verify_model is None:
-            self._verify_model = model
-        mismatch = explain_mismatch(model, self._verify_model)
+        pool = self._verify_model or model
+        mismatch = explain_mismatch(model, pool)
+        self._verify_model = pool
         return f"{mismatch}; {_WHAT_TO_DO}" if mismatch else None
 
     def _validate_draft(self, model: ModelDescription) -> str | None:

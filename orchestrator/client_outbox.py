@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from amusd.protocol.errors import LimitExceededError
-from orchestrator.text import TextDecoder
+from orchestrator.detokenizer import TextDecoder
 
 WriteChunk = Callable[[tuple[int, ...], str], Awaitable[None]]
 """Writes tokens and their text."""
 
 _MAX_WAITING_TOKENS = 1 << 16
+_MAX_CHUNK_TOKENS = 1 << 10  # decoded at once; others have their turn between two chunks
 
 
 class ClientOutbox:
@@ -57,7 +58,8 @@ class ClientOutbox:
             await self._filled.wait()
             self._filled.clear()
             while self._tokens:
-                tokens, self._tokens = tuple(self._tokens), []
+                tokens = tuple(self._tokens[:_MAX_CHUNK_TOKENS])
+                del self._tokens[:_MAX_CHUNK_TOKENS]
                 await self.in_time(self._write(tokens, self._decoder.feed(tokens)))
             if self._is_closed:
                 return

@@ -7,13 +7,17 @@ A call that ends is an event like any other, not an exception.
 """
 
 import asyncio
+import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import grpc.aio
 
-from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.fleet.failover import Ending
+from amusd.protocol.errors import AmusdError, InternalError, StatusLostError, UnavailableError
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import DraftPlan
 from amusd.rpc import codec, faults
@@ -22,7 +26,10 @@ from amusd.v1 import draft_pb2, verify_pb2, verify_pb2_grpc
 from orchestrator.replica_pool import Lease
 from orchestrator.rollback_stream import DraftStub
 
+log = logging.getLogger(__name__)
+
 _MAX_OUTGOING = 1024
+_REFUSAL_SECONDS = 2.0  # a replica that ends a session later had begun with it
 
 Role = Literal["draft", "verify"]
 Metadata = tuple[tuple[str, str], ...]
@@ -30,11 +37,12 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class LinkLost:
-    """A link has ended before its session."""
+    """A link has ended before its session, or has to."""
 
     role: Role
     error: AmusdError
     link: object  # a session may have had others before
+    ending: Ending = Ending.FAILED
 
 
 Event = Proposal | Verdict | LinkLost
@@ -63,12 +71,17 @@ class _Stream:
         call: "grpc.aio.StreamStreamCall[Any, Any]",
         role: Role,
         receive: Callable[[Any], None],
-        lose: Callable[[AmusdError], None],
+        lose: Callable[[AmusdError, Ending], None],
+        lease: Lease[Any],
     ) -> None:
+        self.has_answered = False
         self._call = call
         self._role = role
         self._receive = receive
         self._lose = lose
+        self._lease = lease
+        self._has_written = False
+        self._opened_seconds = time.monotonic()
         self._outbox: Outbox[Any] = Outbox(_MAX_OUTGOING)
         self.tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
 
@@ -82,21 +95,48 @@ class _Stream:
 
     async def _read(self) -> None:
         """Hand responses over as they come, then say why the call has ended."""
+        service = f"{self._role} service"
         try:
             async for response in self._call:
+                self.has_answered = True
+                self._lease.served()
                 self._receive(response)
-            error: AmusdError = UnavailableError(f"{self._role} service: ended the session")
+            error: AmusdError = UnavailableError(f"{service}: ended the session")
         except grpc.aio.AioRpcError as call_error:
-            error = faults.error_of(call_error, f"{self._role} service")
-        self._lose(error)
+            error = faults.error_of(call_error, service)
+        except Exception:  # of whatever kind: it ends this session, and no other
+            log.exception("a message of the %s at %s cannot be read", service, self._lease.address)
+            error = InternalError(f"{service}: sent a message that cannot be read")
+        self._lose(error, self._ending(error))
+
+    def _ending(self, error: AmusdError) -> Ending:
+        """Return what the end of the call says about the session."""
+        match error:
+            case StatusLostError():
+                return Ending.UNKNOWN
+            case InternalError():
+                return Ending.FAILED
+            case UnavailableError():
+                is_quick = time.monotonic() - self._opened_seconds < _REFUSAL_SECONDS
+                # A service that shuts down says so over its connection.
+                was_told = self._lease.is_connected and (is_quick or self.has_answered)
+                is_refused = was_told or not self._has_written
+                return Ending.REFUSED if is_refused else Ending.FAILED
+            case _:
+                return Ending.FINAL
 
     async def _write(self) -> None:
         try:
-            await self._outbox.drain(self._call.write)
+            await self._outbox.drain(self._write_one)
         except AmusdError:
-            self._lose(UnavailableError(f"{self._role} service: does not take its messages"))
+            error = UnavailableError(f"{self._role} service: does not take its messages")
+            self._lose(error, Ending.FAILED)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the call has ended; its reader says why
+
+    async def _write_one(self, request: Any) -> None:
+        await self._call.write(request)
+        self._has_written = True
 
 
 class VerifyLink:
@@ -110,13 +150,16 @@ class VerifyLink:
     ) -> None:
         """Start the call with ``metadata``; verdicts go to ``sink``."""
         self.address = lease.address
-        self._lease = lease
+        self.lease = lease
+        self.ended_seconds = math.inf
+        """When the link was cancelled, by ``time.monotonic``."""
         call = lease.stub.Verify(None, metadata=metadata)  # None: requests are written one by one
         self._stream = _Stream(
             call,
             "verify",
             lambda response: sink(codec.verdict_from_proto(response.verdict)),
-            lambda error: sink(LinkLost("verify", error, self)),
+            lambda error, ending: sink(LinkLost("verify", error, self, ending)),
+            lease,
         )
 
     @property
@@ -142,8 +185,9 @@ class VerifyLink:
 
     def cancel(self) -> None:
         """End the session on the service."""
+        self.ended_seconds = min(self.ended_seconds, time.monotonic())
         self._stream.cancel()
-        self._lease.release()
+        self.lease.release()
 
 
 class DraftLink:
@@ -166,8 +210,7 @@ class DraftLink:
         A rollback has to be answered within ``timeout_seconds``.
         """
         self.address = lease.address
-        self.has_answered = False
-        self._lease = lease
+        self.lease = lease
         self._session_id = session_id
         self._sink = sink
         self._timeout_seconds = timeout_seconds
@@ -177,8 +220,9 @@ class DraftLink:
         self._stream = _Stream(
             lease.stub.propose(metadata),
             "draft",
-            self._receive,
+            lambda response: sink(codec.proposal_from_proto(response.proposal)),
             self._lose,
+            lease,
         )
         lease.stub.rollbacks.attach(session_id, self)
 
@@ -186,6 +230,11 @@ class DraftLink:
     def tasks(self) -> tuple[asyncio.Task[None], ...]:
         """The reader and the writer."""
         return self._stream.tasks
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the replica has proposed anything, or said that it has nothing to propose."""
+        return self._stream.has_answered
 
     def open(self, opening: SessionOpening, plan: DraftPlan) -> None:
         """Open the session."""
@@ -205,7 +254,7 @@ class DraftLink:
     def send(self, message: Advance | Rollback) -> None:
         """Send a message."""
         if isinstance(message, Rollback):
-            self._lease.stub.rollbacks.send(codec.rollback_to_proto(message, self._session_id))
+            self.lease.stub.rollbacks.send(codec.rollback_to_proto(message, self._session_id))
             self._held.clear()  # of an older epoch
             self._rolling_back_to = message.epoch
             self._expect_answer()
@@ -221,7 +270,9 @@ class DraftLink:
         if response.HasField("error"):
             error = response.error
             self._lose(faults.error_of_code(error.code, f"draft service: {error.message}"))
-        elif response.epoch == self._rolling_back_to:
+            return
+        self.lease.replica.answers.rolled_back()
+        if response.epoch == self._rolling_back_to:
             self._rolling_back_to = None
             self._stop_timer()
             for advance in self._held:
@@ -236,26 +287,24 @@ class DraftLink:
     def cancel(self) -> None:
         """End the session on the service."""
         self._stop_timer()
-        self._lease.stub.rollbacks.detach(self._session_id, self)
+        self.lease.stub.rollbacks.detach(self._session_id, self)
         self._stream.cancel()
-        self._lease.release()
+        self.lease.release()
 
-    def _receive(self, response: draft_pb2.ProposeResponse) -> None:
-        self.has_answered = True
-        self._sink(codec.proposal_from_proto(response.proposal))
-
-    def _lose(self, error: AmusdError) -> None:
-        self._sink(LinkLost("draft", error, self))
+    def _lose(self, error: AmusdError, ending: Ending = Ending.FAILED) -> None:
+        self._sink(LinkLost("draft", error, self, ending))
 
     def _expect_answer(self) -> None:
         self._stop_timer()
         self._timer = asyncio.get_running_loop().call_later(
-            self._timeout_seconds,
-            self._lose,
-            UnavailableError(
-                f"draft service: no answer to a rollback within {self._timeout_seconds:g} s"
-            ),
+            self._timeout_seconds, self._rollback_is_late, time.monotonic()
         )
+
+    def _rollback_is_late(self, since_seconds: float) -> None:
+        reason = f"no answer to a rollback within {self._timeout_seconds:g} s"
+        answers = self.lease.replica.answers
+        answers.rollback_failed(since_seconds, time.monotonic(), reason)
+        self._lose(UnavailableError(f"draft service: {reason}"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

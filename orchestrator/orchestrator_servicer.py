@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import amusd
+from amusd.fleet.model_description import ModelDescription
 from amusd.observe.observer import Observer
 from amusd.protocol.errors import (
     InvalidInputError,
@@ -19,10 +20,12 @@ from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, timeline_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.backends import Backends
+from orchestrator.chat import chat_from_proto
 from orchestrator.client_outbox import ClientOutbox
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.session import Outcome, Session, SessionPlan
-from orchestrator.text import Message, NoText, TextCodec
+from orchestrator.text import NoText, TextCodec
+from orchestrator.text_threads import TextThreads
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -34,11 +37,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._settings = settings
         self._backends: Backends | None = None
         self._text: TextCodec = NoText()
+        self._text_threads = TextThreads()
         self._num_sessions = 0
 
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
         self._backends, self._text = backends, text
+
+    def close(self) -> None:
+        """End the threads of the tokenizer."""
+        self._text_threads.close()
 
     @faults.reported
     async def Generate(  # type: ignore[override]
@@ -47,17 +55,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """See the protocol."""
         with self._observer.request(context) as watch:
             backends = self._ready()
-            plan = self._plan(request, backends)
-            decoder = self._text.decoder()
 
             async def write(tokens: tuple[int, ...], text: str) -> None:
                 chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=text)
                 await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
                 watch.wrote(len(tokens))
 
-            outbox = ClientOutbox(decoder, write, self._settings.client_write_timeout_seconds)
             with self._admitted():
+                plan = await self._plan(request, backends)
+                decoder = self._text.decoder(plan.tokens if _continues(request) else ())
+                outbox = ClientOutbox(decoder, write, self._settings.client_write_timeout_seconds)
                 watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
+                await faults.send_metadata(context)
                 outcome = await _generate(Session(backends, plan, outbox.put, watch), outbox)
             completion = orchestrator_pb2.Completion(
                 finish_reason=codec.finish_reason_to_proto(outcome.reason),
@@ -115,7 +124,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         finally:
             self._num_sessions -= 1
 
-    def _plan(self, request: orchestrator_pb2.GenerateRequest, backends: Backends) -> SessionPlan:
+    async def _plan(
+        self, request: orchestrator_pb2.GenerateRequest, backends: Backends
+    ) -> SessionPlan:
         """Check a request and fill in the defaults."""
         if request.HasField("temperature") and request.temperature != 0:
             raise NotServedError(
@@ -123,9 +134,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 "leave it out or use 0"
             )
         strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)
-        tokens = self._prompt(request)
+        _check_stop_tokens(request.stop_token_ids, backends.verify_model)
+        tokens = await self._prompt(request, backends.limits.max_context)
         backends.verify_model.check_tokens(tokens)
-        backends.verify_model.check_tokens(request.stop_token_ids)
         stop_tokens = set(request.stop_token_ids)
         if not request.ignore_eos:
             stop_tokens.update(backends.verify_model.eos_token_ids)
@@ -140,20 +151,28 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             ),
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
+            replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
             max_branches=backends.limits.max_branches if strategy is Strategy.AMUSD else 0,
         )
 
-    def _prompt(self, request: orchestrator_pb2.GenerateRequest) -> tuple[int, ...]:
+    async def _prompt(
+        self, request: orchestrator_pb2.GenerateRequest, max_context: int
+    ) -> tuple[int, ...]:
+        """Return the prompt in tokens. A text is tokenized beside the event loop."""
         match request.WhichOneof("prompt"):
             case "text":
-                tokens = self._text.encode(request.text) if request.text else []
+                text = request.text
+                tokens = await self._text_threads.run(
+                    len(text), lambda: self._text.encode(text, max_context) if text else []
+                )
             case "chat":
-                messages = [Message(one.role, one.content) for one in request.chat.messages]
-                if not all(message.content for message in messages):
-                    raise InvalidInputError("a chat message is empty: give each one content")
-                tokens = self._text.encode_chat(messages) if messages else []
+                _check_messages(len(request.chat.messages), max_context)
+                tokens = await self._text_threads.run(
+                    request.chat.ByteSize(), lambda: self._encode_chat(request.chat, max_context)
+                )
             case "tokens":
+                _check_room(len(request.tokens.ids), max_context)
                 tokens = list(request.tokens.ids)
             case _:
                 raise InvalidInputError("there is no prompt: set text, chat or tokens")
@@ -161,14 +180,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             raise InvalidInputError("the prompt is empty: send at least one token or character")
         return tuple(tokens)
 
+    def _encode_chat(self, request: orchestrator_pb2.Chat, max_context: int) -> list[int]:
+        chat = chat_from_proto(request)
+        return self._text.encode_chat(
+            chat.messages, chat.arguments, chat.parse_special_tokens, max_context
+        )
+
     def _max_tokens(
         self, request: orchestrator_pb2.GenerateRequest, num_prompt: int, max_context: int
     ) -> int:
-        room = max_context - num_prompt
-        if room < 1:
-            raise InvalidInputError(
-                f"the prompt has {num_prompt} tokens, the context {max_context}: shorten the prompt"
-            )
+        room = _check_room(num_prompt, max_context)
         if not request.HasField("max_tokens"):
             return min(self._settings.default_max_tokens, room)
         if request.max_tokens < 1:
@@ -193,6 +214,41 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not 1 <= request.lookahead <= most:
             raise InvalidInputError(f"lookahead is {request.lookahead}: ask for 1 to {most}")
         return int(request.lookahead)
+
+
+def _continues(request: orchestrator_pb2.GenerateRequest) -> bool:
+    """Whether the output continues the text of the prompt, rather than being a text of its own."""
+    if request.WhichOneof("prompt") != "chat":
+        return True
+    messages = request.chat.messages
+    return bool(messages) and messages[-1].role == "assistant"
+
+
+def _check_room(num_prompt: int, max_context: int) -> int:
+    """Return how many tokens of output have room after a prompt, 1 or more."""
+    if num_prompt >= max_context:
+        raise InvalidInputError(
+            f"the prompt has {num_prompt} tokens, the context {max_context}: shorten the prompt"
+        )
+    return max_context - num_prompt
+
+
+def _check_messages(num_messages: int, max_context: int) -> None:
+    """Refuse a conversation in which each message has less than a token."""
+    if num_messages > max_context:
+        raise InvalidInputError(
+            f"the chat has {num_messages} messages, the context {max_context} tokens: send fewer"
+        )
+
+
+def _check_stop_tokens(stop_tokens: Sequence[int], model: ModelDescription) -> None:
+    """Refuse unknown stop tokens, and more of them than there are tokens."""
+    if model.output_size and len(stop_tokens) > model.output_size:
+        raise InvalidInputError(
+            f"{len(stop_tokens)} stop_token_ids for a vocabulary of {model.output_size} tokens: "
+            "send each one once"
+        )
+    model.check_tokens(stop_tokens)
 
 
 async def _generate(session: Session, outbox: ClientOutbox) -> Outcome:

@@ -7,7 +7,7 @@ from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
 from amusd.settings import check_bounds, part, setting
-from orchestrator.addresses import parse_entries
+from orchestrator.addresses import checked_entries, parse_entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,18 @@ class OrchestratorSettings:
         "Verify services: host:port,... or file:///path with one host:port a line. A host name "
         "stands for all of its addresses.",
         unit="addresses",
+        read=checked_entries,
     )
     draft: str = setting(
-        "127.0.0.1:50051", "Draft services, in the same form; empty: none.", unit="addresses"
+        "127.0.0.1:50051",
+        "Draft services, in the same form; empty: none.",
+        unit="addresses",
+        read=checked_entries,
+    )
+    use_proxy: bool = setting(
+        False,
+        "Reach draft and verify services through the proxy that grpc_proxy, https_proxy or "
+        "http_proxy names. Otherwise these variables have no effect on gRPC.",
     )
     tokenizer: str = setting(
         "",
@@ -58,7 +67,15 @@ class OrchestratorSettings:
     resolve_interval_seconds: float = setting(
         5.0, "Time between two lookups of host names and address files.", above=0
     )
-    verify_timeout_seconds: float = setting(120.0, "Time to wait for a verdict.", above=0)
+    replica_timeout_seconds: float = setting(
+        10.0,
+        "Time for a replica's engine to answer before it gets no new sessions. Longer than any "
+        "pass.",
+        above=0,
+    )
+    verify_timeout_seconds: float = setting(
+        120.0, "Time to wait for a verdict, before another replica is tried.", above=0
+    )
     draft_timeout_seconds: float = setting(
         10.0, "Time to wait for the draft service, rollbacks included.", above=0
     )

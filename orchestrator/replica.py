@@ -3,11 +3,15 @@
 The pool creates a replica, runs ``Replica.run`` as a task, and cancels it. The task watches the
 health of the service's full name. It fetches the replica's model and load whenever the service
 becomes healthy, and its load once a second. The pool decides which replica is used.
+
+Health comes from the service's event loop. The load comes from its engine, so a load call without
+an answer, or sessions without messages, tell that the engine hangs.
 """
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -18,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from amusd.fleet.load_balancing import ReplicaLoad, ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import ModelDescription, ServiceLimits
+from amusd.fleet.responsiveness import Responsiveness
 from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
 from amusd.v1 import draft_pb2, model_pb2, verify_pb2, verify_pb2_grpc
@@ -27,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
-_INFO_TIMEOUT_SECONDS = 10.0
 
 NOT_LISTED = "it is no longer listed"
 
@@ -58,21 +62,23 @@ class ServiceKind(Generic[Stub]):
     role: str
     service: str
     make_stub: Callable[[grpc.aio.Channel], Stub]
-    fetch_info: Callable[[Stub], Awaitable[ReplicaInfo]]
+    fetch_info: Callable[[Stub, float], Awaitable[ReplicaInfo]]
 
 
 def _verify_stub(channel: grpc.aio.Channel) -> "verify_pb2_grpc.VerifyServiceAsyncStub":
     return verify_pb2_grpc.VerifyServiceStub(channel)
 
 
-async def _fetch_verify_info(stub: "verify_pb2_grpc.VerifyServiceAsyncStub") -> ReplicaInfo:
+async def _fetch_verify_info(
+    stub: "verify_pb2_grpc.VerifyServiceAsyncStub", timeout_seconds: float
+) -> ReplicaInfo:
     request = verify_pb2.GetVerifyInfoRequest()
-    info = await stub.GetVerifyInfo(request, timeout=_INFO_TIMEOUT_SECONDS)
+    info = await stub.GetVerifyInfo(request, timeout=timeout_seconds)
     return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
-async def _fetch_draft_info(stub: DraftStub) -> ReplicaInfo:
-    info = await stub.info(_INFO_TIMEOUT_SECONDS)
+async def _fetch_draft_info(stub: DraftStub, timeout_seconds: float) -> ReplicaInfo:
+    info = await stub.info(timeout_seconds)
     return ReplicaInfo.from_proto(info.model, info.limits, info.num_sessions + info.num_waiting)
 
 
@@ -99,30 +105,42 @@ class Replica(Generic[Stub]):
         address: str,
         validate: Validate,
         on_change: Callable[[], None],
+        timeout_seconds: float,
+        use_proxy: bool = False,
     ) -> None:
-        """Create a channel to ``address``, ``host:port``.
+        """Create a channel to ``address``, ``host:port``; with ``use_proxy`` through a proxy.
 
         ``validate`` returns the reason to refuse a model, or None to accept it. ``on_change`` is
-        called after each change of ``state``.
+        called after each change of ``state``. The replica has to answer calls within
+        ``timeout_seconds``.
         """
         self.address = address
         self.load = ReplicaLoad()
+        self.answers = Responsiveness(timeout_seconds)
         self.is_listed = True
         self.reason = "it does not answer"
         self.info: ReplicaInfo | None = None
         self._kind = kind
         self._validate = validate
         self._on_change = on_change
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, use_proxy)
         self.stub = kind.make_stub(self._channel)
         self._is_serving = False
         self._is_refused = False
+        self._silence = ""  # that was logged, and has not ended
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the replica."""
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     @property
     def state(self) -> ReplicaState:
         """The current state."""
         if self._is_refused:
             return ReplicaState.REFUSED
+        if self._is_serving and not self.answers.is_usable(time.monotonic()):
+            return ReplicaState.AWAY
         if self._is_serving and self.is_listed:
             return ReplicaState.HEALTHY
         if self.load.num_own:
@@ -133,7 +151,8 @@ class Replica(Generic[Stub]):
     def status(self) -> ReplicaStatus:
         """The replica as ``GetServerInfo`` shows it."""
         load = self.load
-        reason = self.reason or ("" if self.is_listed else NOT_LISTED)
+        reason = self.reason or self.answers.problem(time.monotonic())
+        reason = reason or ("" if self.is_listed else NOT_LISTED)
         return ReplicaStatus(
             self.address, self.state, load.num_sessions, load.num_own, load.num_opened, reason
         )
@@ -154,6 +173,9 @@ class Replica(Generic[Stub]):
             except grpc.aio.AioRpcError as error:
                 self._stop_using(_reason(error))
                 self.load.lost()
+            except Exception:  # of whatever kind: it concerns this replica, and no other
+                log.exception("the replica %s cannot be used", self.address)
+                self._stop_using("its answer cannot be read; this orchestrator's log says why")
             # The watch has ended. Wait, so that a replica that refuses it is not called in a loop.
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
 
@@ -186,6 +208,7 @@ class Replica(Generic[Stub]):
         self._is_refused = mismatch is not None
         self._is_serving = not self._is_refused
         self.reason = mismatch or ""
+        self.answers.reset()
         if mismatch is None:
             model = self.info.model.summary()
             log.info("using %s replica %s: %s", self._kind.role, self.address, model)
@@ -196,17 +219,36 @@ class Replica(Generic[Stub]):
     async def _keep_polling(self) -> None:
         while True:
             await asyncio.sleep(_POLL_SECONDS * random.uniform(0.8, 1.2))
-            if self._is_serving:
-                try:
-                    await self._poll()
-                except grpc.aio.AioRpcError as error:
-                    # Health alone decides whether it is used. Its last known load still counts.
-                    log.debug("%s does not report its load: %s", self.address, _reason(error))
+            if not self._is_serving:
+                continue
+            try:
+                await self._poll()
+            except grpc.aio.AioRpcError as error:
+                # Its last known load still counts.
+                log.debug("%s does not report its load: %s", self.address, _reason(error))
+            except Exception:  # as in ``_keep_watching``
+                log.exception("the load of %s cannot be read", self.address)
+            self._log_silence()
 
     async def _poll(self) -> None:
         num_own = self.load.num_own
-        self.info = await self._kind.fetch_info(self.stub)
+        self.answers.asked(time.monotonic())
+        self.info = await self._kind.fetch_info(self.stub, self.answers.timeout_seconds)
+        self.answers.replied(time.monotonic())
         self.load.reported(self.info.num_sessions, num_own)
+
+    def _log_silence(self) -> None:
+        """Log once when the replica stops answering, and once when it answers again."""
+        problem = self.answers.problem(time.monotonic()) if self._is_serving else ""
+        if bool(problem) == bool(self._silence):
+            return
+        self._silence = problem
+        name = f"{self._kind.role} replica {self.address}"
+        if problem:
+            log.warning("no longer using %s: %s", name, problem)
+        else:
+            log.info("using %s again: it answers", name)
+        self._on_change()
 
     def _stop_using(self, reason: str) -> None:
         if self._is_serving:

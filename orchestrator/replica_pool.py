@@ -8,6 +8,7 @@ when our last session there ends. If an entry cannot be resolved, its replicas s
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -39,6 +40,24 @@ class Lease(Generic[Stub]):
         """The replica's address, ``host:port``."""
         return self.replica.address
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the replica."""
+        return self.replica.is_connected
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the replica answers."""
+        return self.replica.answers.is_usable(time.monotonic())
+
+    def served(self) -> None:
+        """Record a message of the replica to the session."""
+        self.replica.answers.served(time.monotonic())
+
+    def failed(self, since_seconds: float, reason: str) -> None:
+        """Record that the session has had no answer since then, by ``time.monotonic``."""
+        self.replica.answers.session_failed(since_seconds, time.monotonic(), reason)
+
     def release(self) -> None:
         """Stop counting the session; later calls do nothing."""
         if self.is_held:
@@ -56,16 +75,22 @@ class Pool(Generic[Stub]):
         validate: Validate,
         resolver: Resolver,
         interval_seconds: float,
+        timeout_seconds: float,
+        use_proxy: bool = False,
     ) -> None:
         """Resolve ``entries`` every ``interval_seconds``.
 
-        ``validate`` returns the reason to refuse a replica's model, or None to accept it.
+        ``validate`` returns the reason to refuse a replica's model, or None to accept it. Replicas
+        have to answer calls within ``timeout_seconds``. They are reached through the proxy of the
+        environment with ``use_proxy`` only.
         """
         self.entries = tuple(entries)
         self._kind = kind
         self._validate = validate
         self._resolver = resolver
         self._interval_seconds = interval_seconds
+        self._use_proxy = use_proxy
+        self._timeout_seconds = timeout_seconds
         self._replicas: dict[str, Replica[Stub]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[Entry, str] = {}
@@ -102,18 +127,27 @@ class Pool(Generic[Stub]):
         while not condition():
             await self._changed.wait()
 
+    def has_other(self, avoid: Collection[str]) -> bool:
+        """Whether a usable replica has an address that is not in ``avoid``."""
+        return any(one.address not in avoid for one in self.usable)
+
     def take(self, avoid: Collection[str] = ()) -> Lease[Stub]:
         """Return a lease on the least loaded usable replica whose address is not in ``avoid``.
 
         Raises:
             UnavailableError: no replica can be used; the message is that of ``problem``.
         """
-        candidates = [Candidate(replica.address, replica.load) for replica in self.usable]
+        now = time.monotonic()
+        candidates = [
+            Candidate(one.address, one.load, one.answers.is_late(now)) for one in self.usable
+        ]
         chosen = least_loaded(candidates, avoid, self._rng)
         if chosen is None:
             raise UnavailableError(self.problem(avoid))
-        chosen.load.opened()
-        return Lease(self._replicas[chosen.address])
+        replica = self._replicas[chosen.address]
+        replica.load.opened()
+        replica.answers.session_opened(now)
+        return Lease(replica)
 
     def problem(self, avoid: Collection[str] = ()) -> str:
         """Return one line that says why no replica can be used, and what to do."""
@@ -121,7 +155,7 @@ class Pool(Generic[Stub]):
         for replica in self.replicas:
             reason = replica.status.reason
             if not reason and replica.address in avoid:
-                reason = "it has just refused the session"
+                reason = "it has just refused the session, or failed under it"
             reasons.append(f"{replica.address}: {reason}")
         if not reasons:
             reasons = [f"{', '.join(map(str, self.entries))} not resolved yet"]
@@ -148,7 +182,14 @@ class Pool(Generic[Stub]):
         """Add and remove replicas as the entries resolve now."""
         listed = frozenset[str]().union(*self._resolved.values())
         for address in sorted(listed - self._replicas.keys()):
-            replica = Replica(self._kind, address, self._validate, self._notify)
+            replica = Replica(
+                self._kind,
+                address,
+                self._validate,
+                self._notify,
+                self._timeout_seconds,
+                self._use_proxy,
+            )
             self._replicas[address] = replica
             self._tasks[address] = group.create_task(replica.run())
         for address, replica in list(self._replicas.items()):

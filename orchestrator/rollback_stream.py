@@ -5,14 +5,17 @@ after it has broken. Its task ends with the replica's channel.
 """
 
 import asyncio
+import logging
 from typing import Protocol
 
 import grpc.aio
 
-from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.protocol.errors import AmusdError, InternalError, UnavailableError
 from amusd.rpc import faults
 from amusd.rpc.outbox import Outbox
 from amusd.v1 import draft_pb2, draft_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 _MAX_OUTGOING = 4096
 
@@ -63,9 +66,7 @@ class RollbackStream:
         error: AmusdError = UnavailableError("draft service: ended the rollback stream")
         try:
             async for response in call:
-                listener = self._listeners.get(response.session_id)
-                if listener is not None:
-                    listener.answered(response)
+                self._hand_over(response)
         except grpc.aio.AioRpcError as call_error:
             error = faults.error_of(call_error, "draft service")
         except asyncio.CancelledError:
@@ -77,6 +78,17 @@ class RollbackStream:
             call.cancel()
         for listener in list(self._listeners.values()):
             listener.rollbacks_lost(error)
+
+    def _hand_over(self, response: draft_pb2.RollbackResponse) -> None:
+        """Hand an answer to its session; the session's fault does not end the stream."""
+        listener = self._listeners.get(response.session_id)
+        if listener is None:
+            return
+        try:
+            listener.answered(response)
+        except Exception:
+            log.exception("an answer to a rollback cannot be taken")
+            listener.rollbacks_lost(InternalError("draft service: its answer cannot be taken"))
 
 
 async def _write(

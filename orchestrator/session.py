@@ -4,25 +4,26 @@ Events of both links are taken one by one on the event loop, and a decision is c
 order that latency asks for: forward and rollback leave first, then tokens go to the client's
 outbox. Nothing here waits: links and outbox are bounded queues with writers of their own.
 
-The session owns its links and its timer, and ends them all. A replica that refuses the session
-before it has answered is replaced by another one of its pool, opened from the ledger, which holds
-all there is to know about a session.
+The session owns its links and its timer, and ends them all. A verify replica that ends the session,
+or does not answer, is replaced by another one of its pool, opened from the ledger, which holds all
+there is to know about a session. So is a draft replica that has not proposed anything yet; without
+a draft, decoding continues at the verify model's own speed.
 """
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
 from amusd.analysis.timeline import Timeline, TimelineRecorder
+from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
 from amusd.protocol.errors import (
     AmusdError,
+    InternalError,
     PreconditionError,
-    StatusLostError,
     UnavailableError,
 )
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
@@ -30,10 +31,14 @@ from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import Strategy, draft_plan
+from amusd.rpc import faults
 from orchestrator.backends import Backends
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
+from orchestrator.session_timer import Timer
 
-_MAX_REFUSALS = 4  # of replicas of one role, before a session gives that role up
+_RECHECK_SECONDS = 1.0  # while a verdict is late
+_MIN_TOLD_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
+_MIN_TOLD_PASSES = 4  # the same, for a draft that has never proposed anything
 
 Emit = Callable[[tuple[int, ...]], None]
 """Takes final tokens of the output, at once."""
@@ -50,6 +55,7 @@ class SessionPlan:
     finish: FinishRule
     verify_timeout_seconds: float
     draft_timeout_seconds: float
+    replica_timeout_seconds: float = 10.0
     records_timeline: bool = False
     max_branches: int = 0
 
@@ -93,12 +99,13 @@ class Session:
             self._timeline = TimelineRecorder(time.time_ns(), max_branches=plan.max_branches)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[FinishReason] = self._loop.create_future()
-        self._timer = _Timer(self._loop, self._on_timeout)
+        self._timer = Timer(self._loop, self._on_timeout)
+        self._awaits_verdict_since: float | None = None
         self._links: list[VerifyLink | DraftLink] = []  # all that were opened
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
-        self._refused: dict[Role, set[str]] = {"verify": set(), "draft": set()}
-        self._num_refusals: Counter[Role] = Counter()
+        self._attempts: dict[Role, Attempts] = {"verify": Attempts(), "draft": Attempts()}
+        self._failed_pass: VerifyLink | None = None  # until another replica repeats it
 
     async def run(self) -> Outcome:
         """Generate until the output is over.
@@ -125,10 +132,13 @@ class Session:
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
             self._carry_out(decision)
+            self._after_event()
         except Exception as error:  # of whatever kind: it ends this session, and no other
+            self._end_with(error)
+
+    def _end_with(self, error: Exception) -> None:
+        if not self._ended.done():
             self._ended.set_exception(error)
-            return
-        self._after_event()
 
     def _decide(self, event: Event) -> Decision:
         match event:
@@ -161,37 +171,74 @@ class Session:
             return
         reason = self._controller.finish_reason
         if reason is not None:
+            self._tell_silence()
             self._ended.set_result(reason)
-        elif self._controller.pass_due:
-            self._timer.expect_within(self._plan.verify_timeout_seconds)
-        else:
+            return
+        self._give_up_silent_draft()
+        if not self._controller.pass_due:
+            self._awaits_verdict_since = None
             self._timer.expect_within(self._controller.draft_wait_seconds())
+            return
+        if self._awaits_verdict_since is None:
+            self._awaits_verdict_since = time.monotonic()
+        self._timer.expect_within(
+            min(self._plan.verify_timeout_seconds, self._plan.replica_timeout_seconds)
+        )
 
     def _on_timeout(self) -> None:
-        """Fail if a verdict is late; if a proposal is, let the verify model go on alone."""
+        """Move if a verdict is late; if a proposal is, let the verify model go on alone."""
         if self._ended.done():
             return
-        if self._controller.pass_due:
-            seconds = self._plan.verify_timeout_seconds
-            self._ended.set_exception(
-                UnavailableError(
-                    f"verify service: no verdict within {seconds:.0f} s; is it overloaded?"
-                )
-            )
-            return
-        decision = self._controller.on_draft_wait_over()
+        try:
+            if self._controller.pass_due:
+                self._on_verdict_late()
+                return
+            self._carry_out_timed(self._controller.on_draft_wait_over())
+            self._after_event()
+        except Exception as error:  # as in ``_take``
+            self._end_with(error)
+
+    def _carry_out_timed(self, decision: Decision) -> None:
+        """Carry out a decision that follows from the time alone."""
         if self._timeline is not None:
             self._timeline.decided(None, decision, time.time_ns())
         self._carry_out(decision)
-        self._after_event()
+
+    def _on_verdict_late(self) -> None:
+        """Leave the verify replica after the timeout, or before it if it answers nobody.
+
+        Without another replica, the session waits for the whole timeout.
+        """
+        link, since = self._verify, self._awaits_verdict_since
+        assert link is not None  # both are there while a verdict is awaited
+        assert since is not None
+        waited, timeout = time.monotonic() - since, self._plan.verify_timeout_seconds
+        if waited >= timeout:
+            reason = f"no verdict within {timeout:g} s"
+            link.lease.failed(since, reason)
+            error = UnavailableError(f"verify service: {reason}; is it overloaded?")
+        elif link.lease.is_answering or not self._has_other_verify(link):
+            self._timer.expect_within(min(_RECHECK_SECONDS, timeout - waited))
+            return
+        else:
+            error = UnavailableError("verify service: it does not answer")
+        self._take(LinkLost("verify", error, link))
+
+    def _has_other_verify(self, link: VerifyLink) -> bool:
+        avoided = self._attempts["verify"].avoided
+        return self._backends.verify.has_other({*avoided, link.address})
 
     def _on_verdict(self, verdict: Verdict) -> Decision:
         try:
             decision = self._controller.on_verdict(verdict, time.monotonic())
         except PreconditionError as error:
-            raise UnavailableError(f"verify service: {error}") from error
+            raise InternalError(f"verify service: {error}") from error
+        self._awaits_verdict_since = None
         if decision is not NOTHING:
-            self._recorder.verdict(verdict)
+            self._recorder.verdict(verdict, len(decision.committed))
+        if self._failed_pass is not None:
+            failed, self._failed_pass = self._failed_pass, None
+            failed.lease.failed(failed.ended_seconds, "a pass failed that succeeds elsewhere")
         return decision
 
     def _on_proposal(self, proposal: Proposal) -> Decision:
@@ -206,36 +253,64 @@ class Session:
             return self._lose_draft(error)
 
     def _on_verify_lost(self, event: LinkLost) -> Decision:
-        """Open the session elsewhere if no token has come yet.
+        """Open the session elsewhere, from its final tokens.
 
         Raises:
-            AmusdError: one has, or the session is refused for good.
+            AmusdError: the session is refused for good, or nothing else can take it.
         """
-        if self._verify is None or event.link is not self._verify:
+        link = self._verify
+        if link is None or event.link is not link:
             return NOTHING
-        has_token = self._ledger.verified_position > self._ledger.num_prompt_tokens
-        if has_token or not self._may_move("verify", self._verify.address, event.error):
+        if not self._attempts["verify"].may_move(link.address, event.ending):
             raise event.error
-        self._verify.cancel()
-        self._open_verify()
+        link.cancel()
+        self._open_verify(instead_of=event)
+        self._watch.count("moves")
+        self._awaits_verdict_since = None
+        self._failed_pass = link if isinstance(event.error, InternalError) else None
         return self._controller.on_verify_moved()
 
     def _on_draft_lost(self, event: LinkLost) -> Decision:
         """Open the session elsewhere if this draft has not answered yet; else do without."""
-        draft = self._draft
+        draft, attempts = self._draft, self._attempts["draft"]
         if draft is None or event.link is not draft:
             return NOTHING
-        if draft.has_answered or not self._may_move("draft", draft.address, event.error):
+        may_move = not draft.has_answered and attempts.may_move(draft.address, event.ending)
+        is_over = event.ending is Ending.FAILED and not self._backends.draft.has_other(
+            attempts.avoided
+        )
+        if is_over or not may_move:
             return self._lose_draft(event.error)
         draft.cancel()
+        self._controller.on_draft_moved(time.monotonic())
         return self._open_draft()
 
-    def _may_move(self, role: Role, address: str, error: AmusdError) -> bool:
-        """Record a replica that has refused; return whether to ask another one."""
-        self._num_refusals[role] += 1
-        if not isinstance(error, StatusLostError):  # else the same one is asked for its reason
-            self._refused[role].add(address)
-        return isinstance(error, UnavailableError) and self._num_refusals[role] < _MAX_REFUSALS
+    def _give_up_silent_draft(self) -> None:
+        """Do without a draft that has proposed nothing for the whole timeout."""
+        draft, timeout = self._draft, self._plan.draft_timeout_seconds
+        if draft is None:
+            return
+        now = time.monotonic()
+        silence = self._controller.draft_silence_seconds(now)
+        if silence < timeout:
+            return
+        reason = f"no proposal within {timeout:g} s"
+        draft.lease.failed(now - silence, reason)
+        lost = LinkLost("draft", UnavailableError(f"draft service: {reason}"), draft)
+        self._carry_out_timed(self._on_draft_lost(lost))
+
+    def _tell_silence(self) -> None:
+        """Say in the statistics if the end of the output came without the draft."""
+        draft, controller = self._draft, self._controller
+        if draft is None:
+            return
+        silence = controller.draft_silence_seconds(time.monotonic())
+        is_long = draft.has_answered or controller.num_unaided_passes < _MIN_TOLD_PASSES
+        if silence < (_MIN_TOLD_SILENCE_SECONDS if is_long else 0.0):
+            return
+        reason = f"draft service: no proposal in the last {silence:.2g} s of the output"
+        self._recorder.fallback_reason = reason
+        self._watch.fell_back(UnavailableError(reason))
 
     def _lose_draft(self, error: AmusdError) -> Decision:
         if self._draft is None:
@@ -245,7 +320,7 @@ class Session:
 
     def _do_without_draft(self, error: AmusdError) -> Decision:
         self._draft = None
-        self._recorder.fallback_reason = str(error)
+        self._recorder.fallback_reason = faults.status_details(str(error))
         self._watch.fell_back(error)
         return self._controller.on_draft_lost()
 
@@ -273,8 +348,21 @@ class Session:
             plan.max_branches,
         )
 
-    def _open_verify(self) -> None:
-        lease = self._backends.verify.take(self._refused["verify"])
+    def _open_verify(self, instead_of: LinkLost | None = None) -> None:
+        """Open the session on a verify replica.
+
+        Raises:
+            AmusdError: no replica can be used; after a failure, the error says what failed.
+        """
+        try:
+            lease = self._backends.verify.take(self._attempts["verify"].avoided)
+        except UnavailableError as none_left:
+            if instead_of is None or instead_of.ending is Ending.REFUSED:
+                raise
+            error = instead_of.error
+            if not isinstance(error, UnavailableError):
+                raise error from none_left
+            raise UnavailableError(f"{error}; {none_left}") from error
         self._verify = VerifyLink(lease, self._take, self._watch.metadata)
         self._links.append(self._verify)
         self._verify.open(self._opening())
@@ -283,7 +371,7 @@ class Session:
         """Open a draft session; without a replica for it, return how to go on."""
         assert self._drafting is not None  # a strategy without a draft never comes here
         try:
-            lease = self._backends.draft.take(self._refused["draft"])
+            lease = self._backends.draft.take(self._attempts["draft"].avoided)
         except UnavailableError as error:
             return self._do_without_draft(error)
         self._draft = DraftLink(
@@ -310,34 +398,3 @@ class Session:
             link.cancel()
         tasks = [task for link in self._links for task in link.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Timer:
-    """Calls back when nothing was expected anew for long enough. It seldom touches the loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
-        self._loop = loop
-        self._on_timeout = on_timeout
-        self._deadline = 0.0
-        self._handle: asyncio.TimerHandle | None = None
-
-    def expect_within(self, seconds: float) -> None:
-        """Call back in ``seconds`` unless this is called again before."""
-        self._deadline = self._loop.time() + seconds
-        if self._handle is not None:
-            if self._handle.when() <= self._deadline:
-                return  # it looks at the deadline when it fires
-            self._handle.cancel()
-        self._handle = self._loop.call_at(self._deadline, self._fire)
-
-    def cancel(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _fire(self) -> None:
-        self._handle = None
-        if self._loop.time() < self._deadline:
-            self._handle = self._loop.call_at(self._deadline, self._fire)
-        else:
-            self._on_timeout()

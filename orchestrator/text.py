@@ -1,62 +1,58 @@
-"""Text to tokens and back, with the verify model's own tokenizer; needs no torch.
+"""Text to tokens with the verify model's own tokenizer; needs no torch."""
 
-Output is decoded token by token. A character may take several tokens, so text that ends in the
-middle of a character is held back until the character is complete.
-"""
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
-import codecs
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
-
-import huggingface_hub
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
+from amusd.library_output import cause_of
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
+from orchestrator.chat import Message
+from orchestrator.chat_template import ChatTemplates
+from orchestrator.chat_tokens import ChatEncoder, encode_text
+from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
+from orchestrator.special_tokens import add_tokens, special_tokens_of
+from orchestrator.text_bound import TextBound
+from orchestrator.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
-_REPLACEMENT = "\ufffd"
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation."""
-
-    role: str
-    content: str
-
-
-class TextDecoder(Protocol):
-    """Decodes the tokens of one output incrementally."""
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        """Add ``tokens`` and return the new text, up to the last complete character."""
-
-    def finish(self) -> str:
-        """Return the text that was held back."""
+_NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class TextCodec(Protocol):
     """A tokenizer."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a plain text, with the model's special tokens at its start."""
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Return the tokens of a plain text, with the model's special tokens at its start.
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a conversation up to the assistant's next turn."""
+        Raises:
+            InvalidInputError: the text has more tokens than ``max_tokens`` in any case.
+        """
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
+        """Return the tokens of a conversation up to where the assistant goes on.
+
+        Args:
+            messages: the conversation, 1 message or more.
+            arguments: further variables of the chat template, such as ``tools``.
+            parse_special_tokens: whether names of special tokens in the messages become tokens.
+            max_tokens: a conversation that has more tokens in any case is refused untokenized.
+
+        Raises:
+            InvalidInputError: the template refuses the messages, or they are too long.
+        """
+
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
 
 
 def load_text_codec(name: str) -> TextCodec:
@@ -70,210 +66,118 @@ def load_text_codec(name: str) -> TextCodec:
     if name == BYTES_TOKENIZER:
         return ByteText()
     try:
-        location = resolve_model(name, "verify")
-        tokenizer = _parse(_read(location, "tokenizer.json"))
-        config = json.loads(_read(location, "tokenizer_config.json"))
-        template = config.get("chat_template") or _read_optional(location, "chat_template.jinja")
-        if isinstance(template, list):  # several named templates
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default")
-        return ModelText(tokenizer, template, _special_tokens(config))
+        return _model_text(read_tokenizer_files(resolve_model(name, "verify")))
     except jinja2.TemplateError as error:
         raise InvalidInputError(
-            f"the chat template of {name!r} is broken: {_in_one_line(error)}; name another "
-            "tokenizer with --tokenizer"
+            f"the chat template of {name!r} is broken: {' '.join(str(error).split())}; name "
+            "another tokenizer with --tokenizer"
         ) from error
-    except (OSError, ValueError, PairError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, PairError, ImportError) as error:
+        reason = cause_of(error)
         raise InvalidInputError(
             f"cannot load the tokenizer of {name!r}: {reason}; name a folder or a hub id with "
             "tokenizer.json with --tokenizer"
         ) from error
 
 
+def _model_text(files: TokenizerFiles) -> "ModelText":
+    try:
+        tokenizer = Tokenizer.from_str(files.tokenizer)
+    except Exception as error:  # the library raises no narrower type
+        raise ValueError(f"tokenizer.json: {error}") from error
+    special_tokens = special_tokens_of(files, tokenizer)
+    add_tokens(tokenizer, special_tokens)
+    # Both are left over from training: Transformers does not apply them to a prompt either.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
+    return ModelText(tokenizer, files.templates, special_tokens.texts())
+
+
 class ModelText:
-    """The tokenizer of a model, with its chat template."""
+    """The tokenizer of a model, with its chat templates."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None, special_tokens: dict[str, str]
+        self,
+        tokenizer: Tokenizer,
+        templates: str | Mapping[str, str] | None,
+        special_tokens: Mapping[str, str],
     ) -> None:
-        """Use ``tokenizer``; ``template`` is the Jinja source of the chat template."""
-        self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
-        self._template = _compile(template) if template else None
+        """Use ``tokenizer``; ``templates`` is one chat template in Jinja, or several by name.
 
-    def encode(self, text: str) -> list[int]:
+        Raises:
+            jinja2.TemplateError: a template is broken.
+        """
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        if isinstance(templates, str):
+            templates = {"default": templates}
+        self._bound = TextBound.of(tokenizer)
+        self._chat = ChatEncoder(
+            tokenizer, ChatTemplates(templates or {}, special_tokens), self._bound
+        )
+
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the tokens of a plain text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        self._bound.check(text, max_tokens)
+        return encode_text(self._tokenizer, text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a conversation up to the assistant's next turn."""
-        if self._template is None:
-            raise NotServedError("the model has no chat template: send the prompt as text")
-        try:
-            text = self._template.render(
-                messages=[{"role": one.role, "content": one.content} for one in messages],
-                # Templates may test these for none, and Jinja treats undefined differently.
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
-        except jinja2.TemplateError as error:
-            reason = _in_one_line(error)
-            raise InvalidInputError(f"the chat template refuses the messages: {reason}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
+        """Return the tokens of a conversation up to where the assistant goes on."""
+        encode = self._chat.encode_parsed if parse_special_tokens else self._chat.encode
+        return encode(messages, arguments, max_tokens)
 
-    def decoder(self) -> TextDecoder:
-        """Return a decoder for one output."""
-        return _ModelTextDecoder(self._tokenizer)
-
-
-class _ModelTextDecoder:
-    """Decodes new tokens together with a few earlier ones, because a token's text depends on them.
-
-    The text of tokens [prefix, shown) was returned before. The new text is what the text of tokens
-    [prefix, end) has beyond it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._prefix = 0
-        self._shown = 0
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        self._tokens.extend(tokens)
-        new = self._new_text()
-        if new.endswith(_REPLACEMENT):
-            return ""
-        self._prefix, self._shown = self._shown, len(self._tokens)
-        return new
-
-    def finish(self) -> str:
-        new = self._new_text()
-        self._prefix = self._shown = len(self._tokens)
-        return new
-
-    def _new_text(self) -> str:
-        shown = self._tokenizer.decode(self._tokens[self._prefix : self._shown])
-        both = self._tokenizer.decode(self._tokens[self._prefix :])
-        return str(both[len(shown) :])
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
+        """Return a decoder for one output; its text continues the text of ``prompt``."""
+        return self._detokenizer.decoder(prompt)
 
 
 class ByteText:
     """Tokenizer of synthetic models: tokens 0 to 255 are UTF-8 bytes, others have no text."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the bytes of a text."""
+        TextBound(1).check(text, max_tokens)
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output."""
-        return _ByteTextDecoder()
-
-
-class _ByteTextDecoder:
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        return self._decoder.decode(bytes(token for token in tokens if token < 256))
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        return ByteDecoder()
 
 
 class NoText:
     """Replaces the tokenizer of a model without one: prompts are token ids, output has no text."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Raise NotServedError."""
         raise NotServedError("this server has no tokenizer: send the prompt as token ids")
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+        parse_special_tokens: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Raise NotServedError."""
         return self.encode("")
 
-    def decoder(self) -> TextDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder whose text is always empty."""
-        return _NoTextDecoder()
-
-
-class _NoTextDecoder:
-    def feed(self, tokens: Sequence[int]) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
-
-
-def _parse(text: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower type
-        raise ValueError(f"tokenizer.json: {error}") from error
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """Renders the content of ``generation`` tags, which mark the assistant's text."""
-
-    tags = {"generation"}  # noqa: RUF012  # as the library declares it
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _compile(template: str) -> jinja2.Template:
-    """Compile a chat template, with the functions and filters that chat templates expect."""
-
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format_: datetime.now().strftime(format_)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
-    )
-    return environment.from_string(template)
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that chat templates use, by name."""
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
-
-
-def _read(location: str, file_name: str) -> str:
-    """Read a file of a model folder or of a model on the hub."""
-    folder = Path(location)
-    if folder.is_dir():
-        return (folder / file_name).read_text(encoding="utf-8")
-    if folder.is_absolute():
-        raise FileNotFoundError(f"no such folder: {location}")
-    return Path(huggingface_hub.hf_hub_download(location, file_name)).read_text(encoding="utf-8")
-
-
-def _read_optional(location: str, file_name: str) -> str | None:
-    try:
-        return _read(location, file_name)
-    except (OSError, ValueError):
-        return None
+        return NoDecoder()

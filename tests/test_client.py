@@ -1,10 +1,12 @@
 """The Python client, without a server: requests, streamed responses, and errors."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from amusd.client import Client, Generation, Options, generate_request
 from amusd.prompts import Prompt
-from amusd.protocol.errors import InvalidInputError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
 from amusd.v1 import orchestrator_pb2 as pb
@@ -48,21 +50,34 @@ def test_a_lone_surrogate_is_an_invalid_input(prompt: Prompt) -> None:
         generate_request(prompt, Options())
 
 
-def responses() -> list[pb.GenerateResponse]:
-    statistics = pb.Statistics(num_output_tokens=3, num_passes=2)
-    completion = pb.Completion(
-        finish_reason=pb.FINISH_REASON_STOP, text="\ufffd", statistics=statistics
-    )
-    return [
-        pb.GenerateResponse(chunk=pb.Chunk(token_ids=[1, 2], text="ab")),
-        pb.GenerateResponse(chunk=pb.Chunk(token_ids=[3])),
-        pb.GenerateResponse(completion=completion),
-    ]
+class Call:
+    """A call whose responses are there already."""
+
+    def __init__(self, num_responses: int = 3) -> None:
+        statistics = pb.Statistics(num_output_tokens=3, num_passes=2)
+        completion = pb.Completion(
+            finish_reason=pb.FINISH_REASON_STOP, text="\ufffd", statistics=statistics
+        )
+        self._responses = [
+            pb.GenerateResponse(chunk=pb.Chunk(token_ids=[1, 2], text="ab")),
+            pb.GenerateResponse(chunk=pb.Chunk(token_ids=[3])),
+            pb.GenerateResponse(completion=completion),
+        ][:num_responses]
+        self.num_cancelled = 0
+
+    def __iter__(self) -> Iterator[pb.GenerateResponse]:
+        return iter(self._responses)
+
+    def cancel(self) -> None:
+        self.num_cancelled += 1
 
 
-def test_a_generation_yields_its_text_and_keeps_it() -> None:
-    generation = Generation(iter(responses()), "nowhere")
-    assert list(generation) == ["ab", "\ufffd"]
+def test_a_generation_yields_its_pieces_and_keeps_them() -> None:
+    generation = Generation(Call(), "nowhere")
+    pieces = list(generation)
+    assert pieces == ["ab", "", "\ufffd"]
+    assert [piece.tokens for piece in pieces] == [(1, 2), (3,), ()]
+    assert [piece.text for piece in pieces] == ["ab", "", "\ufffd"]
     assert generation.tokens == [1, 2, 3]
     assert generation.text == "ab\ufffd"
     assert generation.finish_reason is FinishReason.STOP
@@ -70,9 +85,28 @@ def test_a_generation_yields_its_text_and_keeps_it() -> None:
 
 
 def test_an_output_without_a_completion_has_no_statistics() -> None:
-    generation = Generation(iter(responses()[:2]), "nowhere").wait()
-    with pytest.raises(UnavailableError, match="without a completion"):
+    generation = Generation(Call(num_responses=2), "nowhere").wait()
+    with pytest.raises(UnavailableError, match="no completion: read it to its end"):
         generation.summary()
+
+
+def test_leaving_a_loop_cancels_the_call_and_keeps_what_was_read() -> None:
+    call = Call()
+    generation = Generation(call, "nowhere")
+    for _ in generation:
+        assert call.num_cancelled == 0
+        break
+    assert call.num_cancelled > 0
+    assert generation.tokens == [1, 2]
+    assert list(generation) == []  # it has ended
+
+
+def test_a_closed_client_says_so() -> None:
+    client = Client("127.0.0.1:9")
+    client.close()
+    for attempt in (client.server_info, lambda: client.generate(Prompt(text="hi"))):
+        with pytest.raises(PreconditionError, match="the client is closed: make a new one"):
+            attempt()
 
 
 def test_the_error_of_an_unreachable_server_names_it_in_one_line() -> None:

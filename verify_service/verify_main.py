@@ -17,7 +17,7 @@ def make_worker(
     settings: EngineServiceSettings, observer: Observer, health: EngineHealth
 ) -> VerifyWorker:
     """Return the worker of a verify service; for its engine thread."""
-    engine = load_model(settings.model, "verify", settings.device, settings.options)
+    engine = load_model(settings.model, "verify", settings.device, settings.engine_options)
     worker = VerifyWorker(
         engine,
         settings.limits(engine.description),
@@ -47,4 +47,6 @@ async def run_verify_service(
 
 
 def _state(worker: VerifyWorker) -> EngineState:
-    return EngineState(worker.num_sessions, worker.num_waiting, worker.engine.usage)
+    return EngineState(
+        worker.num_sessions, worker.num_waiting, worker.engine.usage, worker.num_left_out
+    )

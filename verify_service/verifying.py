@@ -6,10 +6,11 @@ A batch checks, for each of its sequences, all proposals that have arrived since
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from amusd.engine.interface import Engine
+from amusd.engine.interface import NO_TOKEN, Engine
+from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Forward
 from amusd.protocol.verify_session import VerifySession
 from amusd.serving.engine_health import EngineHealth
@@ -108,6 +109,10 @@ class Verifying:
         )
         sequence.num_cached_tokens = 0
         assert sequence.slot is not None  # it took part in a batch
+        if verdict.next_token == NO_TOKEN:
+            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
+            sequence.fail(not_finite(self._engine.description))
+            return
         # The verify model's own next token has not been computed yet.
         self._engine.truncate(sequence.slot, sequence.session.verified_position - 1)
         sequence.send(verdict)
@@ -125,7 +130,7 @@ class Verifying:
             )
         model.check_tokens(opening.tokens)
         if opening.max_position > self._limits.max_context:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"max_position is {opening.max_position}: the verify service takes up to "
                 f"{self._limits.max_context} tokens"
             )

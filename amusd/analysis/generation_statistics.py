@@ -81,12 +81,17 @@ class StatisticsRecorder:
         # Without a reported share the whole step counts for this session.
         self.draft_busy_seconds += proposal.device_seconds or proposal.draft_seconds
 
-    def verdict(self, verdict: Verdict) -> None:
-        """Record a pass: its time, and how many of its tokens were accepted."""
+    def verdict(self, verdict: Verdict, num_output: int | None = None) -> None:
+        """Record a pass: its time, and how many of its tokens were accepted.
+
+        The output holds ``num_output`` of the tokens that it made final; None: all of them.
+        """
         self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
         self.num_cached_prompt_tokens += verdict.num_cached
-        # Tokens after the first rejected one were not compared.
-        num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
+        # Tokens after the first rejected one were not compared, and those after the output's end
+        # do not count.
+        num_final = verdict.num_accepted + 1
+        num_compared = min(verdict.num_checked, num_final if num_output is None else num_output)
         while len(self._checked) < num_compared:
             self._checked.append(0)
             self._accepted.append(0)

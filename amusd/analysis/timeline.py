@@ -9,7 +9,7 @@ Rules of this file
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import Advance, Decision, Forward, Proposal, Rollback, Verdict
@@ -56,7 +56,9 @@ class TimelineRecorder:
 
     def decided(self, event: object, decision: Decision, unix_nanos: int) -> None:
         """Record an event that was processed, and the messages that its decision sends."""
-        if isinstance(event, Proposal | Verdict):
+        if isinstance(event, Verdict):
+            self._add(_within_output(event, decision.committed), unix_nanos)
+        elif isinstance(event, Proposal):
             self._add(event, unix_nanos)
         for message in (decision.rollback, decision.advance, decision.forward):
             if message is not None:
@@ -76,6 +78,13 @@ class TimelineRecorder:
             return
         seconds = (unix_nanos - self.started_unix_nanos) * 1e-9
         self._events.append(TimelineEvent(seconds, message))
+
+
+def _within_output(verdict: Verdict, committed: tuple[int, ...]) -> Verdict:
+    """Return a verdict without the accepted tokens behind the end of the output."""
+    if not 0 < len(committed) <= verdict.num_accepted:
+        return verdict
+    return replace(verdict, num_accepted=len(committed) - 1, next_token=committed[-1])
 
 
 class TokenOutcome(enum.Enum):

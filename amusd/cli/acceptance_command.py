@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from amusd.analysis.acceptance import Share
 from amusd.cli.common_options import check_output, errors
@@ -62,11 +63,11 @@ def acceptance(
         answers=answers,
         device=DeviceSettings(device, dtype, threads),
     )
-    with errors.status(f"{verify} answers {len(texts)} prompts"):
+    with errors.status(Text(f"{verify} answers {len(texts)} prompts")):
         bench = Bench(plan)
     reports = []
     for name in draft:
-        with errors.status(f"measuring {name}"):
+        with errors.status(Text(f"measuring {name}")):
             reports.append(bench.measure(name))
     passes = [bench.pass_seconds(n) for n in range(lookahead + 1)]
     _show(reports, passes)
@@ -92,7 +93,7 @@ def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
             _predicted(report.speculative.seconds, report.speculative.num_proposed, fastest),
             _predicted(report.asynchronous.seconds, report.asynchronous.num_proposed, soonest),
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     times = ", ".join(f"{1e3 * seconds:.1f}" for seconds in passes)
     console.print(

@@ -11,6 +11,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 from amusd.cli.local_services import Placement
 from amusd.cli.measure import Runner, Sample
 from amusd.engine.loading.device import DeviceSettings, bind_engine_thread, prepare_torch
+from amusd.engine.loading.end_of_text import end_of_text
+from amusd.engine.loading.generation_settings import use_plain_greedy
+from amusd.engine.loading.model_files import read_model_files
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.fleet.model_description import PROMPT_LOOKUP, is_synthetic
 from amusd.pair import resolve_model
@@ -49,19 +52,22 @@ def transformers_runners(draft: str, verify: str, placement: Placement) -> Itera
     """Yield plain generation, and assisted generation if there is a draft.
 
     They run on the calling thread, on the cores and with the threads of the verify service. Like
-    the services they use float32 on CPU and bfloat16 on other devices.
+    the services they use float32 on CPU and bfloat16 on other devices, decode plainly whatever the
+    model's generation settings say, and end at the same tokens.
 
     Raises:
         InvalidInputError: the verify model is synthetic; Transformers cannot run it.
     """
     if is_synthetic(verify):
         raise InvalidInputError("Transformers cannot run a synthetic model: name a real one")
-    device = DeviceSettings(placement.device, "auto", len(placement.cpus), placement.cpus)
+    device = DeviceSettings(placement.device, "auto", placement.threads, placement.cpus)
     bind_engine_thread(device)
     prepare_torch(device)
     dtype = torch.float32 if placement.device == "cpu" else torch.bfloat16
     location = resolve_model(verify, "verify")
     model, _ = load_causal_lm(location, dtype, torch.device(placement.device))
+    output_size = int(model.config.get_text_config().vocab_size)
+    use_plain_greedy(model, end_of_text(read_model_files(location), output_size).token_ids)
     tokenizer = AutoTokenizer.from_pretrained(location)
     yield TransformersRunner("transformers", model, tokenizer)
     if draft == PROMPT_LOOKUP:

@@ -14,6 +14,7 @@ from amusd.cli.common_options import (
     DraftModel,
     Lookup,
     MaxTokens,
+    UseProxy,
     VerifyModel,
     check_output,
     errors,
@@ -44,6 +45,7 @@ def bench(
         str, typer.Option(help="Baseline to measure in the same run: transformers.")
     ] = "",
     address: Address = "",
+    use_proxy: UseProxy = False,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -59,7 +61,7 @@ def bench(
     check_output(output)
     loaded = load_prompts(prompts, limit)
     choices = parse_strategies(strategies)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         runners: list[Runner] = [choice.runner(client) for choice in choices]
         if baseline:
             runners += _baselines(draft, verify)

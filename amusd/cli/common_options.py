@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions
+from amusd.fleet.endpoint import parse_endpoint
 from amusd.protocol.errors import InvalidInputError
 from amusd.settings import settings_in
 
-errors = Console(stderr=True)
+# Without markup, or the brackets of addresses and model names would be cut.
+errors = Console(stderr=True, markup=False)
 
 _LOCAL = {one.name: one for one in settings_in(LocalSettings())}
 
@@ -29,11 +32,31 @@ def _option(name: str) -> Any:
     )
 
 
+def _check_address(address: str) -> str:
+    """Refuse an address that is none before anything starts."""
+    if address:
+        try:
+            parse_endpoint(address)
+        except InvalidInputError as error:
+            raise typer.BadParameter(str(error)) from None
+    return address
+
+
 Address = Annotated[
     str,
     typer.Option(
         envvar="AMUSD_ADDRESS",
+        callback=_check_address,
         help="Address of an orchestrator, host:port; empty: start services for this command.",
+    ),
+]
+UseProxy = Annotated[
+    bool,
+    typer.Option(
+        "--use-proxy",
+        envvar="AMUSD_USE_PROXY",
+        help="Reach the address through the proxy that grpc_proxy, https_proxy or http_proxy "
+        "names.",
     ),
 ]
 DraftModel = Annotated[str, _option("draft")]
@@ -70,7 +93,8 @@ def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterat
         yield address
         return
     with contextlib.ExitStack() as stack:
-        with errors.status(f"starting services: verify {verify}, draft {draft or 'none'}"):
+        started = f"starting services: verify {verify}, draft {draft or 'none'}"
+        with errors.status(Text(started)):
             options = EngineOptions(reuse_prefixes=False)
             settings = LocalSettings(
                 draft=draft,

@@ -10,6 +10,7 @@ from amusd.cli.common_options import (
     Lookup,
     MaxTokens,
     Raw,
+    UseProxy,
     VerifyModel,
     errors,
     server,
@@ -35,6 +36,7 @@ def compare(
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each strategy, interleaved.")] = 3,
     raw: Raw = False,
     address: Address = "",
+    use_proxy: UseProxy = False,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -48,7 +50,7 @@ def compare(
         raise InvalidInputError("the prompt is empty: write at least one character")
     prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
     choices = parse_strategies(strategies) if strategies else []
-    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         runners = [choice.runner(client) for choice in choices or _all_strategies(client)]
         with errors.status("decoding"):
             measurements = measure(runners, prompts, max_tokens)

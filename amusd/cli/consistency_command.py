@@ -266,7 +266,7 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
         if one.num_fallbacks:
             name = f"{one.numerics}, {one.strategy}, batch {one.batch_size}"
             notes.append(f"{name}: {one.num_fallbacks} outputs were decoded without the draft")
-    Console().print(table)
+    Console(markup=False).print(table)
     print(
         "batch: concurrent generations; first, median: index of the first token that differs;\n"
         "gap: difference of the two tokens' logits there; spacings: the gap in steps of the dtype"

@@ -13,10 +13,9 @@ import typer
 from click.core import ParameterSource
 from click.types import OptionHelpExtra
 
+from amusd.cli.usage_errors import BAD_USAGE, one_line
 from amusd.protocol.errors import InvalidInputError
 from amusd.settings import S, Setting, settings_in, with_values
-
-_BAD_USAGE = 2
 
 
 class _ValueType(click.ParamType[Any]):
@@ -115,10 +114,10 @@ def _run(command: click.Command, path: str, arguments: list[str]) -> None:
             command.invoke(context)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(_BAD_USAGE)
+        sys.exit(BAD_USAGE)
     except click.UsageError as error:
         print(f"error: {_explanation(error, path)}", file=sys.stderr)
-        sys.exit(_BAD_USAGE)
+        sys.exit(BAD_USAGE)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
 
@@ -129,7 +128,7 @@ def _explanation(error: click.UsageError, path: str) -> str:
     if context is not None and isinstance(option, SettingOption):
         return f"{_source(option.setting, context)}: {error.message}"
     where = context.command_path if context is not None else path
-    return f"{error.format_message().rstrip('.')}; see {where} --help"
+    return f"{one_line(error.format_message())}; see {where} --help"
 
 
 def _source(setting: Setting, context: click.Context) -> str:

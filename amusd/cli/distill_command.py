@@ -155,7 +155,7 @@ class _ProgressBars:
     """Progress on standard error: bars on a terminal, occasional lines elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -11,6 +11,7 @@ from amusd.cli.common_options import (
     Lookahead,
     Lookup,
     Raw,
+    UseProxy,
     VerifyModel,
     errors,
     server,
@@ -35,6 +36,7 @@ def generate(
     lookahead: Lookahead = None,
     raw: Raw = False,
     address: Address = "",
+    use_proxy: UseProxy = False,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -44,7 +46,7 @@ def generate(
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
     options = Options(strategy=strategy, max_tokens=max_tokens, lookahead=lookahead)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         generation = client.generate(Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
         for piece in generation:
             print(piece, end="", flush=True)

@@ -19,11 +19,13 @@ from amusd.cli.service_settings import SETTINGS
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions
 from amusd.engine.loading.device import DeviceSettings
+from amusd.fleet.endpoint import dialled, parse_endpoint
 from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
 from amusd.observe.metrics import Role
 from amusd.observe.observer import ObservationSettings
 from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.resource_limits import usable_cpus
 from amusd.settings import flags_for, flags_of, like, setting
 from draft_service.draft_settings import DraftServiceSettings
 
@@ -36,16 +38,20 @@ _AMUSD = (sys.executable, "-P", "-m", "amusd")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The device of one engine, and its cores if that is the CPU; none: any."""
+    """The device of one engine; if that is the CPU, its cores and threads (none and 0: any)."""
 
     device: str = "cpu"
     cpus: tuple[int, ...] = ()
+    threads: int = 0
 
     def values(self) -> dict[str, Any]:
         """Return the settings of ``amusd serve`` for this placement, by their names."""
-        if self.device != "cpu" or not self.cpus:
-            return {"device": self.device}
-        return {"device": "cpu", "cpus": self.cpus, "threads": len(self.cpus)}
+        found: dict[str, Any] = {"device": self.device}
+        if self.cpus:
+            found["cpus"] = self.cpus
+        if self.threads:
+            found["threads"] = self.threads
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class LocalSettings:
         variable="",
     )
     dtype: str = like(DeviceSettings, "dtype", variable="")
+    host: str = "127.0.0.1"  # of all services
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     draft_options: EngineOptions | None = None
     verify_options: EngineOptions | None = None
@@ -165,14 +172,26 @@ def place(settings: LocalSettings) -> tuple[Placement, Placement]:
         verify_device = "cuda:0" if num_gpus else "cpu"
     if draft_device == "auto":
         draft_device = f"cuda:{min(1, num_gpus - 1)}" if num_gpus else "cpu"
-    cpus = sorted(os.sched_getaffinity(0))
-    if draft_device == verify_device == "cpu" and len(cpus) > 1:
-        num_draft = max(1, len(cpus) // 4)
-        return (
-            Placement("cpu", tuple(cpus[-num_draft:])),
-            Placement("cpu", tuple(cpus[:-num_draft])),
-        )
+    if draft_device == verify_device == "cpu":
+        return _share_cpu(sorted(os.sched_getaffinity(0)), usable_cpus())
     return Placement(draft_device), Placement(verify_device)
+
+
+def _share_cpu(cpus: list[int], num_usable: int) -> tuple[Placement, Placement]:
+    """Return the shares of draft and verify.
+
+    Under a CPU quota they have threads and no cores of their own: others use the same cores.
+    """
+    if num_usable < 2:
+        return Placement("cpu"), Placement("cpu")
+    num_draft = max(1, num_usable // 4)
+    num_verify = num_usable - num_draft
+    if num_usable < len(cpus):
+        return Placement("cpu", (), num_draft), Placement("cpu", (), num_verify)
+    return (
+        Placement("cpu", tuple(cpus[-num_draft:]), num_draft),
+        Placement("cpu", tuple(cpus[:-num_draft]), num_verify),
+    )
 
 
 def _start_all(services: LocalServices, settings: LocalSettings) -> None:
@@ -219,6 +238,7 @@ def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> L
     """Start a service with ``flags`` and ``values``, and return it once it listens."""
     number = _ROLES.index(role)
     values |= {
+        "host": settings.host,
         "port": settings.ports[number],
         # Three services cannot share the port that the environment may name.
         "metrics_port": settings.metrics_ports[number],
@@ -252,7 +272,7 @@ def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
     if not words:
         process.wait()
         raise UnavailableError(f"the {role} service did not start; its message above says why")
-    return words[-1]
+    return str(dialled(parse_endpoint(words[-1])))
 
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:

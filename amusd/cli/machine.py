@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import amusd
+from amusd.resource_limits import usable_cpus
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -20,7 +21,7 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "processor": processor(),
             "cpus": os.cpu_count(),
-            "usable_cpus": len(os.sched_getaffinity(0)),
+            "usable_cpus": usable_cpus(),
             "python": platform.python_version(),
             "torch": version("torch"),
             "transformers": version("transformers"),

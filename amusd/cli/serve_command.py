@@ -12,6 +12,7 @@ from amusd.cli.service_settings import DRAFT, ORCHESTRATOR, VERIFY
 from amusd.observe.logging_setup import start_logging
 from amusd.observe.metrics import Role
 from amusd.observe.observer import ObservationSettings, Observer, observing
+from amusd.protocol.errors import InvalidInputError
 from amusd.rpc.server import Listen
 from amusd.serving.engine_settings import EngineServiceSettings
 from draft_service.draft_main import run_draft_service
@@ -40,10 +41,21 @@ def _serve_orchestrator(settings: OrchestratorSettings) -> None:
     _run("orchestrator", run, settings.listen, settings.observation)
 
 
+_left_open: list[asyncio.Runner] = []
+"""Event loops that are never closed: that would wait for threads that still download or resolve
+names. The process ends without them."""
+
+
 def _run(role: Role, run: Run, listen: Listen, observation: ObservationSettings) -> None:
+    if listen.port and listen.port == observation.metrics_port:
+        raise InvalidInputError(
+            f"--port and --metrics-port are both {listen.port}: choose different ports"
+        )
     start_logging(role, observation.log_level, observation.log_format)
     with observing(role, observation, listen.host) as observer:
-        asyncio.run(run(observer, listen.end_with_stdin))
+        runner = asyncio.Runner()
+        _left_open.append(runner)
+        runner.run(run(observer, listen.end_with_stdin))
 
 
 _DRAFT_HELP = "Run the draft service: a small model that proposes tokens."

@@ -44,4 +44,4 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
             "yes" if figures["outputs_identical"] else "NO",
             *([sources] if any(by_source) else []),
         )
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -21,6 +21,7 @@ from amusd.cli.common_options import (
     Lookup,
     MaxTokens,
     Raw,
+    UseProxy,
     VerifyModel,
     check_output,
     errors,
@@ -66,6 +67,7 @@ def timeline(
     ] = None,
     raw: Raw = False,
     address: Address = "",
+    use_proxy: UseProxy = False,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -79,7 +81,7 @@ def timeline(
     _check_matplotlib()
     trace_path, picture_path = _paths(output, force)
     options = Options(strategy, max_tokens, lookahead, timeline=True)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout) as client:
+    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         record = _record(client, Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
     window = _window(record.devices, from_ms, to_ms)
     found = trace(record.timeline, record.devices, record.about)
@@ -186,7 +188,7 @@ def _show(record: Record) -> None:
         table.add_row(name, str(len(device.works)), *_time(device.busy_seconds, devices),
                       *_time(idle_seconds, devices))  # fmt: skip
     table.add_row("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
-    Console().print(table)
+    Console(markup=False).print(table)
     if record.timeline.is_truncated:
         errors.print("the timeline is truncated: ask for fewer tokens")
     if record.statistics.fallback_reason:

@@ -11,7 +11,11 @@ from amusd.cli.common_options import errors
 from amusd.cli.declared_options import settings_command
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions, WeightFormat
+from amusd.fleet.endpoint import Endpoint
 from amusd.observe.logging_setup import LogLevel
+from amusd.protocol.errors import InvalidInputError
+from amusd.rpc.listening import check_free
+from amusd.rpc.server import Listen
 from amusd.settings import check_bounds, like, part, setting
 
 _POLL_SECONDS = 0.2
@@ -35,6 +39,7 @@ class UpSettings:
         variable="",
         help="Weight format of the verify model; int8 changes the output.",
     )
+    host: str = like(Listen, "host")
     port: int = setting(50050, "Port of the orchestrator.", variable="", at_least=0, at_most=65535)
     draft_port: int = setting(
         50051, "Port of the draft service.", variable="", at_least=0, at_most=65535
@@ -52,8 +57,26 @@ class UpSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range, and a port that is named twice."""
         check_bounds(self)
+        for number, flags in self.flags_of_ports().items():
+            if len(flags) > 1:
+                raise InvalidInputError(
+                    f"port {number} is named by {' and '.join(flags)}: choose different ports"
+                )
+
+    def flags_of_ports(self) -> dict[int, list[str]]:
+        """Return the ports that the services are to have, each with the flags that name it."""
+        named = [("--port", self.port), ("--verify-port", self.verify_port)]
+        if self.local.draft:
+            named.append(("--draft-port", self.draft_port))
+        if self.metrics_port:
+            named += [("--metrics-port", self.metrics_port + number) for number in range(3)]
+        found: dict[int, list[str]] = {}
+        for flag, number in named:
+            if number:
+                found.setdefault(number, []).append(flag)
+        return found
 
     def local_settings(self) -> LocalSettings:
         """Return the settings of the services to start."""
@@ -62,12 +85,15 @@ class UpSettings:
             self.local,
             draft_options=dataclasses.replace(self.options, weights=self.draft_weights),
             verify_options=dataclasses.replace(self.options, weights=self.verify_weights),
+            host=self.host,
             ports=(self.port, self.draft_port, self.verify_port),
             metrics_ports=(first, first + 1, first + 2) if first else (0, 0, 0),
         )
 
 
 def _serve(settings: UpSettings) -> None:
+    for port, (flag, *_) in settings.flags_of_ports().items():
+        check_free(Endpoint(settings.host, port), f"choose another port with {flag}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with (

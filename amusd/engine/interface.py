@@ -9,6 +9,9 @@ from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError
 from amusd.settings import check_bounds, setting
 
+NO_TOKEN = -1
+"""Stands for a token where the logits are not finite, so that there is no largest one."""
+
 
 class Numerics(StrEnum):
     """How far a token's result may depend on the rest of its batch."""
@@ -32,7 +35,11 @@ class WeightFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine runs its model, apart from the device."""
+    """How an engine runs its model, apart from the device.
+
+    ``max_context`` is the most tokens of one session; 0: the model's context. ``index_bytes`` is
+    what the service itself keeps of each cached token; the size of the KV cache includes it.
+    """
 
     max_batch: int = setting(
         32,
@@ -56,6 +63,9 @@ class EngineOptions:
         "Weight format: compact is smaller where that is lossless, plain is the dtype of the "
         "model, int8 is faster but lossy. On a verify model, int8 changes the output.",
     )
+
+    max_context: int = 0
+    index_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -118,7 +128,7 @@ class Engine(Protocol):
 
         Raises:
             CacheFullError: the memory that is left is too small now.
-            LimitExceededError: the capacity exceeds the context length, or the whole memory.
+            InvalidInputError: the capacity exceeds the context length, or the whole memory.
         """
 
     def length(self, slot: int) -> int:
@@ -134,7 +144,8 @@ class Engine(Protocol):
     def run(self, batch: Sequence[ScheduledSequence]) -> Sequence[Outcome]:
         """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
 
-        A batch has each sequence at most once. After any exception the caller truncates each
+        A batch has each sequence at most once. ``NO_TOKEN`` stands where the model computed NaN or
+        infinity; other sequences are not affected. After any exception the caller truncates each
         sequence to its length before the batch. Then it can run the batch again, or parts of it.
 
         Raises:

@@ -1,17 +1,22 @@
 """The engine of every real model: a KV cache manager and the model runner selected for it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, ScheduledSequence
+from amusd.engine.finite_prefix import finite_outputs
+from amusd.engine.interface import DEFAULT_OPTIONS, NO_TOKEN, EngineOptions, ScheduledSequence
 from amusd.engine.kv.cache_manager import KVCacheManager
-from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source
+from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection, select_runner
 from amusd.fleet.model_description import CacheUsage, ModelDescription
+from amusd.protocol.errors import AmusdError, InvalidInputError
+
+log = logging.getLogger(__name__)
 
 
 class ModelEngine:
@@ -57,11 +62,17 @@ class ModelEngine:
 
     def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run one batch; return the sampled tokens of each sequence."""
-        tokens = self._runner.tokens(self._chunks(batch))
+        chunks = self._chunks(batch)
+        tokens = self._runner.tokens(chunks)
         found, end = [], 0
         for scheduled in batch:
             start, end = end, end + scheduled.num_outputs
             found.append(tokens[start:end])
+        if NO_TOKEN in tokens:
+            return [
+                finite_outputs(self._runner.tokens, chunk) if NO_TOKEN in outputs else outputs
+                for chunk, outputs in zip(chunks, found, strict=True)
+            ]
         return found
 
     def logits(self, batch: Sequence[ScheduledSequence]) -> Tensor:
@@ -118,5 +129,20 @@ def load_engine(
     known_tokens_only: bool = False,
     options: EngineOptions = DEFAULT_OPTIONS,
 ) -> ModelEngine:
-    """Load a model and return an engine for it; see ``load_source`` and ``serve``."""
-    return serve(load_source(source, known_tokens_only), options)
+    """Load a model and return an engine for it; see ``load_source`` and ``serve``.
+
+    Raises:
+        InvalidInputError: the model cannot be loaded, or not be served as the options ask.
+    """
+    loaded = load_source(source, known_tokens_only)
+    for remark in loaded.remarks:
+        log.warning("%s: %s", source.name, remark)
+    try:
+        return serve(loaded, options)
+    except AmusdError:
+        raise
+    except Exception as error:  # an odd configuration raises whatever it leads to
+        log.debug("serving a model failed", exc_info=True)
+        raise InvalidInputError(
+            f"cannot serve model {source.name!r}: {reason_of(error)}; check its config.json"
+        ) from error

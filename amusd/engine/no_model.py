@@ -1,8 +1,13 @@
-"""The engine of a draft service without a model: it has slots, and runs no batch."""
+"""The engine of a draft service without a model: it has slots, and runs no batch.
+
+Its memory is that of the indices which the service keeps of its sessions' tokens.
+"""
 
 from collections.abc import Sequence
 
-from amusd.engine.interface import ScheduledSequence
+from amusd.engine.interface import DEFAULT_OPTIONS, EngineOptions, ScheduledSequence
+from amusd.engine.kv.cache_manager import KVCacheManager
+from amusd.engine.kv.free_memory import free_bytes
 from amusd.fleet.model_description import PROMPT_LOOKUP, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 
@@ -10,16 +15,18 @@ _CONTEXT_LENGTH = 1 << 20
 
 
 class NoModel:
-    """Takes sequences of any vocabulary; its KV cache has no size."""
+    """Takes sequences of any vocabulary, as long as there is memory for their indices."""
 
     max_batch = 1
-    usage = CacheUsage(max_tokens=0)
+    num_alternatives = 0
 
-    def __init__(self) -> None:
-        """Start without sequences."""
-        self.num_open = 0
-        self._last_slot = 0
-        self.num_alternatives = 0
+    def __init__(self, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+        """Start without sequences. A token takes ``options.index_bytes`` of the memory."""
+        num_bytes = options.cache_mib << 20 or free_bytes("cpu") // 2
+        max_tokens = num_bytes // max(1, options.index_bytes)
+        self._slots: KVCacheManager[object] = KVCacheManager(
+            max_tokens, _CONTEXT_LENGTH, allocate=lambda capacity: object()
+        )
         self.description = ModelDescription(
             name=PROMPT_LOOKUP,
             device="cpu",
@@ -30,11 +37,19 @@ class NoModel:
             vocabulary=Vocabulary(0),
         )
 
+    @property
+    def num_open(self) -> int:
+        """Number of open sequences."""
+        return len(self._slots)
+
+    @property
+    def usage(self) -> CacheUsage:
+        """How much memory is in use, in tokens."""
+        return self._slots.usage
+
     def open(self, capacity: int) -> int:
-        """Return a new slot; ``capacity`` has no meaning here."""
-        self.num_open += 1
-        self._last_slot += 1
-        return self._last_slot
+        """Return a new slot, with memory for the index of ``capacity`` tokens."""
+        return self._slots.open(capacity)
 
     def length(self, slot: int) -> int:
         """Return 0: no token is ever computed."""
@@ -57,4 +72,4 @@ class NoModel:
 
     def close(self, slot: int) -> None:
         """Free the slot."""
-        self.num_open -= 1
+        self._slots.close(slot)

@@ -119,10 +119,11 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A healthy replica and its load."""
+    """A healthy replica, its load, and whether it is late with an answer."""
 
     address: str
     load: ReplicaLoad
+    is_late: bool = False
 
 
 def least_loaded(
@@ -130,15 +131,18 @@ def least_loaded(
 ) -> Candidate | None:
     """Return a candidate with the fewest expected sessions, or None if there is no candidate.
 
+    A late candidate is taken only if all are late: its load may be far from its last report.
+
     Args:
         candidates: all healthy replicas of the pool.
-        avoid: addresses of replicas that have already refused the session.
+        avoid: addresses of replicas that have already ended the session.
         rng: breaks ties.
     """
     num_orchestrators = ReplicaLoad.estimate_num_orchestrators(one.load for one in candidates)
     allowed = [one for one in candidates if one.address not in avoid]
     if not allowed:
         return None
+    allowed = [one for one in allowed if not one.is_late] or allowed
     fewest = min(one.load.expected(num_orchestrators) for one in allowed)
     return rng.choice([one for one in allowed if one.load.expected(num_orchestrators) == fewest])
 

@@ -27,11 +27,16 @@ _READ_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """The sessions of an engine, and the use of its KV cache."""
+    """The sessions of an engine, and the use of its KV cache.
+
+    ``num_open`` sessions have KV cache; ``num_left_out`` of them found no place in the last batch.
+    ``num_waiting`` sessions wait for KV cache.
+    """
 
     num_open: int = 0
     num_waiting: int = 0
     usage: CacheUsage = CacheUsage(max_tokens=0)
+    num_left_out: int = 0
 
 
 class EngineCollector(Collector):
@@ -53,8 +58,8 @@ class EngineCollector(Collector):
             self._last = self._read().result(_READ_SECONDS)
         state = self._last
         for name, value in (
-            ("amusd_requests_running", state.num_open),
-            ("amusd_requests_waiting", state.num_waiting),
+            ("amusd_requests_running", state.num_open - state.num_left_out),
+            ("amusd_requests_waiting", state.num_waiting + state.num_left_out),
             ("amusd_kv_tokens_reserved", state.usage.num_reserved),
             ("amusd_kv_tokens_max", state.usage.max_tokens),
         ):

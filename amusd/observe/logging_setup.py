@@ -3,6 +3,7 @@
 import logging
 from enum import StrEnum
 
+from amusd.library_output import adopt_loggers, log_warnings
 from amusd.observe.log_format import LogFormat, make_formatter
 
 
@@ -20,6 +21,5 @@ def start_logging(role: str, level: LogLevel, log_format: LogFormat = LogFormat.
     handler = logging.StreamHandler()
     handler.setFormatter(make_formatter(log_format, role))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # Libraries that load models log every request at INFO.
-    for name in ("httpx", "httpx2", "huggingface_hub", "transformers"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    adopt_loggers()
+    log_warnings()

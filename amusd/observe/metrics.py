@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 
 from amusd.analysis.generation_statistics import Statistics
 from amusd.fleet.load_balancing import ReplicaState
-from amusd.protocol.errors import UnavailableError
 
 ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
 """Returns the number of replicas by role and state."""
@@ -56,11 +55,12 @@ class Metric:
 METRICS = (
     Metric(
         "amusd_requests_running",
-        "Requests with KV cache (draft, verify) or with a first token (orchestrator).",
+        "Requests with a place in the batch (draft, verify) or with a first token (orchestrator).",
     ),
     Metric(
         "amusd_requests_waiting",
-        "Requests that wait for KV cache (draft, verify) or a first token (orchestrator).",
+        "Requests that wait for KV cache or for a place in the batch (draft, verify), or for a "
+        "first token (orchestrator).",
     ),
     Metric("amusd_sessions_open", "Requests that were accepted and have not ended."),
     Metric(
@@ -85,7 +85,13 @@ METRICS = (
     ),
     Metric(
         "amusd_spec_decode_num_accepted_tokens_total",
-        "Drafted tokens that the verify model accepted.",
+        "Drafted tokens that the verify model accepted, and that the output holds.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_spec_decode_num_rejected_tokens_total",
+        "Drafted tokens that the verify model rejected. Acceptance is accepted / (accepted + "
+        "rejected).",
         _ORCHESTRATOR,
     ),
     Metric(
@@ -208,6 +214,7 @@ class Metrics:
         self.rollbacks = self._counter("amusd_rollbacks_total")
         self._drafted = self._counter("amusd_spec_decode_num_drafted_tokens_total")
         self._accepted = self._counter("amusd_spec_decode_num_accepted_tokens_total")
+        self._rejected = self._counter("amusd_spec_decode_num_rejected_tokens_total")
         self._accepted_at = self._counter("amusd_spec_decode_num_accepted_tokens_per_pos_total")
         self._wasted = self._counter("amusd_spec_decode_num_wasted_tokens_total")
         draft_step = self._histogram("amusd_draft_step_seconds")
@@ -228,6 +235,7 @@ class Metrics:
         """
         self._drafted.inc(statistics.num_drafted)
         self._accepted.inc(statistics.num_accepted)
+        self._rejected.inc(statistics.num_rejected)
         self._wasted.inc(statistics.num_wasted)
         self.rollbacks.inc(statistics.num_rollbacks)
         for position, acceptance in enumerate(statistics.acceptance_per_position):
@@ -272,30 +280,6 @@ class ReplicaCollector(Collector):
         for (role, state), num_replicas in self._count().items():
             gauge.add_metric([role, state.value], num_replicas)
         yield gauge
-
-
-class MetricsServer:
-    """Serves a registry at ``/metrics`` until it is closed."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Listen on ``host:port``.
-
-        Raises:
-            UnavailableError: the port is taken, or the host is not an address of this machine.
-        """
-        try:
-            self._server, self._thread = prometheus_client.start_http_server(port, host, registry)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror or error}; choose "
-                "another port with --metrics-port, or 0 for no metrics"
-            ) from None
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def meaning_of(name: str) -> str:

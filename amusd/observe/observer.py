@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amusd.analysis.generation_statistics import Statistics
+from amusd.fleet.endpoint import Endpoint
 from amusd.observe.log_format import LogFormat, current_session
 from amusd.observe.logging_setup import LogLevel
-from amusd.observe.metrics import Metrics, MetricsServer, ReplicaCount, Role
+from amusd.observe.metrics import Metrics, ReplicaCount, Role
+from amusd.observe.metrics_server import MetricsServer
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.observe.tracing import Tracing, attributes_of
 from amusd.protocol.errors import AmusdError
@@ -254,9 +256,9 @@ def observing(
         metrics = tracing = None
         if settings.metrics_port:
             metrics = Metrics(role)
-            server = MetricsServer(metrics.registry, host, settings.metrics_port)
-            closing.callback(server.close)
-            log.info("metrics at http://%s:%d/metrics", host, settings.metrics_port)
+            endpoint = Endpoint(host, settings.metrics_port)
+            closing.callback(MetricsServer(metrics.registry, endpoint).close)
+            log.info("metrics at http://%s/metrics", endpoint)
         if settings.traces_endpoint:
             tracing = Tracing(settings.traces_endpoint, role)
             closing.callback(tracing.close)

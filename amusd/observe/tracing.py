@@ -57,8 +57,15 @@ class Tracing:
         # The exporter logs every failure; _Exporter logs an outage once.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         service = Resource({"service.name": f"amusd-{role}", "service.version": amusd.__version__})
+        # A collector with TLS may be outside the cluster, where a proxy of the environment leads.
+        direct = (("grpc.enable_http_proxy", 0),) if endpoint.startswith("http://") else None
         self._exporter = _Exporter(
-            OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS), endpoint
+            OTLPSpanExporter(
+                endpoint=endpoint,
+                timeout=_EXPORT_SECONDS,
+                channel_options=direct,  # type: ignore[arg-type]  # gRPC takes this one as a number
+            ),
+            endpoint,
         )
         self._provider = TracerProvider(
             resource=service.merge(OTELResourceDetector().detect()), shutdown_on_exit=False

@@ -12,7 +12,7 @@ from amusd.protocol.events import Proposal, Verdict
 from amusd.protocol.strategy import Strategy
 
 _MIN_DRAFT_WAIT_SECONDS = 0.002
-_MAX_EXPIRED_WAITS = 3
+_MAX_EXPIRED_WAITS = 2
 _MAX_STEP_OVERHEAD = 1.5  # of the interval between two tokens over a step; more is a pause
 _WRITTEN_SHARE = 0.65  # of a pass, within which all tokens have to arrive after a rollback
 _COLLECTED_SHARE = 1 / 10  # of a pass, for which drafted tokens are collected while it runs
@@ -83,7 +83,7 @@ class Lockstep:
         return self._draft_timeout_seconds
 
     def draft_wait_expired(self) -> None:
-        """Nothing to learn."""
+        """Nothing to learn: after the draft timeout the session gives the draft up."""
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Nothing to learn."""

@@ -25,11 +25,15 @@ class SessionController:
         self.ledger = ledger
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
+        self.num_unaided_passes = 0
+        """Passes in a row for which the draft had nothing in the tail, and sent nothing."""
         self._policy = policy
         self._finish = finish
         self._has_draft = has_draft
         self._pass_due = True
+        self._computes_prompt = True  # the next verdict includes the prefill
         self._held: Forward | None = None  # waits for more proposals; the verify model is idle
+        self._awaited_since: float | None = None  # the draft has nothing in the tail
 
     @property
     def pass_due(self) -> bool:
@@ -40,19 +44,26 @@ class SessionController:
         """Return how long the verify model should wait for a proposal."""
         return self._policy.draft_wait_seconds()
 
+    def draft_silence_seconds(self, now_seconds: float) -> float:
+        """Return for how long the draft has sent nothing while its proposals were missing."""
+        return 0.0 if self._awaited_since is None else now_seconds - self._awaited_since
+
     def on_verdict(self, verdict: Verdict, now_seconds: float) -> Decision:
         """Take the outcome of a pass.
 
         Raises:
             PreconditionError: the verify service breaks the protocol; nothing has changed.
         """
-        decision = self.ledger.verdict(verdict)
+        decision = self.ledger.verdict(self._within_output(verdict))
         if decision is NOTHING:
             return decision
-        self._policy.passed(verdict, is_first=self.ledger.counts.passes == 1)
+        self._policy.passed(verdict, is_first=self._computes_prompt)
+        self._computes_prompt = False
         # What is left of the tail is with the verify service already.
         self._pass_due = self.ledger.num_speculated > 0
         committed = self._cut(decision.committed)
+        if self._has_draft and not self._pass_due:
+            self._await_draft(now_seconds)
         # When the next pass starts depends on when the draft is back.
         rollback = self._rollback(decision.rollback, now_seconds)
         advance = self._advance(decision.advance)
@@ -67,6 +78,21 @@ class SessionController:
         Raises:
             PreconditionError: the draft service breaks the protocol; no token has changed.
         """
+        decision = self._take_proposal(proposal, now_seconds)
+        # An old or late proposal shows that the draft lives, but the next one is still awaited.
+        self._awaited_since, self.num_unaided_passes = None, 0
+        if not self._pass_due and self.ledger.num_speculated == 0:
+            self._awaited_since = now_seconds
+        return decision
+
+    def _await_draft(self, now_seconds: float) -> None:
+        """Note that the verify model has had nothing to check."""
+        if self._awaited_since is None:
+            self._awaited_since = now_seconds
+        else:
+            self.num_unaided_passes += 1
+
+    def _take_proposal(self, proposal: Proposal, now_seconds: float) -> Decision:
         self._policy.proposed(proposal, now_seconds)
         decision = self.ledger.proposal(proposal)
         if decision is NOTHING:
@@ -85,9 +111,15 @@ class SessionController:
         self._policy.draft_wait_expired()
         return self._forward_alone()
 
+    def on_draft_moved(self, now_seconds: float) -> None:
+        """Wait for the proposals of another draft service, opened with the final tokens."""
+        if self._awaited_since is not None:
+            self._awaited_since = now_seconds
+
     def on_draft_lost(self) -> Decision:
         """Go on without a draft: an empty tail is autoregressive decoding."""
         self._has_draft = False
+        self._awaited_since = None
         return NOTHING if self._pass_due else self._forward_alone()
 
     def on_verify_moved(self) -> Decision:
@@ -95,7 +127,7 @@ class SessionController:
 
         It starts with a pass that comes without a request, and gets the whole tail again.
         """
-        self._pass_due = True
+        self._pass_due = self._computes_prompt = True
         self._held = None  # part of the tail
         tail = self.ledger.tail
         return NOTHING if tail is None else Decision(forward=self._forward(tail))
@@ -142,6 +174,16 @@ class SessionController:
             self._policy.lookahead,
             self._policy.tokens_per_proposal,
         )
+
+    def _within_output(self, verdict: Verdict) -> Verdict:
+        """Return the verdict without the accepted tokens that the output does not hold.
+
+        They are wasted, not accepted: the output ends before them.
+        """
+        tokens, reason = self._finish.cut(self.ledger.accepted_by(verdict), self.num_output)
+        if reason is None:
+            return verdict
+        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1])
 
     def _cut(self, committed: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens that belong to the output."""

@@ -1,9 +1,15 @@
-"""Channels to other services, and the gRPC options of both ends of a connection."""
+"""Channels to other services, and the gRPC options of both ends of a connection.
+
+gRPC would send every call through the proxy that the environment names, loopback included. Services
+of a cluster are dialled directly, so a proxy is used only where a setting asks for it.
+"""
 
 from typing import Any
 
 import grpc
 import grpc.aio
+
+from amusd.fleet.endpoint import Endpoint, parse_endpoint
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -16,12 +22,12 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     *_MESSAGE_OPTIONS,
     # By default, a second server would silently share the port of the first.
     ("grpc.so_reuseport", 0),
-    # Accept the keepalive pings of CHANNEL_OPTIONS.
+    # Accept the keepalive pings of _CHANNEL_OPTIONS.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
-CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     *_MESSAGE_OPTIONS,
     # A peer that vanishes without closing the connection is detected after 30 s.
     ("grpc.keepalive_time_ms", 20_000),
@@ -33,6 +39,27 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Return a channel to ``host:port``; it connects at its first call."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def open_channel(address: str, use_proxy: bool = False) -> grpc.aio.Channel:
+    """Return a channel to ``host:port``; it connects at its first call.
+
+    Raises:
+        InvalidInputError: the address is not of this form.
+    """
+    endpoint = parse_endpoint(address)
+    return grpc.aio.insecure_channel(str(endpoint), channel_options(endpoint, use_proxy))
+
+
+def open_blocking_channel(address: str, use_proxy: bool = False) -> grpc.Channel:
+    """Return the same for callers without an event loop. It reads ahead no more than 64 KiB.
+
+    gRPC would read ahead ever more, so that a generation that nobody reads would look as if it was.
+    """
+    endpoint = parse_endpoint(address)
+    options = [*channel_options(endpoint, use_proxy), ("grpc.http2.bdp_probe", 0)]
+    return grpc.insecure_channel(str(endpoint), options)
+
+
+def channel_options(endpoint: Endpoint, use_proxy: bool) -> list[tuple[str, Any]]:
+    """Return the options of a channel; this machine itself is never reached through a proxy."""
+    is_proxied = use_proxy and not endpoint.is_loopback
+    return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(is_proxied))]

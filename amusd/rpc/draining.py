@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from amusd.rpc.faults import status_details
+
 Call = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 _ABORT_SECONDS = 2.0
@@ -109,7 +111,7 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         if self._refusal and streams is self._sessions:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, self._refusal)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, status_details(self._refusal))
         task = asyncio.current_task()
         assert task is not None
         streams.add(task)
@@ -121,7 +123,7 @@ class Drain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # only its s
             if not reason:
                 raise  # the client cancelled
             task.uncancel()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, status_details(reason))
         finally:
             streams.discard(task)
             self._reasons.pop(task, None)

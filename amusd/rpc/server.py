@@ -20,11 +20,14 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from amusd.fleet.endpoint import Endpoint, parse_host
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
+from amusd.rpc.listening import check_free
 from amusd.rpc.time_slices import shorten_time_slices
 from amusd.rpc.tuning import freeze_garbage
+from amusd.rpc.unreadable_requests import UnreadableRequests
 from amusd.settings import check_bounds, setting
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ LIVE = "live"
 
 _REFUSED = "the service is shutting down and takes no new session: use another replica"
 _CUT_OFF = "the service is shutting down: this session was cut off {when}, try another replica"
+_OTHER_PORT = "choose others with --host and --port"
 _STOP_SECONDS = 1.0
 
 
@@ -45,7 +49,12 @@ class Listen:
     a new call makes the client connect again.
     """
 
-    host: str = setting("127.0.0.1", "Address to listen on.")
+    host: str = setting(
+        "127.0.0.1",
+        "Name or IP address to listen on, with or without brackets; :: or 0.0.0.0: all addresses, "
+        "IPv6 and IPv4.",
+        read=parse_host,
+    )
     port: int = setting(0, "Port to listen on; 0: any free port.", at_least=0, at_most=65535)
     grace_seconds: float = setting(
         5.0, "Time for open sessions to finish after a signal.", at_least=0
@@ -58,8 +67,14 @@ class Listen:
     end_with_stdin: bool = setting(False, "End the service when its standard input closes.")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range; keep the host without brackets."""
         check_bounds(self)
+        object.__setattr__(self, "host", parse_host(self.host))
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the service listens."""
+        return Endpoint(self.host, self.port)
 
     @property
     def server_options(self) -> list[tuple[str, Any]]:
@@ -80,7 +95,9 @@ class ServiceShell:
         """
         shorten_time_slices()  # gRPC's threads inherit it
         self._drain = Drain(service, session_rpc)
-        self.server = grpc.aio.server(options=listen.server_options, interceptors=(self._drain,))
+        self.server = grpc.aio.server(
+            options=listen.server_options, interceptors=(self._drain, UnreadableRequests())
+        )
         self._listen = listen
         self._service = service
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -98,20 +115,19 @@ class ServiceShell:
         Raises:
             UnavailableError: the port is taken, or the host is not one of this machine.
         """
-        host, port = self._listen.host, self._listen.port
+        endpoint = self._listen.endpoint
+        # gRPC would be content with one free address of several.
+        check_free(endpoint, _OTHER_PORT)
         await self._set_serving(False)
         await self.set_live(True)
         try:
-            bound = self.server.add_insecure_port(f"{host}:{port}")
+            bound = self.server.add_insecure_port(str(endpoint))
         except RuntimeError:
             bound = 0
         if bound == 0:
-            raise UnavailableError(
-                f"cannot listen on {host}:{port}: the port is in use or the host is not this "
-                "machine; choose others with --host and --port"
-            )
+            raise UnavailableError(f"cannot listen on {endpoint}; {_OTHER_PORT}")
         await self.server.start()
-        print(f"listening on {host}:{bound}", flush=True)
+        print(f"listening on {Endpoint(endpoint.host, bound)}", flush=True)
 
     async def set_ready(self) -> None:
         """Tell health checks that the service serves, unless it is ending already."""
@@ -187,7 +203,9 @@ class ServiceShell:
     def signals_handled(self, end_with_stdin: bool = False) -> Iterator[None]:
         """Let SIGINT and SIGTERM ask for the end; a second one cuts the grace short."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
             loop.add_signal_handler(number, self._on_signal)
         if end_with_stdin:
             watcher = threading.Thread(target=self._watch_stdin, args=(loop,), daemon=True)
@@ -195,8 +213,9 @@ class ServiceShell:
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
 
     def _on_signal(self) -> None:
         self._signals += 1

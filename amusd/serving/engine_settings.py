@@ -1,6 +1,6 @@
 """Settings of a draft or verify service, read once at its start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amusd.engine.interface import EngineOptions
 from amusd.engine.loading.device import DeviceSettings
@@ -78,6 +78,11 @@ class EngineServiceSettings:
         """Maximum number of prefill tokens in a batch."""
         on_cpu = self.device.device == "cpu"
         return self.prefill_tokens or (_PREFILL_ON_CPU if on_cpu else _PREFILL_ELSEWHERE)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """The options of the engine, with the longest session that the service takes."""
+        return replace(self.options, max_context=self.max_context)
 
     def limits(self, model: ModelDescription) -> ServiceLimits:
         """Return the limits of a service that runs ``model``.

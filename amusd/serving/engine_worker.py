@@ -110,6 +110,11 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         """Number of sessions that wait for memory."""
         return self._scheduler.num_waiting
 
+    @property
+    def num_left_out(self) -> int:
+        """Number of sessions that have memory, but found no place in the last batch."""
+        return self._scheduler.num_left_out
+
     def step(self) -> bool:
         """Run the next batch; return whether there was one."""
         if self._prepare(self._scheduler.runnable()):

@@ -74,6 +74,8 @@ async def _stop(shell: ServiceShell, thread: EngineThread[Work]) -> None:
     grace_ends = loop.time() + shell.grace_seconds
     await shell.stop()
     left = max(_LEAST_STOP_SECONDS, min(_THREAD_STOP_SECONDS, grace_ends - loop.time()))
+    if not thread.ready.done():
+        left = 0.0  # a model that still loads cannot be interrupted; the process ends without it
     if not await asyncio.to_thread(thread.stop, left) and thread.ready.done():
         log.warning("the engine thread does not end: the process ends without it")
 
@@ -87,6 +89,7 @@ async def _serve(
     try:
         await asyncio.wait(_futures(ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
+            log.info("ending before the model has loaded")
             return
         log.info("serving %s", describe(ready.result()))
         await shell.set_ready()

@@ -103,6 +103,7 @@ class Scheduler(Generic[SequenceT]):
         self._reuses_prefixes = reuses_prefixes
         self._sequences: dict[str, SequenceT] = {}
         self._waiting: dict[str, SequenceT] = {}
+        self._left_out: set[str] = set()  # due, but without a place in the last batch
 
     @property
     def num_open(self) -> int:
@@ -113,6 +114,11 @@ class Scheduler(Generic[SequenceT]):
     def num_waiting(self) -> int:
         """Number of sequences that wait for memory."""
         return len(self._waiting)
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of sequences that were due, but found no place in the last batch."""
+        return len(self._left_out)
 
     def get(self, session_id: str) -> SequenceT | None:
         """Return a sequence, or None if no session of this id is open."""
@@ -147,7 +153,7 @@ class Scheduler(Generic[SequenceT]):
 
         Raises:
             CacheFullError: no memory is left, and the waiting queue is full.
-            LimitExceededError: the capacity is above what one sequence can have.
+            InvalidInputError: the capacity is above what one sequence can have.
         """
         # No sequence overtakes the waiting ones. One that can never fit is refused at once.
         if not self._waiting or sequence.capacity > self._cache.usage.max_tokens:
@@ -168,6 +174,7 @@ class Scheduler(Generic[SequenceT]):
     def remove(self, session_id: str) -> list[SequenceT]:
         """Forget a sequence and free its memory; return those that got memory in its place."""
         sequence = self._sequences.pop(session_id)
+        self._left_out.discard(session_id)
         self._waiting.pop(session_id, None)
         if sequence.slot is not None:
             self._cache.close(sequence.slot)
@@ -194,19 +201,22 @@ class Scheduler(Generic[SequenceT]):
         """
         batch: list[Scheduled[SequenceT]] = []
         prefill = _PrefillBudget(self.prefill_budget)
-        for sequence in self._sequences.values():
-            if len(batch) == self._max_batch:
-                break
-            if sequence.is_runnable and sequence.is_due:
-                try:
-                    scheduled = self._schedule_one(sequence, prefill)
-                except EXITS:
-                    raise
-                except BaseException as error:
-                    end_session(sequence, error, "scheduling")
-                    continue
-                if scheduled is not None:
-                    batch.append(scheduled)
+        self._left_out.clear()
+        for session_id, sequence in self._sequences.items():
+            if not (sequence.is_runnable and sequence.is_due):
+                continue
+            has_room = len(batch) < self._max_batch
+            try:
+                scheduled = self._schedule_one(sequence, prefill) if has_room else None
+            except EXITS:
+                raise
+            except BaseException as error:
+                end_session(sequence, error, "scheduling")
+                continue
+            if scheduled is not None:
+                batch.append(scheduled)
+            else:
+                self._left_out.add(session_id)
         self._move_behind(batch)
         return batch
 
@@ -215,6 +225,8 @@ class Scheduler(Generic[SequenceT]):
         for session_id, sequence in self._waiting.items():
             if self._sequences.get(session_id) is not sequence:
                 raise AssertionError(f"session {session_id!r} waits but is not open")
+        if not self._left_out <= self._sequences.keys():
+            raise AssertionError(f"left out, but not open: {self._left_out}")
         for session_id, sequence in self._sequences.items():
             if sequence.slot is None and not sequence.has_failed:
                 if session_id not in self._waiting:

@@ -2,7 +2,7 @@
 
 import logging
 
-from amusd.protocol.errors import AmusdError
+from amusd.protocol.errors import AmusdError, InternalError
 from amusd.serving.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def session_error(error: BaseException, doing: str) -> AmusdError:
 
     Only the type is told: the message of an unknown exception may quote the input.
     """
-    return AmusdError(
+    return InternalError(
         f"the engine failed while {doing} this session ({type(error).__name__}): the log of the "
         "service says why"
     )

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from amusd.observe.observer import Observer, RequestWatch
-from amusd.protocol.errors import InvalidInputError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, LimitExceededError, UnavailableError
 from amusd.rpc import faults
 from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING
@@ -70,6 +70,7 @@ class SessionStreams(Generic[EventT, MessageT]):
                 raise InvalidInputError(
                     f"the first request of a {self._shape.rpc} stream is an open"
                 )
+            self._check_length(len(first.open.token_ids))
             opening = self._shape.opening(first.open)
             outbox: Outbox[MessageT] = Outbox(MAX_MESSAGES_WAITING)
 
@@ -81,9 +82,21 @@ class SessionStreams(Generic[EventT, MessageT]):
 
             async with self._opened(opening, outbox):
                 watch.opened(opening.session_id, len(opening.tokens))
+                await faults.send_metadata(context)
                 await until_first_ends(
                     self._receive(requests, opening.session_id), outbox.drain(write)
                 )
+
+    def _check_length(self, num_tokens: int) -> None:
+        """Refuse a prompt over the limit before its tokens are copied: a message holds millions."""
+        ready = self._engine.ready
+        if not ready.done() or ready.exception() is not None:
+            return
+        most = ready.result().limits.max_context
+        if num_tokens > most:
+            raise LimitExceededError(
+                f"the prompt has {num_tokens} tokens, the service takes up to {most}"
+            )
 
     async def _receive(self, requests: AsyncIterator[Any], session_id: str) -> None:
         """Carry events to the engine thread until the client closes."""

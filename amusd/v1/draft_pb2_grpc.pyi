@@ -47,11 +47,11 @@ class DraftServiceStub:
     RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
-    in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-    limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
-    engine failed while it computed this session; the same input may fail again).
+    vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
+    limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
+    or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
+    UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
+    failed while it computed this session; the same input may fail again).
     """
     Rollback: _grpc.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -90,11 +90,11 @@ class DraftServiceAsyncStub(DraftServiceStub):
     RESOURCE_EXHAUSTED.
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
-    in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-    limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
-    engine failed while it computed this session; the same input may fail again).
+    vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
+    limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
+    or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
+    UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
+    failed while it computed this session; the same input may fail again).
     """
     Rollback: _aio.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]  # type: ignore[assignment]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -136,11 +136,11 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         RESOURCE_EXHAUSTED.
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-        vocabulary, a first request that is no open, a second open), ALREADY_EXISTS (session id
-        in use), FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
-        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, prompt or look-ahead over the
-        limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
-        engine failed while it computed this session; the same input may fail again).
+        vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
+        limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
+        or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
+        UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
+        failed while it computed this session; the same input may fail again).
         """
 
     @_abc_1.abstractmethod

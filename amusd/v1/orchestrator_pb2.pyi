@@ -118,19 +118,28 @@ class ChatMessage(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    FIELDS_JSON_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Role in the model's chat template: "system", "user" or "assistant" for most models."""
+    """Role in the model's chat template: "system", "user", "assistant" and sometimes "tool" for most
+    models. The template decides which roles there are.
+    """
     content: _builtins.str
-    """Text of the message; not empty."""
+    """Text of the message; not empty unless fields_json is set."""
+    fields_json: _builtins.str
+    """A JSON object with the further fields of the message, for templates that read them: for example
+    tool_calls, tool_call_id, name or reasoning_content. A field that is null is left out. Empty:
+    none.
+    """
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        fields_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "fields_json", b"fields_json", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,23 +147,40 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
-    """A conversation. The orchestrator renders it with the verify model's own chat template."""
+    """A conversation. The orchestrator renders it with the verify model's own chat template, as
+    apply_chat_template of Transformers does.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    parse_special_tokens: _builtins.bool
+    """Whether the names of special tokens in messages and template arguments become these tokens.
+    Default false: they are plain text, so a client's text cannot end a turn or begin another one.
+    """
+    template_arguments_json: _builtins.str
+    """A JSON object with further variables of the template: tools (a list of JSON objects that
+    describe functions), documents (a list of JSON objects), and what else the template reads, for
+    example enable_thinking. Calls of tools come as text in the output. Empty: none.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages in order, 1 or more. The output is the assistant's next message."""
+        """The messages in order, 1 or more. The output is the assistant's next message. If the last
+        message is the assistant's, the output continues that message.
+        """
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        parse_special_tokens: _builtins.bool = ...,
+        template_arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "parse_special_tokens", b"parse_special_tokens", "template_arguments_json", b"template_arguments_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,8 +339,11 @@ class Chunk(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Their text, without special tokens. A character whose last bytes are still missing comes with a
-    later chunk or the completion, so the text may be empty. All texts joined are the whole output.
+    """Their text, without special tokens. All texts joined are the text of the whole output as the
+    tokenizer decodes it at once. After a text, tokens or an assistant's message it continues the
+    text of the prompt, with the space between them. A character whose last bytes are missing comes
+    with a later chunk or the completion, so the text may be empty. So does a run of byte tokens of
+    a SentencePiece model that has not ended, up to 32 bytes.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -348,7 +377,9 @@ class Completion(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
-    """Remaining text: an incomplete character at the end of the output, as U+FFFD. Mostly empty."""
+    """Remaining text: that of the last byte tokens, and an incomplete character at the end of the
+    output as U+FFFD. Mostly empty.
+    """
     session_id: _builtins.str
     """Name of the session in the logs and traces of all services."""
     @_builtins.property

@@ -58,9 +58,13 @@ class OrchestratorServiceServicer:
         final, then one completion as its last message. If the client cancels the call, or its deadline
         passes, the session ends in all services at once.
 
-        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context, max_tokens
-        below 1, look-ahead out of range, token id outside the vocabulary, unknown strategy, messages
-        that the chat template refuses), UNIMPLEMENTED (temperature above 0, text or chat for a model
+        The details of a status are one line of at most 1 KiB in UTF-8.
+
+        Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
+        cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
+        strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
+        template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
+        for a model
         without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
         a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
         not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify

@@ -65,10 +65,11 @@ class VerifyServiceServicer:
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
-        each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-        a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
-        over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
-        (the engine failed while it computed this session; the same input may fail again).
+        each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
+        id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
+        sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
+        service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
+        session; the same input may fail again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,10 +46,11 @@ class VerifyServiceStub:
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-    a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
-    over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
-    (the engine failed while it computed this session; the same input may fail again).
+    each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
+    id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
+    sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
+    service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
+    session; the same input may fail again).
     """
     GetVerifyInfo: _grpc.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]
     """Returns which model verifies, and within what limits.
@@ -76,10 +77,11 @@ class VerifyServiceAsyncStub(VerifyServiceStub):
 
     Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
     vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-    a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
-    over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
-    (the engine failed while it computed this session; the same input may fail again).
+    each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
+    id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
+    sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
+    service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
+    session; the same input may fail again).
     """
     GetVerifyInfo: _aio.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]  # type: ignore[assignment]
     """Returns which model verifies, and within what limits.
@@ -109,10 +111,11 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
         vocabulary, a first request that is no open, a second open, two proposals that contradict
-        each other), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves
-        a gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, context or proposed tokens
-        over the limit), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL
-        (the engine failed while it computed this session; the same input may fail again).
+        each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
+        id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
+        sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
+        service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
+        session; the same input may fail again).
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from amusd.cli.local_services import LocalSettings, local_services
+from amusd.cli import local_services as local_services_module
+from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.service_settings import SETTINGS
 from amusd.client import Client, Options
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
@@ -33,6 +34,23 @@ def test_only_a_verify_service_takes_numerics() -> None:
     weights = ["--weights", "int8"]
     assert flags_of(SETTINGS["draft"], OPTIONS) == [*common, *weights]
     assert flags_of(SETTINGS["verify"], OPTIONS) == [*common, "--numerics", "exact", *weights]
+
+
+def test_draft_and_verify_share_the_cores_that_are_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    settings = LocalSettings(draft_device="cpu", verify_device="cpu")
+    shares = {}
+    for usable in (8, 3, 1):
+        monkeypatch.setattr(local_services_module, "usable_cpus", lambda n=usable: n)
+        shares[usable] = [one.values() for one in place(settings)]
+    assert shares == {
+        8: [
+            {"device": "cpu", "cpus": (6, 7), "threads": 2},
+            {"device": "cpu", "cpus": (0, 1, 2, 3, 4, 5), "threads": 6},
+        ],
+        3: [{"device": "cpu", "threads": 1}, {"device": "cpu", "threads": 2}],
+        1: [{"device": "cpu"}, {"device": "cpu"}],
+    }
 
 
 @pytest.mark.process

@@ -1,13 +1,16 @@
 """The options of ``amusd serve`` and ``amusd up``: names, values, help and refusals."""
 
 import dataclasses
+import socket
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from amusd.cli import up_command
 from amusd.cli.app import app
 from amusd.cli.declared_options import settings_command
+from amusd.cli.local_services import LocalSettings
 from amusd.cli.service_settings import DRAFT, ORCHESTRATOR, SETTINGS, VERIFY
 from amusd.cli.up_command import UP
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
@@ -15,6 +18,7 @@ from amusd.engine.loading.device import DeviceSettings
 from amusd.observe.log_format import LogFormat
 from amusd.observe.logging_setup import LogLevel
 from amusd.observe.observer import ObservationSettings
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
 from amusd.serving.engine_settings import EngineServiceSettings
@@ -65,6 +69,7 @@ EXPECTED = {
     "orchestrator": OBSERVATION | LISTEN | {
         ("--verify", "AMUSD_VERIFY", "127.0.0.1:50052"),
         ("--draft", "AMUSD_DRAFT", "127.0.0.1:50051"),
+        ("--use-proxy", "AMUSD_USE_PROXY", False),
         ("--tokenizer", "AMUSD_TOKENIZER", ""),
         ("--port", "AMUSD_PORT", 50050),
         ("--max-sessions", "AMUSD_MAX_SESSIONS", 64),
@@ -74,12 +79,14 @@ EXPECTED = {
         ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
+        ("--replica-timeout", "AMUSD_REPLICA_TIMEOUT", 10.0),
         ("--verify-timeout", "AMUSD_VERIFY_TIMEOUT", 120.0),
         ("--draft-timeout", "AMUSD_DRAFT_TIMEOUT", 10.0),
         ("--max-connection-age", "AMUSD_MAX_CONNECTION_AGE", 0.0),
         ("--client-write-timeout", "AMUSD_CLIENT_WRITE_TIMEOUT", 30.0),
     },
     "up": OPTIONS | NUMERICS | LOOKUP | {
+        ("--host", "AMUSD_HOST", "127.0.0.1"),
         ("--draft", "AMUSD_DRAFT_MODEL", "smollm2"),
         ("--verify", "AMUSD_VERIFY_MODEL", "smollm2"),
         ("--draft-device", "", "auto"),
@@ -243,10 +250,72 @@ def test_without_a_draft_service_decoding_is_autoregressive() -> None:
         (("up", "--draft-port", "x"), "error: --draft-port: 'x' is not a whole number"),
         (("up", "--cache-mib", "-1"), "error: --cache-mib (AMUSD_CACHE_MIB): -1 is out of range, "
          "use 0 or more"),
+        (
+            ("serve", "orchestrator", "--verify", "verify-host"),
+            "error: --verify (AMUSD_VERIFY): 'verify-host' has no port: write host:port, such as "
+            "localhost:50050, 10.0.0.7:50050 or [::1]:50050, or file:///path",
+        ),
+        (
+            ("serve", "orchestrator", "--draft", "a:1,http://b:2"),
+            "error: --draft (AMUSD_DRAFT): 'http://b:2' is a URL: write host:port, such as "
+            "localhost:50050, 10.0.0.7:50050 or [::1]:50050, without http://, or file:///path",
+        ),
+        (
+            ("serve", "verify", "--host", "[::]:0"),
+            "error: --host (AMUSD_HOST): '[::]:0' is a host with a port: write the port with "
+            "--port, and only :: here",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_refused_in_one_line(words: tuple[str, ...], line: str) -> None:
     assert refusal(*words) == line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("serve", "verify", "--port", "9464", "--metrics-port", "9464"),
+            "--port and --metrics-port are both 9464: choose different ports",
+        ),
+        (
+            ("up", "--port", "7000", "--metrics-port", "6999"),
+            "port 7000 is named by --port and --metrics-port: choose different ports",
+        ),
+        (
+            ("up", "--port", "7000", "--verify-port", "7000", "--draft-port", "0"),
+            "port 7000 is named by --port and --verify-port: choose different ports",
+        ),
+    ],
+)
+def test_a_port_is_named_only_once(words: tuple[str, ...], message: str) -> None:
+    done = CliRunner().invoke(app, list(words))
+    assert isinstance(done.exception, InvalidInputError)
+    assert str(done.exception) == message
+
+
+def test_up_finds_a_taken_port_before_it_starts_a_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(settings: LocalSettings) -> None:
+        raise AssertionError("a service was started")
+
+    monkeypatch.setattr(up_command, "local_services", start)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flag, first in (
+            ("--port", port),
+            ("--draft-port", port),
+            ("--verify-port", port),
+            ("--metrics-port", port - 2),
+        ):
+            words = {"--port": 0, "--draft-port": 0, "--verify-port": 0} | {flag: first}
+            flags = [str(word) for pair in words.items() for word in pair]
+            done = CliRunner().invoke(app, ["up", *flags])
+            assert isinstance(done.exception, UnavailableError), done.exception
+            assert f":{port}: the port is in use; choose another port with {flag}" in str(
+                done.exception
+            )
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,12 @@ class BreakingEngine(SyntheticEngine):
         ),
         (
             replace(OPENING, tokens=[1] * 64, limits=DraftLimits(4, 100)),
-            LimitExceededError,
+            InvalidInputError,
             "the prompt has 64 tokens, the draft service takes fewer than 64",
         ),
         (
             replace(OPENING, limits=DraftLimits(9, 40)),
-            LimitExceededError,
+            InvalidInputError,
             "lookahead is 9: ask for 8 or less",
         ),
     ],
@@ -179,6 +179,9 @@ class BrokenProposer:
 
     def __init__(self, where: str) -> None:
         self._where = where
+
+    def read(self, session_id: str, tokens: list[int], most: int) -> int:
+        return 0
 
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         if self._where == "propose" and session_id == "bad":

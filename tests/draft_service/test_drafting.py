@@ -1,15 +1,18 @@
 """Drafting with a synthetic model: proposals, sources, time, and several sessions."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amusd.engine.synthetic import SyntheticModel
+from amusd.engine.interface import NO_TOKEN, ScheduledSequence
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.draft_source import DraftSource
+from amusd.protocol.errors import NotFiniteError
 from amusd.protocol.events import Advance, Proposal, Rollback
 from draft_service.drafters import Drafter, model_drafter, ngram_drafter
 from draft_service.drafting import DraftWorker
@@ -33,6 +36,9 @@ class FadingProposer:
 
     num_tokens: int = 4
     source = DraftSource.LOOKUP
+
+    def read(self, session_id: str, tokens: list[int], most: int) -> int:
+        return 0
 
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         return [9] if len(tokens) < self.num_tokens else []
@@ -276,3 +282,28 @@ def test_sessions_beside_others_draft_what_they_draft_alone(
             assert own[start : start + len(proposal.tokens)] == list(proposal.tokens)
         assert receiver.proposals[-1].position == len(prompt) + len(own) - 1
         assert receiver.errors == []
+
+
+# A model that breaks
+
+
+class BrokenEngine(SyntheticEngine):
+    """Computes NaN for sequences that hold token 9."""
+
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
+        return [
+            [NO_TOKEN] * len(outputs) if 9 in self._cache[one.slot] else outputs
+            for one, outputs in zip(batch, super().run(batch), strict=True)
+        ]
+
+
+def test_only_the_session_for_which_the_model_computes_nan_fails() -> None:
+    engine = BrokenEngine(SyntheticModel(vocabulary=50, batch=2))
+    worker = DraftWorker(model_drafter(engine, with_ngrams=False), LIMITS, prefill_budget=100)
+    good, bad = opened(worker, named("good", 1, 2, 3)), opened(worker, named("bad", 1, 9, 3))
+    assert run(worker) == 4
+    assert good.tokens == written([1, 2, 3], 4)
+    assert not good.errors
+    assert not bad.proposals
+    [error] = bad.errors
+    assert isinstance(error, NotFiniteError)

@@ -207,6 +207,9 @@ class ConstantProposer:
     asked: list[str]
     source = LOOKUP
 
+    def read(self, session_id: str, tokens: list[int], most: int) -> int:
+        return 0
+
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         self.asked.append(session_id)
         return self.tokens[:room]

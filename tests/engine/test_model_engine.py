@@ -12,7 +12,7 @@ from amusd.engine.loading.model_source import LoadedModel, ModelSource
 from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from tests.tiny import VOCABULARY, build, perturbed, save
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -77,7 +77,7 @@ def test_a_batch_returns_as_many_tokens_as_it_asks_for(engine: ModelEngine) -> N
 
 
 def test_a_sequence_longer_than_the_context_is_refused(engine: ModelEngine) -> None:
-    with pytest.raises(LimitExceededError, match="context of 400"):
+    with pytest.raises(InvalidInputError, match="of 400"):
         engine.open(401)
 
 

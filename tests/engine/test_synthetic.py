@@ -173,7 +173,7 @@ def test_a_sequence_takes_no_more_than_its_capacity(engine: SyntheticEngine) -> 
 def test_a_sequence_is_no_longer_than_the_context() -> None:
     engine = SyntheticEngine(SyntheticModel(context=16))
     engine.open(16)
-    with pytest.raises(LimitExceededError, match=r"17 tokens do not fit .* context of 16"):
+    with pytest.raises(InvalidInputError, match=r"17 tokens do not fit the context .* of 16"):
         engine.open(17)
 
 

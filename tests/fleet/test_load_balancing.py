@@ -124,6 +124,16 @@ def test_closing_more_sessions_than_are_open_raises() -> None:
     assert one.num_own == 0
 
 
+@given(st.lists(st.tuples(loads, st.booleans()), min_size=1, max_size=8), st.integers())
+def test_a_late_replica_is_taken_only_if_all_are_late(
+    drawn: list[tuple[ReplicaLoad, bool]], seed: int
+) -> None:
+    pool = [Candidate(str(number), one, late) for number, (one, late) in enumerate(drawn)]
+    chosen = least_loaded(pool, (), random.Random(seed))
+    assert chosen is not None
+    assert chosen.is_late == all(late for _, late in drawn)
+
+
 def test_ties_are_broken_at_random() -> None:
     pool = candidates(load(), load(), load())
     rng = random.Random(0)

@@ -81,3 +81,25 @@ def test_a_vocabulary_that_extends_the_other_shares_its_ids() -> None:
     description = explain_difference(Vocabulary.of(whole_blocks), Vocabulary.of(WORDS))
     assert description is not None
     assert description.endswith("the ids they share are the same")
+
+
+def test_a_hole_is_an_id_without_a_token_and_differs_from_every_token() -> None:
+    holed = Vocabulary.of_ids({"a": 0, "c": 2})
+    assert holed == Vocabulary.of(["a", None, "c"])
+    assert holed.size == 3
+    others = (["a", "", "c"], ["a", "b", "c"], ["a", "c"])
+    assert holed.fingerprint not in {Vocabulary.of(tokens).fingerprint for tokens in others}
+
+
+def test_ids_without_holes_give_the_vocabulary_of_their_tokens_in_any_order() -> None:
+    assert Vocabulary.of_ids({"b": 1, "c": 2, "a": 0}) == Vocabulary.of(["a", "b", "c"])
+
+
+def test_of_two_tokens_with_one_id_the_same_one_counts_in_any_order() -> None:
+    assert Vocabulary.of_ids({"a": 0, "b": 0}) == Vocabulary.of_ids({"b": 0, "a": 0})
+
+
+@pytest.mark.parametrize("ids", [{}, {"a": -1}, {"a": 0, "b": 1 << 40}])
+def test_ids_that_are_no_vocabulary_are_refused(ids: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="the vocabulary has"):
+        Vocabulary.of_ids(ids)

@@ -1,6 +1,9 @@
 """Pods: times of start and end that must fit each other, restrictions, selectors."""
 
+import ipaddress
 from typing import Any
+
+import pytest
 
 from tests.k8s.kustomize import Manifest, environment
 
@@ -122,6 +125,40 @@ def test_only_orchestrators_reach_the_pools(manifests: list[Manifest]) -> None:
         labels = source["podSelector"]["matchLabels"]
         assert labels["app.kubernetes.io/component"] == "orchestrator"
         assert "namespaceSelector" not in source
+
+
+DNS_SERVERS: dict[str, dict[str, Any]] = {
+    "kube-dns": {"namespace": "kube-system", "port": 53},
+    "kube-dns behind another port": {"namespace": "kube-system", "port": 5353},
+    "OpenShift": {"namespace": "openshift-dns", "port": 5353},
+    "NodeLocal DNSCache": {"address": "169.254.20.10", "port": 53},
+}
+
+
+def lets_out(rule: dict[str, Any], server: dict[str, Any], protocol: str) -> bool:
+    """Whether an egress rule lets a packet to a DNS server out."""
+    if {"port": server["port"], "protocol": protocol} not in rule["ports"]:
+        return False
+    name = "kubernetes.io/metadata.name"
+    for target in rule["to"]:
+        if "ipBlock" in target:
+            network = ipaddress.ip_network(target["ipBlock"]["cidr"])
+            if "address" in server and ipaddress.ip_address(server["address"]) in network:
+                return True
+        elif target["namespaceSelector"]["matchLabels"] == {name: server.get("namespace")}:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("server", DNS_SERVERS)
+@pytest.mark.parametrize("protocol", ["UDP", "TCP"])
+def test_every_pod_reaches_the_dns_of_the_usual_clusters(
+    manifests: list[Manifest], server: str, protocol: str
+) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(manifests, "NetworkPolicy")}
+    policy = policies["amusd-dns"]
+    assert policy["podSelector"] == {}
+    assert any(lets_out(rule, DNS_SERVERS[server], protocol) for rule in policy["egress"])
 
 
 def test_selectors_match_pods(manifests: list[Manifest]) -> None:

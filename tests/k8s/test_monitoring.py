@@ -117,3 +117,13 @@ def test_panels_do_not_overlap() -> None:
     cells = {(one["x"], one["y"]) for one in places}
     assert len(cells) == len(places)
     assert all(one["x"] + one["w"] <= 24 for one in places)
+
+
+def test_acceptance_is_the_share_of_the_compared_tokens() -> None:
+    """Wasted tokens are no rejections: a right draft wastes some at the end of every output."""
+    prefix = "amusd_spec_decode_num_"
+    accepted = f"{prefix}accepted_tokens_total"
+    ratios = [one for one in expressions() if accepted in set(metrics(one))]
+    assert len(ratios) == 2  # an alert and a panel
+    for ratio in ratios:
+        assert set(metrics(ratio)) == {accepted, f"{prefix}rejected_tokens_total"}

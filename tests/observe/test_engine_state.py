@@ -30,10 +30,11 @@ def test_during_a_long_pass_the_last_known_state_is_exported(
     monkeypatch.setattr(engine, "_READ_SECONDS", 0.01)
     answers: list[Future[EngineState]] = [Future(), Future()]
     usage = CacheUsage(max_tokens=100, num_reserved=30, num_computed=5, num_cached=7)
-    answers[0].set_result(EngineState(2, 1, usage))
+    answers[0].set_result(EngineState(5, 1, usage, num_left_out=3))
     collector = EngineCollector(lambda: answers.pop(0))
     first = shown(collector)
     assert first["amusd_requests_running"] == 2
+    assert first["amusd_requests_waiting"] == 4
     assert first["amusd_kv_tokens_reserved"] == 30
     assert first["amusd_prefix_cache_query_tokens_total"] == 12
     assert shown(collector) == first

@@ -48,7 +48,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
 
     ``num_computed`` requests of a stream are read before it is refused. The status of the first
     ``num_lost`` refusals is lost on the way. After ``num_free_passes`` passes of a session, the
-    next one waits for ``may_go_on``.
+    next one waits for ``may_go_on``; with ``failure`` set it ends the session with that instead.
+    While ``hangs`` is set, calls for its information are not answered.
     """
 
     model: ModelDescription = MODEL
@@ -58,6 +59,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     num_lost: int = 0
     num_free_passes: int = 1 << 30
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: grpc.StatusCode | None = None
+    hangs: bool = False
     opened: list[verify_pb2.VerifyOpen] = field(default_factory=list)
     proposals: list[verify_pb2.VerifyProposals] = field(default_factory=list)
 
@@ -90,6 +93,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
                 session.offer(step.epoch, step.position, tuple(step.token_ids))
             while session.is_due:
                 if num_passes >= self.num_free_passes:
+                    if self.failure is not None:
+                        await context.abort(self.failure, "the pass failed: out of memory")
                     await self.may_go_on.wait()
                 num_passes += 1
                 await context.write(codec.verdict_to_proto(one_pass(session)))
@@ -97,6 +102,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     async def GetVerifyInfo(  # noqa: N802
         self, request: verify_pb2.GetVerifyInfoRequest, context: Context
     ) -> verify_pb2.GetVerifyInfoResponse:
+        while self.hangs:  # noqa: ASYNC110  # the test sets it
+            await asyncio.sleep(0.01)
         return verify_pb2.GetVerifyInfoResponse(
             model=codec.model_to_proto(self.model),
             limits=codec.limits_to_proto(LIMITS),
@@ -135,7 +142,9 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     The tokens are right, unless ``is_wrong``. Rollbacks are answered at once, refused ones with
     ``rollback_refusal``; without ``answers``, only the test answers them. With ``breaks`` set, a
     rollback ends its stream with that status instead. ``events`` has the advances, rollbacks and
-    answers by their epoch, in order. ``ended`` is set when a Propose stream has ended.
+    answers by their epoch, in order. ``ended`` is set when a Propose stream has ended. With
+    ``num_answered`` set, it proposes nothing after so many opens and advances. While ``hangs`` is
+    set, calls for its information are not answered.
     """
 
     model: ModelDescription = MODEL
@@ -146,6 +155,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     answers: bool = True
     rollback_refusal: grpc.StatusCode | None = None
     breaks: grpc.StatusCode | None = None
+    num_answered: int = 1 << 30
+    hangs: bool = False
     opened: list[draft_pb2.ProposeOpen] = field(default_factory=list)
     rollbacks: list[draft_pb2.RollbackRequest] = field(default_factory=list)
     rollback_streams: list[Context] = field(default_factory=list)
@@ -157,9 +168,13 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
         self, request_iterator: AsyncIterator[draft_pb2.ProposeRequest], context: Context
     ) -> None:
         session: FakeDraftSession | None = None
+        num_requests = 0
         try:
             async for request in request_iterator:
-                if request.HasField("open"):
+                num_requests += 1
+                if num_requests > self.num_answered:
+                    self.opened += [request.open] if request.HasField("open") else []
+                elif request.HasField("open"):
                     session = await self._open(request.open, context)
                 else:
                     assert session is not None
@@ -215,6 +230,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     async def GetDraftInfo(  # noqa: N802
         self, request: draft_pb2.GetDraftInfoRequest, context: Context
     ) -> draft_pb2.GetDraftInfoResponse:
+        while self.hangs:  # noqa: ASYNC110  # the test sets it
+            await asyncio.sleep(0.01)
         return draft_pb2.GetDraftInfoResponse(
             model=codec.model_to_proto(self.model),
             limits=codec.limits_to_proto(LIMITS),

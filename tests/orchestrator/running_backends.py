@@ -1,6 +1,7 @@
 """Pools that run for the time of a test, and generations on them."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -19,7 +20,10 @@ Serve = Callable[..., Awaitable[str]]
 
 @asynccontextmanager
 async def running(
-    verify: str, draft: str = "", names: Resolver | None = None
+    verify: str,
+    draft: str = "",
+    names: Resolver | None = None,
+    replica_timeout_seconds: float = 10.0,
 ) -> AsyncIterator[Backends]:
     """Run the pools of both roles; ``names`` resolves host names."""
     settings = OrchestratorSettings(
@@ -27,6 +31,7 @@ async def running(
         draft=draft,
         default_strategy=Strategy.AMUSD if draft else Strategy.AUTOREGRESSIVE,
         resolve_interval_seconds=0.02,
+        replica_timeout_seconds=replica_timeout_seconds,
     )
     backends = Backends(settings, names)
     task = asyncio.create_task(backends.run())
@@ -38,12 +43,23 @@ async def running(
 
 
 async def generate(
-    backends: Backends, strategy: Strategy, draft_timeout_seconds: float = 5.0
+    backends: Backends,
+    strategy: Strategy,
+    draft_timeout_seconds: float = 5.0,
+    verify_timeout_seconds: float = 10.0,
+    replica_timeout_seconds: float = 10.0,
 ) -> Outcome:
     """Write 12 tokens; all that come have to be the model's own, and no token may be missing."""
     tokens: list[int] = []
     plan = SessionPlan(
-        "one", (1, 2), strategy, 4, FinishRule(12, frozenset()), 10.0, draft_timeout_seconds
+        uuid.uuid4().hex,
+        (1, 2),
+        strategy,
+        4,
+        FinishRule(12, frozenset()),
+        verify_timeout_seconds,
+        draft_timeout_seconds,
+        replica_timeout_seconds,
     )
     watch = RequestWatch(Observer("orchestrator"))
     outcome = await Session(backends, plan, tokens.extend, watch).run()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from amusd.fleet.endpoint import Endpoint
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from orchestrator.addresses import (
     AddressFile,
-    Endpoint,
     Entry,
     SystemResolver,
     parse_entries,

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from amusd.protocol.errors import InvalidInputError
-from orchestrator.text import Message, ModelText, load_text_codec
+from orchestrator.chat import Message
+from orchestrator.text import ModelText, load_text_codec
 
 MESSAGES = [Message("system", "Be brief."), Message("user", 'Say "é" & <b>.')]
 
@@ -103,3 +104,64 @@ def test_a_forbidden_expression_in_a_template_is_an_invalid_input(expression: st
     codec = ModelText(letters(), "{{ " + expression + " + 'x' }}", {})
     with pytest.raises(InvalidInputError, match="refuses the messages"):
         codec.encode_chat(MESSAGES)
+
+
+def test_a_last_message_of_the_assistant_is_continued() -> None:
+    template = "{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    codec = ModelText(letters(), template, {"eos_token": "<end>"})
+    messages = [Message("user", "Hi"), Message("assistant", "Hello, I  ")]
+    assert codec.encode_chat(messages) == codec.encode("Hi<end>Hello, I")
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ messages[1].content[:3] }}"])
+def test_a_message_that_the_template_changes_cannot_be_continued(template: str) -> None:
+    codec = ModelText(letters(), template, {})
+    with pytest.raises(InvalidInputError, match="cannot be continued"):
+        codec.encode_chat([Message("user", "Hi"), Message("assistant", "Hello")])
+
+
+def test_a_message_without_text_cannot_be_continued() -> None:
+    codec = ModelText(letters(), "{{ messages }}", {})
+    with pytest.raises(InvalidInputError, match="no text to continue"):
+        codec.encode_chat([Message("assistant", "", {"content": [{"type": "image"}]})])
+
+
+def test_no_character_is_lost_beside_the_name_of_a_special_token() -> None:
+    content = "a\U000f0000<end>\U000f0001b"
+    codec = ModelText(letters(), "{{ messages[0].content }}", {"eos_token": "<end>"})
+    tokens = codec.encode_chat([Message("user", content)])
+    assert letters().token_to_id("<end>") not in tokens
+    assert letters().decode(tokens) == content
+
+
+def test_the_name_of_a_special_token_becomes_the_token_on_request() -> None:
+    codec = ModelText(letters(), "{{ messages[0].content }}", {"eos_token": "<end>"})
+    tokens = codec.encode_chat([Message("user", "a<end>")], parse_special_tokens=True)
+    assert tokens[-1] == letters().token_to_id("<end>")
+
+
+def test_a_special_token_that_plain_text_also_makes_is_refused() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    codec = ModelText(tokenizer, "{{ messages[0].content }}", {})
+    with pytest.raises(InvalidInputError, match="leave it out, or set parse_special_tokens"):
+        codec.encode_chat([Message("user", "a <end>")])
+
+
+def test_names_of_special_tokens_in_roles_and_tools_are_plain_text() -> None:
+    codec = ModelText(
+        letters(),
+        "{{ messages[0].role }}{{ tools[0].name }}{{ eos_token }}",
+        {"eos_token": "<end>"},
+    )
+    tokens = codec.encode_chat([Message("<end>", "x")], {"tools": [{"name": "<end>"}]})
+    assert [token for token in tokens if token == letters().token_to_id("<end>")] == tokens[-1:]
+
+
+def test_text_that_is_no_unicode_is_an_invalid_input() -> None:
+    codec = ModelText(letters(), "{{ messages[0].name }}", {})
+    with pytest.raises(InvalidInputError, match="cannot encode the prompt"):
+        codec.encode_chat([Message("user", "x", {"name": "\ud800"})])
+    with pytest.raises(InvalidInputError, match="cannot encode the prompt"):
+        codec.encode("\ud800")

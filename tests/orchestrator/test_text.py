@@ -1,6 +1,8 @@
 """Text to tokens and back: no broken characters, and helpful errors."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.protocol.errors import InvalidInputError, NotServedError
-from orchestrator.text import Message, ModelText, TextCodec, load_text_codec
+from orchestrator.chat import Message
+from orchestrator.text import ModelText, TextCodec, load_text_codec
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -71,6 +74,25 @@ def test_any_tokens_decode_to_the_same_text_in_chunks_as_at_once(tokens: list[in
 
 def tiny_size() -> int:
     return tiny_tokenizer().get_vocab_size()
+
+
+def test_other_threads_run_while_a_text_is_encoded() -> None:
+    ended = threading.Event()
+    num_rounds = 0
+
+    def count() -> None:
+        nonlocal num_rounds
+        while not ended.wait(0.001):
+            num_rounds += 1
+
+    with ThreadPoolExecutor(1) as other:
+        counted = other.submit(count)
+        try:
+            CODEC.encode("naïve café " * 50_000)
+        finally:
+            ended.set()
+        counted.result(10)
+    assert num_rounds >= 10
 
 
 def test_special_tokens_have_no_text() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
-from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio, amusd
+from tests.process.services import DRAFT_MODEL, VERIFY_MODEL, Trio, amusd, becomes_true
 from tests.process.synthetic_models import expected_output
+from tests.process.test_sharing import nothing_is_left
 
 pytestmark = pytest.mark.process
 
@@ -28,6 +29,22 @@ def test_generate_prints_the_text_and_the_statistics(trio: Trio) -> None:
     text = bytes(token for token in expected if token < 256).decode(errors="replace")
     assert done.stdout.split() == text.split()
     assert "30 tokens" in done.stderr
+
+
+def test_generate_ends_at_once_when_it_is_interrupted(trio: Trio) -> None:
+    flags = ("--raw", "--strategy", "autoregressive", "--max-tokens", "590")
+    command = (sys.executable, "-m", "amusd", "generate", "hello", *flags)
+    process = subprocess.Popen(
+        (*command, "--address", trio.orchestrator.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"")
+    assert becomes_true(lambda: nothing_is_left(trio))
 
 
 def test_generate_starts_and_ends_services_of_its_own(

@@ -226,14 +226,14 @@ BAD_OPENS: dict[str, Any] = {
     "a token outside": ({"token_ids": (512,)}, grpc.StatusCode.INVALID_ARGUMENT),
     "no room": ({"max_position": 3}, grpc.StatusCode.INVALID_ARGUMENT),
     "no look-ahead": ({"lookahead": 0}, grpc.StatusCode.INVALID_ARGUMENT),
-    "too much look-ahead": ({"lookahead": 17}, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    "too much look-ahead": ({"lookahead": 17}, grpc.StatusCode.INVALID_ARGUMENT),
     "proposals over the look-ahead": (
         {"tokens_per_proposal": 5},
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "a prompt over the context": (
         {"token_ids": [1] * 600, "max_position": 700},
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "another vocabulary": (
         {"vocabulary_fingerprint": "0" * 64},

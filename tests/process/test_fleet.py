@@ -71,7 +71,7 @@ def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) 
     with Client(orchestrator.address, timeout_seconds=60) as client:
         assert becomes_true(lambda: set(states(client).values()) == {HEALTHY}, BOUND_SECONDS)
         for killed in (verifies[0], drafts[1]):
-            killed.process.kill()
+            kill_beside_generations(client, killed)
             # Before and after its state is known: a refused session is opened on another replica.
             assert all(generates(client) for _ in range(8))
             assert becomes_true(
@@ -79,6 +79,17 @@ def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) 
                 BOUND_SECONDS,
             )
             assert all(generates(client) for _ in range(4))
+
+
+def kill_beside_generations(client: Client, service: Service) -> None:
+    """Kill a replica while as many generations run as both have places; none loses a token."""
+    generations = [client.generate(Prompt(tokens=(one,)), Options(max_tokens=90)) for one in (1, 2)]
+    for generation in generations:
+        next(iter(generation))
+    service.process.kill()
+    for number, generation in enumerate(generations, start=1):
+        generation.wait()
+        assert generation.tokens == expected_output(VERIFY_MODEL, (number,), 90)
 
 
 def test_without_verify_replicas_there_is_advice_until_one_comes_back(start: Starter) -> None:

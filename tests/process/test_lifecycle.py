@@ -125,6 +125,7 @@ def test_a_draft_that_hangs_costs_no_token(start: Starter, strategy: Strategy) -
                 trio.draft.process.send_signal(signal.SIGSTOP)
         trio.draft.process.send_signal(signal.SIGCONT)
     assert generation.tokens == expected_output(VERIFY_MODEL, (2,), 300)
+    assert "draft service: no" in generation.summary().fallback_reason
 
 
 def test_a_draft_that_comes_back_is_used_and_rolled_back_again(start: Starter) -> None:

@@ -9,7 +9,7 @@ from amusd.cli.local_services import LocalSettings, local_services
 from amusd.client import Client, Generation, Options
 from amusd.observe.metrics import METRIC_NAMES, Role, names_of
 from amusd.prompts import Prompt
-from amusd.protocol.errors import InvalidInputError, LimitExceededError
+from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 from tests.process.rollbacks import Rollbacks
 from tests.process.scrape import Scrape, WatchedTrio, free_port, scrape, start_watched
@@ -65,6 +65,7 @@ def test_metrics_add_up_to_the_statistics_of_the_clients(trio: WatchedTrio) -> N
     assert seen["amusd_prompt_tokens_total"] == sum(one.num_prompt_tokens for one in summaries)
     assert seen["amusd_spec_decode_num_drafted_tokens_total"] == drafted
     assert seen["amusd_spec_decode_num_accepted_tokens_total"] == accepted
+    assert seen["amusd_spec_decode_num_rejected_tokens_total"] == rejected
     assert seen["amusd_spec_decode_num_wasted_tokens_total"] == wasted
     assert drafted == accepted + rejected + wasted
     assert seen["amusd_rollbacks_total"] == sum(one.num_rollbacks for one in summaries) > 0
@@ -135,12 +136,12 @@ def test_failures_are_counted_by_status(trio: WatchedTrio) -> None:
         for _ in range(2):
             with pytest.raises(InvalidInputError):
                 client.generate(Prompt(tokens=(999_999,))).wait()
-        with pytest.raises(LimitExceededError):
+        with pytest.raises(InvalidInputError, match="--cache-mib"):
             client.generate(Prompt(tokens=(1,)), Options(max_tokens=500)).wait()
     assert becomes_true(lambda: is_at_rest(trio))
     failures = failures_of(trio.scrape("orchestrator"))
-    assert failures == {"INVALID_ARGUMENT": 2, "RESOURCE_EXHAUSTED": 1}
-    assert failures_of(trio.scrape("verify")) == {"RESOURCE_EXHAUSTED": 1}
+    assert failures == {"INVALID_ARGUMENT": 3}
+    assert failures_of(trio.scrape("verify")) == {"INVALID_ARGUMENT": 1}
 
 
 def failures_of(seen: Scrape) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Services that start, fail to start and end: health, exit codes and one line of advice."""
 
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,31 @@ def test_sigterm_ends_an_orchestrator_that_still_waits(start: Starter) -> None:
     orchestrator.process.terminate()
     assert orchestrator.process.wait(20) == 0
     assert "Traceback" not in orchestrator.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("role", "number"), [("verify", signal.SIGTERM), ("orchestrator", signal.SIGINT)]
+)
+def test_a_signal_while_a_download_hangs_is_a_normal_end(
+    start: Starter, trio: Trio, role: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:  # accepts, and never answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        if role == "verify":
+            service = start(role, "--model", "some/model")
+        else:
+            verify = trio.verify.address
+            service = start(role, "--verify", verify, "--draft", "", "--tokenizer", "some/model")
+        hub.settimeout(60)
+        connection, _ = hub.accept()
+        with connection:
+            service.process.send_signal(number)
+            assert service.process.wait(5) == 0
+    lines = service.log.read_text().splitlines()
+    assert "ending before" in lines[-1]
+    assert not any("Traceback" in line or "terminate called" in line for line in lines)
 
 
 def test_the_end_of_standard_input_ends_a_service_with_that_flag() -> None:

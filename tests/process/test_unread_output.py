@@ -10,13 +10,14 @@ import pytest
 
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
+from amusd.protocol.errors import LimitExceededError
 from amusd.protocol.strategy import Strategy
+from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
-from amusd.v1 import verify_pb2, verify_pb2_grpc
 from tests.process.services import VOCABULARY, Service, Starter, Trio, becomes_true, start_trio
 from tests.process.synthetic_models import expected_output
-from tests.process.test_sharing import nothing_is_left, verify_info
+from tests.process.test_sharing import draft_info, nothing_is_left, verify_info
 
 pytestmark = pytest.mark.process
 
@@ -95,6 +96,19 @@ def test_a_client_that_does_not_read_holds_up_no_other(
     assert becomes_true(lambda: nothing_is_left(trio))
 
 
+def test_an_unread_generation_of_the_python_client_is_given_up_beside_another(trio: Trio) -> None:
+    with Client(trio.orchestrator.address, timeout_seconds=60) as client:
+        options = Options(Strategy.AUTOREGRESSIVE, 40_000, ignore_eos=True)
+        unread = client.generate(Prompt(tokens=PROMPT), options)
+        while not has_given_up(trio.orchestrator):
+            generation = client.generate(Prompt(tokens=(3,)), Options(Strategy.AMUSD, 20)).wait()
+            assert generation.tokens == expected_output(MODEL, (3,), 20)
+        assert becomes_true(lambda: nothing_is_left(trio))
+        with pytest.raises(LimitExceededError, match="has not read"):
+            unread.wait()
+        assert unread.tokens == expected_output(MODEL, PROMPT, len(unread.tokens))
+
+
 def test_a_client_that_does_not_read_the_completion_is_given_up(
     trio: Trio, stub: rpc.OrchestratorServiceStub
 ) -> None:
@@ -139,6 +153,27 @@ def test_a_verify_stream_that_nobody_reads_loses_its_session(start: Starter) -> 
         next(iter(call))
         assert becomes_true(lambda: verify_info(service).num_sessions == 0, within_seconds=40)
         assert verify_info(service).cache.num_reserved_tokens == 0
+        with pytest.raises(grpc.RpcError) as caught:
+            deque(call, maxlen=0)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "read faster" in str(caught.value.details())
+        requests.put(None)
+
+
+def test_a_propose_stream_that_nobody_reads_loses_its_session(start: Starter) -> None:
+    service = start("draft", "--model", MODEL, "--max-lookahead", "30000")
+    service.wait_until_serving()
+    opening = draft_pb2.ProposeOpen(
+        session_id="unread", token_ids=PROMPT, max_position=40_000, lookahead=30_000
+    )
+    requests: queue.SimpleQueue[draft_pb2.ProposeRequest | None] = queue.SimpleQueue()
+    requests.put(draft_pb2.ProposeRequest(open=opening))
+    with grpc.insecure_channel(service.address, options=LITTLE_AHEAD) as channel:
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        call = stub.Propose(iter(requests.get, None), timeout=60)
+        next(iter(call))
+        assert becomes_true(lambda: draft_info(service).num_sessions == 0, within_seconds=40)
+        assert draft_info(service).cache.num_reserved_tokens == 0
         with pytest.raises(grpc.RpcError) as caught:
             deque(call, maxlen=0)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -174,7 +174,7 @@ BAD_OPENS: dict[str, Any] = {
     "an empty prompt": ({"token_ids": ()}, grpc.StatusCode.INVALID_ARGUMENT, "at least one"),
     "a token outside": ({"token_ids": (512,)}, grpc.StatusCode.INVALID_ARGUMENT, "outside"),
     "no room": ({"max_position": 3}, grpc.StatusCode.INVALID_ARGUMENT, "no room"),
-    "too long": ({"max_position": 601}, grpc.StatusCode.RESOURCE_EXHAUSTED, "up to 600"),
+    "too long": ({"max_position": 601}, grpc.StatusCode.INVALID_ARGUMENT, "up to 600"),
     "another vocabulary": (
         {"vocabulary_fingerprint": "0" * 64},
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -226,6 +226,9 @@ class Orchestrator:
         self.has_draft = False
         self._carry_out(self._controller.on_draft_lost())
 
+    def on_verify_moved(self) -> None:
+        self._carry_out(self._controller.on_verify_moved())
+
     def go_alone(self) -> None:
         self._carry_out(self._controller.on_draft_wait_over())
 

@@ -30,18 +30,20 @@ class Move(enum.Enum):
     VERDICT = "a verdict arrives"
     ALONE = "the orchestrator goes on without a proposal"
     REPEAT = "a message arrives once more"
+    MOVED = "another verify service has the session"
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
     """One session, its models and its mishaps.
 
-    ``dies_after`` counts moves. ``silence`` is the share of contexts in which the drafter has
-    nothing to propose. ``max_checked`` of 0 lets a pass check all that waits. ``num_collected``
-    proposals are waited for before an idle verify model gets them. ``impatient``: the
-    orchestrator may tire of waiting at any time; if it may not, a message ends every wait.
-    ``mixes_sources``: n-gram lookup proposes as well, as far as it pays, as often right as the
-    model. ``collects``: the draft is told how many tokens to collect into a proposal.
+    ``dies_after`` counts moves until the draft is lost, ``verify_dies_after`` those until the
+    verify service is lost and another one opens the session. ``silence`` is the share of contexts
+    in which the drafter has nothing to propose. ``max_checked`` of 0 lets a pass check all that
+    waits. ``num_collected`` proposals are waited for before an idle verify model gets them.
+    ``impatient``: the orchestrator may tire of waiting at any time; if it may not, a message ends
+    every wait. ``mixes_sources``: n-gram lookup proposes as well, as far as it pays, as often right
+    as the model. ``collects``: the draft is told how many tokens to collect into a proposal.
     ``num_branches``: how many branches of up to ``branch_depth`` tokens the draft hangs on each
     token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
     """
@@ -60,6 +62,7 @@ class Setup:
     num_collected: int = 1
     num_repeats: int = 0
     dies_after: int | None = None
+    verify_dies_after: int | None = None
     impatient: bool = False
     mixes_sources: bool = False
     collects: bool = True

@@ -65,6 +65,9 @@ class Simulation:
             yield move
             if self.num_moves == self.setup.dies_after:
                 self._kill_draft(schedule)
+            if self.num_moves == self.setup.verify_dies_after:
+                self._replace_verify()
+                yield Move.MOVED
 
     def __repr__(self) -> str:
         draft = self.draft.session if self.draft else None
@@ -167,6 +170,18 @@ class Simulation:
         if self.setup.num_repeats:
             self._past.append(lambda: receive(message))
         receive(message)
+
+    def _replace_verify(self) -> None:
+        """Lose the verify service, and all messages on their way to it and from it."""
+        ledger, setup = self.ledger, self.setup
+        if self.orchestrator.reason is not None:
+            return
+        opened = VerifySession(
+            list(ledger.tokens), setup.max_position, setup.lookahead, ledger.epoch
+        )
+        self.verify = VerifySide(setup, opened)
+        self.orchestrator.forwards.clear()
+        self.orchestrator.on_verify_moved()
 
     def _kill_draft(self, schedule: Schedule) -> None:
         """End the draft; the first few of the proposals on their way still arrive."""

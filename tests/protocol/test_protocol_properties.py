@@ -61,6 +61,7 @@ def mishaps(draw: st.DrawFn) -> Setup:
         stop_tokens=draw(st.frozensets(st.integers(0, VOCABULARY - 1), max_size=1)),
         num_repeats=draw(st.sampled_from([0, 10])),
         dies_after=draw(st.none() | st.integers(1, 120)),
+        verify_dies_after=draw(st.none() | st.integers(1, 120)),
         impatient=draw(st.booleans()),
         mixes_sources=draw(st.booleans()),
     )
@@ -114,6 +115,16 @@ def test_a_draft_that_has_nothing_to_propose_says_so(
 @laws
 def test_a_draft_may_die_at_any_moment(setup: Setup, schedule: Schedule, moment: int) -> None:
     setup = replace(setup, dies_after=moment)
+    run = Simulation(setup).run(schedule)
+    assert run.orchestrator.output == verify_models_own(setup)
+
+
+@given(setups(), schedules(), st.integers(1, 120))
+@laws
+def test_a_session_may_move_to_another_verify_service_at_any_moment(
+    setup: Setup, schedule: Schedule, moment: int
+) -> None:
+    setup = replace(setup, verify_dies_after=moment)
     run = Simulation(setup).run(schedule)
     assert run.orchestrator.output == verify_models_own(setup)
 
@@ -253,7 +264,14 @@ def test_all_strategies_give_the_same_tokens(setup: Setup, orders: list[Schedule
 @pytest.mark.parametrize("strategy", DRAFTING)
 def test_the_simulation_reaches_every_race(strategy: Strategy) -> None:
     """Guards the tests above: a simulation in which nothing goes wrong would prove nothing."""
-    setup = Setup(strategy, agreement=0.3, max_tokens=40, num_repeats=5, impatient=True)
+    setup = Setup(
+        strategy,
+        agreement=0.3,
+        max_tokens=40,
+        num_repeats=5,
+        verify_dies_after=60,
+        impatient=True,
+    )
     moves: set[Move] = set()
     num_stale = num_late_mismatches = num_overtaken = num_rollbacks = 0
     for seed in range(20):

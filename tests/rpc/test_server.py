@@ -88,3 +88,20 @@ async def test_an_engine_that_fails_is_not_alive(capsys: pytest.CaptureFixture[s
             await anext(live)
     with pytest.raises(AmusdError, match="the engine failed"):
         await service
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x02\xff\xff"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    shell = ServiceShell(Listen(), SERVICE, "Verify")
+    await shell.start()
+    async with grpc.aio.insecure_channel(address_of(capsys)) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", bytes, bytes)
+        for answer in (check(data, timeout=10), watch(data, timeout=10).read()):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await answer
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert ".proto" in str(caught.value.details())
+    await shell.stop()

@@ -264,7 +264,7 @@ def test_a_session_that_is_not_open_is_unknown() -> None:
     [
         (FakeOpening("b", []), InvalidInputError),
         (FakeOpening("a", [1]), DuplicateSessionError),
-        (FakeOpening("b", [1], capacity=301), LimitExceededError),
+        (FakeOpening("b", [1], capacity=301), InvalidInputError),
     ],
 )
 def test_an_opening_that_is_refused_leaves_everything_as_it_was(

@@ -96,7 +96,7 @@ def test_a_sequence_that_can_never_fit_is_refused_even_behind_others(num_others:
     service = FakeService(MEMORY)
     for number in range(num_others):
         service.add(str(number), capacity=60)
-    with pytest.raises(LimitExceededError, match="--cache-mib") as caught:
+    with pytest.raises(InvalidInputError, match="--cache-mib") as caught:
         service.add("a", capacity=101)
     assert not isinstance(caught.value, CacheFullError)
     assert service.scheduler.get("a") is None
@@ -366,3 +366,42 @@ def test_an_inconsistent_state_is_found() -> None:
     with pytest.raises(AssertionError, match="has memory and waits"):
         service.scheduler.check_integrity()
     assert make_sequence("c", [1], 10).is_runnable is False
+
+
+# Sessions without a place
+
+
+def test_sequences_without_a_place_in_the_last_batch_are_counted() -> None:
+    service = FakeService(max_batch=2, limits=replace(LIMITS, max_sessions=8))
+    sequences = [service.add(f"s{number}", [number]) for number in range(5)]
+    assert service.scheduler.num_left_out == 0
+    assert len(service.scheduler.schedule()) == 2
+    assert service.scheduler.num_left_out == 3
+    service.scheduler.check_integrity()
+    for sequence in sequences[:2]:  # what the next batch leaves out
+        service.scheduler.remove(sequence.session_id)
+    assert service.scheduler.num_left_out == 3
+    service.scheduler.remove("s4")
+    assert service.scheduler.num_left_out == 2
+    assert len(service.scheduler.schedule()) == 2
+    assert service.scheduler.num_left_out == 0
+
+
+def test_a_prompt_that_waits_for_its_turn_is_without_a_place() -> None:
+    service = FakeService(prefill_budget=10)
+    service.add("long", list(range(30)))
+    service.add("other", list(range(100, 130)))
+    assert len(service.scheduler.schedule()) == 1
+    assert service.scheduler.num_left_out == 1
+
+
+def test_a_sequence_that_has_nothing_to_compute_does_not_wait() -> None:
+    service = FakeService(max_batch=1)
+    for name in ("a", "b"):
+        service.add(name, [1])
+    service.scheduler["b"].due = False
+    assert len(service.scheduler.schedule()) == 1
+    assert service.scheduler.num_left_out == 0
+    service.scheduler["a"].due = False
+    assert not service.scheduler.schedule()
+    assert service.scheduler.num_left_out == 0

@@ -99,9 +99,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         except CacheFullError:
             assert num_waiting == self.limits.max_waiting
             assert not fits
+        except InvalidInputError:
+            assert capacity > self.memory
         except LimitExceededError:
-            is_full = len(self.records) == self.limits.max_sessions
-            assert is_full or capacity > self.memory
+            assert len(self.records) == self.limits.max_sessions
         else:
             assert (sequence.slot is not None) == fits
             record = Record(sequence, int(name), len(self.records), is_waiting=not fits)

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.observer import Observer, RequestWatch
 from amusd.protocol.errors import (
     AmusdError,
@@ -30,6 +31,8 @@ LONG = 3600.0
 
 class LoggingWorker:
     """Logs its commands. Its sessions answer each event with the event's number."""
+
+    limits = ServiceLimits(max_sessions=4, max_context=100, max_lookahead=4)
 
     def __init__(self) -> None:
         self.flush: Callable[[], None] = lambda: None
@@ -81,6 +84,9 @@ class FakeContext:
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        assert not self.responses
 
     async def write(self, response: str) -> None:
         await self.may_write.wait()

@@ -297,7 +297,7 @@ def test_sessions_beside_others_write_what_they_write_alone(
         ),
         (
             replace(OPENING, max_position=65),
-            LimitExceededError,
+            InvalidInputError,
             "max_position is 65: the verify service takes up to 64 tokens",
         ),
     ],

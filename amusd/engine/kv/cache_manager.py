@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from amusd.fleet.model_description import CacheUsage
-from amusd.protocol.errors import CacheFullError, LimitExceededError
+from amusd.protocol.errors import CacheFullError, InvalidInputError, LimitExceededError
 
 Buffer = TypeVar("Buffer")
 
@@ -101,14 +101,16 @@ class KVCacheManager(Generic[Buffer]):
 
         Raises:
             CacheFullError: it does not fit beside the open sequences. It fits once some close.
-            LimitExceededError: it does not fit even if nothing else is open.
+            InvalidInputError: it does not fit even if nothing else is open.
         """
         for limit, name in (
-            (self._context_length, "the model's context"),
+            (self._context_length, "the context that is served (--max-context, --cache-mib)"),
             (self._max_tokens, "the memory for keys and values (--cache-mib)"),
         ):
             if capacity > limit:
-                raise LimitExceededError(f"{capacity} tokens do not fit {name} of {limit} tokens")
+                raise InvalidInputError(
+                    f"{capacity} tokens do not fit {name} of {limit} tokens: ask for fewer"
+                )
         in_use = self._size(self._open)
         needed = self._reserved(capacity)
         if in_use + needed > self._max_tokens:

@@ -29,6 +29,12 @@ class PaddedPool:
             for part in layer:
                 part[target, :, :length] = part[donor, :, :length]
 
+    def clear(self, row: int, start: int = 0, end: int | None = None) -> None:
+        """Write zeros to columns ``[start, end)`` of a row, which may hold NaN."""
+        for layer in self._layers.values():
+            for part in layer:
+                part[row, :, start:end] = 0
+
     def _zeros(self, like: Tensor) -> Tensor:
         _, num_heads, _, head_dim = like.shape
         return like.new_zeros(self.num_rows, num_heads, self.padding_column + 1, head_dim)

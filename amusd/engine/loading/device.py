@@ -1,11 +1,15 @@
 """The device of a service, and its threads and cores on CPU."""
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
 
 from amusd.protocol.errors import InvalidInputError
+from amusd.resource_limits import usable_cpus
 from amusd.settings import check_bounds, setting
+
+log = logging.getLogger(__name__)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -51,7 +55,11 @@ class DeviceSettings:
         "Model dtype: float32, bfloat16, float16, or auto (float32 on CPU, bfloat16 elsewhere).",
     )
     threads: int = setting(
-        0, "Number of compute threads on CPU; 0: chosen by PyTorch.", unit="threads", at_least=0
+        0,
+        "Number of compute threads on CPU, at most the cores that the service may use; 0: chosen "
+        "by PyTorch, within affinity and CPU quota.",
+        unit="threads",
+        at_least=0,
     )
     cpus: tuple[int, ...] = setting(
         (),
@@ -84,7 +92,7 @@ def bind_engine_thread(settings: DeviceSettings) -> None:
 
 
 def prepare_torch(settings: DeviceSettings) -> None:
-    """Set the number of PyTorch's threads, and check that it can use the device.
+    """Set the number of compute threads, and check that PyTorch can use the device.
 
     Raises:
         InvalidInputError: the device cannot be used.
@@ -92,8 +100,7 @@ def prepare_torch(settings: DeviceSettings) -> None:
     # Importing torch takes seconds, so only engines that need it do so.
     import torch  # noqa: PLC0415
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(_num_threads(settings.threads, torch.get_num_threads()))
     try:
         torch.empty(1, device=settings.device)
     except (RuntimeError, AssertionError) as error:
@@ -101,6 +108,23 @@ def prepare_torch(settings: DeviceSettings) -> None:
         raise InvalidInputError(
             f"device {settings.device!r} cannot be used: {reason}; choose another with --device"
         ) from None
+
+
+def _num_threads(requested: int, default: int) -> int:
+    """Return the number of compute threads: as requested, within what the thread may use.
+
+    More threads than cores take turns, and each waits for all others many times in a pass.
+    """
+    usable = usable_cpus()
+    if requested > usable:
+        log.warning(
+            "--threads %d exceeds the %d CPU cores that this service may use (affinity, CPU "
+            "quota): it computes with %d threads",
+            requested,
+            usable,
+            usable,
+        )
+    return min(requested or default, usable)
 
 
 def gpu_uuid(device: str) -> str | None:

@@ -1,20 +1,26 @@
 """Loads a model of Transformers, and describes it for an engine."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
+from amusd.engine.loading.context_length import context_length
+from amusd.engine.loading.end_of_text import EndOfText, end_of_text
+from amusd.engine.loading.generation_settings import explain_unapplied
+from amusd.engine.loading.model_files import ModelFiles, read_model_files
 from amusd.engine.loading.reduced_head import load_causal_lm
 from amusd.engine.loading.weights_fingerprint import weights_fingerprint
 from amusd.fleet.model_description import ModelDescription
-from amusd.fleet.vocabulary import Vocabulary
+from amusd.library_output import root_of
 from amusd.protocol.errors import InvalidInputError
 
-_NO_LIMIT = 1 << 20
+log = logging.getLogger(__name__)
+
+_MAX_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +50,14 @@ class LoadedModel:
     """A model on its device, and what an engine needs to know about it.
 
     ``head_ids`` has the token id of each row of a reduced head, ``[head]`` int64. Only the first
-    ``num_outputs`` rows of the head are sampled; None: all.
+    ``num_outputs`` rows of the head are sampled; None: all. ``remarks`` are for the log.
     """
 
     model: PreTrainedModel
     description: ModelDescription
     head_ids: Tensor | None = None
     num_outputs: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedModel:
@@ -71,42 +78,66 @@ def load_source(source: ModelSource, known_tokens_only: bool = False) -> LoadedM
             f"there is no model folder {source.location}: give one with config.json, safetensors "
             "and a tokenizer, or a hub id"
         )
-    # A progress bar makes no sense in the log of a service.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        files = read_model_files(source.location, needs_tokenizer_json=not known_tokens_only)
         model, head_ids = load_causal_lm(source.location, dtype, torch.device(source.device))
-        tokenizer = AutoTokenizer.from_pretrained(source.location)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()
+        end = end_of_text(files, int(model.config.get_text_config().vocab_size))
+        description = _describe(model, source, files, end)
+    except Exception as error:  # a broken folder raises whatever its content leads to
+        log.debug("loading a model failed", exc_info=True)
         raise InvalidInputError(
-            f"cannot load model {source.name!r} on {source.device}: "
-            f"{reason[0] if reason else type(error).__name__}; give a folder with config.json, "
-            "safetensors and a tokenizer, or a hub id that can be reached"
+            f"cannot load model {source.name!r} on {source.device}: {reason_of(error)}; give a "
+            "folder with config.json, safetensors and a tokenizer, or a hub id that can be reached"
         ) from error
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    num_known = min(files.vocabulary.size, description.output_size)
     return LoadedModel(
         model,
-        _describe(model, source, Vocabulary.of(tokens)),
+        description,
         head_ids,
-        len(tokenizer) if known_tokens_only and head_ids is None else None,
+        num_known if known_tokens_only and head_ids is None else None,
+        () if known_tokens_only else _remarks(model, files, end),
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of ``error`` in one line of bounded length."""
+    error = root_of(error)
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__} {text}".strip()
+    if len(text) > _MAX_REASON_CHARACTERS:
+        text = f"{text[:_MAX_REASON_CHARACTERS]}..."
+    return text
+
+
+def _remarks(model: PreTrainedModel, files: ModelFiles, end: EndOfText) -> tuple[str, ...]:
+    """Return what the log has to say about a verify model."""
+    remarks = list(end.remarks)
+    unapplied = explain_unapplied(model.generation_config)
+    if unapplied is not None:
+        remarks.append(unapplied)
+    output_size = int(model.config.get_text_config().vocab_size)
+    if files.vocabulary.size > output_size:
+        remarks.append(
+            f"the tokenizer has ids up to {files.vocabulary.size - 1}, the model only up to "
+            f"{output_size - 1}: prompts with the rest are refused"
+        )
+    return tuple(remarks)
+
+
 def _describe(
-    model: PreTrainedModel, source: ModelSource, vocabulary: Vocabulary
+    model: PreTrainedModel, source: ModelSource, files: ModelFiles, end: EndOfText
 ) -> ModelDescription:
     config = model.config.get_text_config()
-    eos = model.generation_config.eos_token_id if model.generation_config else None
     return ModelDescription(
         name=source.name,
         device=str(torch.device(source.device)),
         dtype=str(source.torch_dtype()).removeprefix("torch."),
         num_parameters=sum(weight.numel() for weight in model.parameters()),
-        # Recurrent models have no positions and so no limit.
-        context_length=int(getattr(config, "max_position_embeddings", _NO_LIMIT)),
+        context_length=context_length(model, source.location),
         output_size=int(config.vocab_size),
-        vocabulary=vocabulary,
-        eos_token_ids=tuple(eos if isinstance(eos, list) else [eos] if eos is not None else []),
+        vocabulary=files.vocabulary,
+        eos_token_ids=end.token_ids,
         tokenizer=source.name,
         weights_fingerprint=weights_fingerprint(model, config.to_diff_dict()),
     )

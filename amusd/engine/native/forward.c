@@ -1,5 +1,6 @@
 /* A forward pass of a Llama-like model over a batch, and the team of threads that runs it. */
 
+#define _GNU_SOURCE /* sched_getaffinity */
 #include "native.h"
 
 #ifdef AMUSD_HAS_NATIVE
@@ -9,13 +10,16 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define SPINS 4096 /* polls of a barrier before the thread yields its core */
+/* Polls of a barrier before the thread sleeps. A thread without a core of its own polls in vain,
+   and keeps the others from theirs. */
+#define SPINS 4096
+#define SPINS_WITHOUT_CORE 16
 
 struct Team {
-    int size;
-    atomic_int arrived, round; /* of the barrier */
+    int size, spins;
+    atomic_int arrived, round, sleeping; /* of the barrier */
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed; /* a new task, or a new round */
     int64_t task; /* number of the current pass; -1 ends the threads */
     const Model *model;
     const Pass *pass;
@@ -27,6 +31,25 @@ typedef struct {
     int index;
 } Start; /* what a new thread needs to know */
 
+/* Sleep until the round is over. The last thread to arrive starts a round and then reads
+   `sleeping`; this one counts itself and then reads the round: one of both sees the other. */
+static void sleep_through(Team *team, int round)
+{
+    pthread_mutex_lock(&team->lock);
+    atomic_fetch_add(&team->sleeping, 1);
+    while (atomic_load(&team->round) == round)
+        pthread_cond_wait(&team->changed, &team->lock);
+    atomic_fetch_sub(&team->sleeping, 1);
+    pthread_mutex_unlock(&team->lock);
+}
+
+static void wake(Team *team)
+{
+    pthread_mutex_lock(&team->lock);
+    pthread_cond_broadcast(&team->changed);
+    pthread_mutex_unlock(&team->lock);
+}
+
 void wait_for_all(const Member *member)
 {
     Team *team = member->team;
@@ -36,13 +59,16 @@ void wait_for_all(const Member *member)
     if (atomic_fetch_add(&team->arrived, 1) == team->size - 1) {
         atomic_store(&team->arrived, 0);
         atomic_fetch_add(&team->round, 1);
+        if (atomic_load(&team->sleeping))
+            wake(team);
         return;
     }
-    for (int spins = 0; atomic_load(&team->round) == round; spins++)
-        if (spins > SPINS)
-            sched_yield();
-        else
-            __builtin_ia32_pause();
+    for (int spins = 0; spins < team->spins; spins++) {
+        if (atomic_load(&team->round) != round)
+            return;
+        __builtin_ia32_pause();
+    }
+    sleep_through(team, round);
 }
 
 static void norm_rows(const float *x, const float *weight, float *y, size_t rows, size_t width,
@@ -162,6 +188,17 @@ void amusd_team_close(Team *team)
     free(team);
 }
 
+static int has_cores_for(int size)
+{
+#ifdef __linux__
+    cpu_set_t usable;
+    return sched_getaffinity(0, sizeof(usable), &usable) || CPU_COUNT(&usable) >= size;
+#else
+    (void)size;
+    return 1;
+#endif
+}
+
 /* A team of `size` threads, the caller's among them; NULL: no memory or no threads. */
 Team *amusd_team_open(int size)
 {
@@ -170,6 +207,7 @@ Team *amusd_team_open(int size)
         return NULL;
     pthread_mutex_init(&team->lock, NULL);
     pthread_cond_init(&team->changed, NULL);
+    team->spins = has_cores_for(size) ? SPINS : SPINS_WITHOUT_CORE;
     team->size = 1;
     for (int i = 1; i < size; i++, team->size++) {
         Start *start = malloc(sizeof(Start));

@@ -211,6 +211,18 @@ void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, fl
         panel_rows(w, panel, x, rows, y + panel * PANEL, width, adds, scratch);
 }
 
+/* Whether one of the first `width` values of a panel is NaN. */
+INLINE int has_nan(const float *values, size_t width)
+{
+    int found = 0;
+    for (size_t first = 0; first < width; first += LANES) {
+        size_t count = width - first < LANES ? width - first : LANES;
+        __m512 part = _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), values + first);
+        found |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
+    }
+    return found != 0;
+}
+
 void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *maxima,
                    int64_t *maxima_rows, float *logits, float *scratch, const Member *member)
 {
@@ -226,6 +238,8 @@ void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outp
         panel_rows(w, panel, x, rows, found, PANEL, 0, scratch);
         for (size_t row = 0; row < rows; row++) {
             const float *values = found + row * PANEL;
+            if (has_nan(values, width))
+                maxima[row] = __builtin_nanf(""); /* and stays: no value is greater */
             for (size_t i = 0; i < width; i++)
                 if (values[i] > maxima[row])
                     maxima[row] = values[i], maxima_rows[row] = (int64_t)(start + i);

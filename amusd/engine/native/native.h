@@ -74,7 +74,7 @@ typedef struct {
     float *gate_up;        /* [num_tokens][2 intermediate] */
     float *mixed;          /* [num_tokens][intermediate] */
     float *scratch;        /* [num_threads][scratch_size] */
-    float *maxima;         /* [num_threads][num_outputs]: the largest logit of a thread's panels */
+    float *maxima;         /* [num_threads][num_outputs]: the largest logit of a thread's panels, or NaN */
     int64_t *maxima_rows;  /* [num_threads][num_outputs]: its row of the head */
     float *logits;         /* [num_outputs][num_outputs of the model], or NULL */
     int64_t num_chunks, num_tokens, num_outputs, scratch_size;

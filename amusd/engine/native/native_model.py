@@ -23,6 +23,7 @@ from amusd.engine.native.packed_weights import FORMAT_NAMES, Arena, Packed, pack
 
 _FAMILIES = {f"{family}ForCausalLM": family for family in ("Llama", "Mistral", "Qwen2", "Qwen3")}
 _DYNAMIC_ROPE = ("dynamic", "longrope")  # angles that depend on the length of the sequence
+_TABLE_BLOCK = 1 << 13  # positions whose angles are computed at once
 _MATRICES = 4  # of a layer: those with the same input are joined
 _EMBEDDING_FORMATS = {
     torch.float32: FLOAT32,
@@ -39,6 +40,7 @@ class NativeModel:
         model: PreTrainedModel,
         weights: WeightFormat,
         num_outputs: int | None = None,
+        context_length: int | None = None,
     ) -> None:
         """Convert ``model``, which is not needed afterwards.
 
@@ -46,6 +48,7 @@ class NativeModel:
             model: a model for which ``reason_against`` returns None.
             weights: how to store the weights.
             num_outputs: only the first ``num_outputs`` rows of the head are computed.
+            context_length: positions that the tables cover; None: those of the configuration.
         """
         self.functions: Any = library()
         self.family = _FAMILIES[type(model).__name__]
@@ -66,7 +69,9 @@ class NativeModel:
         with torch.inference_mode():
             self._norms = [_norms(layer) for layer in body.layers]
             self._last_norm = _row(body.norm.weight)
-            self._cos, self._sin = _rotations(body, config)
+            self._cos, self._sin = _rotations(
+                body, context_length or int(config.max_position_embeddings)
+            )
             parts = [part for layer in body.layers for part in self._pack_layer(layer, weights)]
             parts.append(pack(head.weight, head.bias, weights, self.functions))
             self._arena = Arena(parts)
@@ -145,6 +150,13 @@ def reason_against(model: PreTrainedModel) -> str | None:
     return _reason_against_shape(model.config, model.base_model)
 
 
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """Return the bytes of one token's keys and values, of a model that the engine can run."""
+    body: Any = model.base_model
+    head_dim = int(body.layers[0].self_attn.head_dim)
+    return 2 * 4 * len(body.layers) * int(model.config.num_key_value_heads) * head_dim
+
+
 def _reason_against_shape(config: Any, body: Any) -> str | None:
     """Return why the native engine cannot run a model of one of its families; None if it can."""
     widths = (config.hidden_size, config.intermediate_size, body.layers[0].self_attn.head_dim)
@@ -190,12 +202,19 @@ def _norms(layer: Any) -> dict[str, Tensor]:
     return found
 
 
-def _rotations(body: Any, config: Any) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines of each position's angles, [context, head_dim / 2] each."""
-    positions = torch.arange(int(config.max_position_embeddings))[None]
-    cos, sin = body.rotary_emb(torch.empty(1, dtype=torch.float32), positions)
-    half = cos.shape[-1] // 2
-    return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
+def _rotations(body: Any, num_positions: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of each position's angles, [positions, head_dim / 2] each.
+
+    They are computed in blocks, because the model's own code takes several times their memory.
+    """
+    like = torch.empty(1, dtype=torch.float32)
+    half = body.rotary_emb(like, torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1] // 2
+    tables = torch.empty(num_positions, half), torch.empty(num_positions, half)
+    for start in range(0, num_positions, _TABLE_BLOCK):
+        positions = torch.arange(start, min(start + _TABLE_BLOCK, num_positions))[None]
+        for table, found in zip(tables, body.rotary_emb(like, positions), strict=True):
+            table[start : start + positions.shape[1]] = found[0, :, :half]
+    return tables
 
 
 def _smallest(table: Tensor) -> Tensor:

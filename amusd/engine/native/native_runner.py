@@ -68,6 +68,11 @@ class NativeRunner:
         self._workspace = _Workspace(model, context_length, num_threads, _MIN_TOKENS)
 
     @property
+    def context_length(self) -> int:
+        """Most tokens of one sequence."""
+        return self._context_length
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a forward pass reads."""
         return self._model.weight_bytes

@@ -15,11 +15,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* e^x to about one unit in the last place; 0 far below, as the softmax needs. */
+/* e^x to about one unit in the last place; 0 far below, as the softmax needs. NaN stays NaN: of the
+   two, max and min return the second operand then. */
 INLINE __m512 exp_vector(__m512 x)
 {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-    x = _mm512_min_ps(x, _mm512_set1_ps(88.7f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
+    x = _mm512_min_ps(_mm512_set1_ps(88.7f), x);
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from amusd.engine.interface import NO_TOKEN
 from amusd.engine.kv.padded_pool import PaddedPool
 from amusd.engine.runners.batch_splitting import PassLimits, run_split
 from amusd.engine.runners.graph_capture import Capture, Replay, direct
@@ -46,6 +47,7 @@ class PaddedRunner:
         self._num_layers = int(model.config.get_text_config().num_hidden_layers)
         self._pool = PaddedPool(buckets.batches[-1], buckets.kv_lengths[-1])
         self._free = list(range(self._pool.num_rows))
+        self._suspect: set[int] = set()  # rows that may hold NaN
         self._programs: dict[Shape, _Program] = {}
         self._logits: Tensor | None = None  # [tokens of the largest shape, head]
 
@@ -65,8 +67,12 @@ class PaddedRunner:
         """Copy the first ``length`` columns."""
         self._pool.copy(donor, target, length)
 
+    @torch.inference_mode()
     def free(self, buffer: int) -> None:
         """Free the row."""
+        if buffer in self._suspect:
+            self._pool.clear(buffer)
+            self._suspect.remove(buffer)
         self._free.append(buffer)
 
     @torch.inference_mode()
@@ -78,7 +84,27 @@ class PaddedRunner:
     def tokens(self, batch: Sequence[Chunk[int]]) -> list[int]:
         """Return the sampled tokens of all outputs."""
         tokens: list[int] = self._run_all(batch, lambda program: program.run()[1]).tolist()
+        self._clear_broken(batch, tokens)
         return tokens
+
+    def _clear_broken(self, batch: Sequence[Chunk[int]], tokens: Sequence[int]) -> None:
+        """Clear the columns from the first output without a token on.
+
+        Attention multiplies masked values by 0, and 0 times NaN is NaN. So columns that were
+        rolled back, or belonged to an earlier sequence, must not hold it. A row whose chunks had
+        no output yet may hold some unseen.
+        """
+        end = 0
+        for chunk in batch:
+            found, end = tokens[end : end + chunk.num_outputs], end + chunk.num_outputs
+            if chunk.num_outputs and NO_TOKEN not in found:
+                self._suspect.discard(chunk.buffer)
+                continue
+            self._suspect.add(chunk.buffer)
+            if found:
+                after = chunk.start + len(chunk.tokens)
+                first = after - chunk.num_outputs + found.index(NO_TOKEN)
+                self._pool.clear(chunk.buffer, first, after)
 
     @torch.inference_mode()
     def warm_up(self) -> int:

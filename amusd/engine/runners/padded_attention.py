@@ -68,7 +68,7 @@ def padded_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend to all columns: [batch, heads, query, head_dim] -> [batch, query, heads, head_dim]."""
-    refuse_variants(kwargs)
+    refuse_variants(kwargs, key.shape[2])
     batch, num_heads, query_length, head_dim = query.shape
     num_kv_heads = key.shape[1]
     # Query heads that share a key head become more queries of one head, so no key is repeated.

@@ -80,7 +80,7 @@ def ragged_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend sequence by sequence: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."""
-    refuse_variants(kwargs)
+    refuse_variants(kwargs, max(keys.shape[2] for keys, _ in ragged.attended))
     sizes = [*ragged.sizes, query.shape[2] - sum(ragged.sizes)]
     queries = torch.split(query, sizes, 2)[:-1]
     outputs = [

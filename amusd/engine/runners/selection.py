@@ -13,8 +13,7 @@ reasons of the faster candidates.
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,24 +21,25 @@ import torch
 
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.engine.kv.free_memory import free_bytes
+from amusd.engine.loading.context_length import rope_switch
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.native.native_loading import load_native_runner
+from amusd.engine.runners.finite_check import refuse_not_finite
 from amusd.engine.runners.graph_capture import CudaGraphs, direct
 from amusd.engine.runners.model_traits import (
     reason_against_batching,
     reason_against_exact,
+    reason_against_serving,
+    says_encoder,
     uses_sliding_window,
     weight_bytes,
 )
 from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner, exact_pass_tokens
+from amusd.engine.runners.rope_switching import RopeSwitchingRunner
 from amusd.engine.runners.runner import ModelRunner, RunnerRefusedError
-from amusd.engine.runners.self_check import (
-    MISFITS,
-    same_after_rollback,
-    same_to_the_bit,
-    same_when_batched,
-)
+from amusd.engine.runners.runner_check import RunnerCheck, misfits_refused
+from amusd.engine.runners.self_check import same_to_the_bit
 from amusd.engine.runners.shape_buckets import EXACT_QUERY_LENGTH, Buckets
 from amusd.engine.runners.unbatched import UnbatchedRunner, bytes_per_token
 from amusd.engine.sampling.sampler import Sampler
@@ -57,6 +57,7 @@ class RunnerSelection:
 
     ``reason`` is one line: why this runner and no faster one. ``unit`` is the granularity of a
     sequence's memory. A forward pass reads ``weight_bytes`` of weights in ``weight_format``.
+    ``checked`` is what the self-check found.
     """
 
     runner: ModelRunner[Any]
@@ -68,6 +69,7 @@ class RunnerSelection:
     unit: int = 1
     weight_format: str = ""
     weight_bytes: int = 0
+    checked: str = ""
 
 
 @torch.inference_mode()
@@ -75,9 +77,10 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
     """Return the fastest runner that can run the model as the options ask, and log the reason.
 
     Raises:
-        InvalidInputError: the cache of the model cannot be rolled back, or no runner can run it
-            as the options ask.
+        InvalidInputError: the model does not compute finite logits, its cache cannot be rolled
+            back, or no runner can run it as the options ask.
     """
+    refuse_not_finite(loaded)
     case = _Case(loaded, options, Sampler(loaded.head_ids, loaded.num_outputs))
     refusals: list[str] = []
     for name in _candidates(case):
@@ -110,18 +113,54 @@ class _Case:
 
     @property
     def cache_bytes(self) -> int:
-        """How much memory keys and values may take."""
+        """How much memory the KV cache may take."""
         return self.options.cache_mib << 20 or free_bytes(self.loaded.description.device) // 2
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of one session."""
+        whole = self.loaded.description.context_length
+        return min(self.options.max_context or whole, whole)
+
+    def tokens_in_cache(self, bytes_per_token: int) -> int:
+        """Return how many tokens the KV cache holds, if each has keys and values of this size.
+
+        Raises:
+            InvalidInputError: none.
+        """
+        found = self.cache_bytes // (bytes_per_token + self.options.index_bytes)
+        if found < 1:
+            raise InvalidInputError(
+                "no memory is left for the KV cache: raise the memory limit of the service, or "
+                "set --cache-mib"
+            )
+        return found
+
+    @functools.cached_property
+    def rope_switch(self) -> int | None:
+        """Length beyond which a text has other rotary factors; None: there is none."""
+        return rope_switch(self.loaded.model, self.context_length)
+
+    @functools.cached_property
+    def check(self) -> RunnerCheck:
+        """The comparison of each runner with the model alone."""
+        return RunnerCheck(self.loaded, self.rope_switch, self.context_length)
 
     @functools.cached_property
     def unbatched(self) -> UnbatchedRunner:
-        """The runner that any model can use, and the reference of the self-checks."""
-        return _rollback_capable(self.loaded, self.sampler)
+        """The runner that any model can use."""
+        return _rollback_capable(self)
+
+    def switching(self, runner: ModelRunner[Any]) -> ModelRunner[Any]:
+        """Return a runner that also changes the rotary factors, if the model needs it."""
+        if self.rope_switch is None:
+            return runner
+        return RopeSwitchingRunner(runner, self.rope_switch, self.sampler)
 
     @functools.cached_property
     def max_tokens(self) -> int:
         """Tokens that fit in the memory for keys and values."""
-        return max(1, self.cache_bytes // bytes_per_token(self.unbatched))
+        return self.tokens_in_cache(bytes_per_token(self.unbatched))
 
     def selection(self, runner: ModelRunner[Any], reason: str, **limits: Any) -> RunnerSelection:
         """Return a selection with the usual limits, where ``limits`` has no others."""
@@ -131,9 +170,10 @@ class _Case:
             max_batch=self.options.max_batch,
             reuse_prefixes=self.options.reuse_prefixes,
             max_tokens=self.max_tokens,
-            context_length=self.loaded.description.context_length,
+            context_length=self.context_length,
             weight_format=self.loaded.description.dtype,
             weight_bytes=weight_bytes(self.loaded.model),
+            checked=str(self.check),
         )
         return replace(usual, **limits)
 
@@ -152,12 +192,13 @@ def _candidates(case: _Case) -> list[str]:
 def _report(case: _Case, selection: RunnerSelection, level: int) -> None:
     log.log(
         level,
-        "%s: %s runner: %s; %.0f MB of weights as %s",
+        "%s: %s runner: %s; %.0f MB of weights as %s; %s",
         case.loaded.description.name,
         selection.runner.name,
         selection.reason,
         selection.weight_bytes / 1e6,
         selection.weight_format,
+        selection.checked,
     )
 
 
@@ -177,14 +218,21 @@ def _advice(case: _Case, reasons: str) -> str:
 
 def _native(case: _Case) -> RunnerSelection:
     """Build the native runner, which is exact in any case."""
-    runner = load_native_runner(case.loaded, case.options.weights, case.sampler)
+    runner = load_native_runner(
+        case.loaded, case.options.weights, case.sampler, case.context_length, case.tokens_in_cache
+    )
+    is_lossy = case.options.weights is WeightFormat.INT8
+    check = case.check.shortened(runner.context_length)
+    if not is_lossy:
+        check.refuse_if_wrong(runner)
     return RunnerSelection(
         runner=runner,
         reason=f"{runner.family} family, float32 on CPU",
         max_batch=case.options.max_batch,
         reuse_prefixes=case.options.reuse_prefixes,
-        max_tokens=max(1, case.cache_bytes // runner.bytes_per_token),
-        context_length=case.loaded.description.context_length,
+        max_tokens=case.tokens_in_cache(runner.bytes_per_token),
+        context_length=runner.context_length,
+        checked="not checked, int8 is lossy" if is_lossy else str(check),
         weight_format=runner.weight_format,
         weight_bytes=runner.weight_bytes,
     )
@@ -192,11 +240,13 @@ def _native(case: _Case) -> RunnerSelection:
 
 def _padded(case: _Case) -> RunnerSelection:
     """Build the padded runner, all shapes captured as CUDA graphs."""
+    if case.rope_switch is not None:
+        raise RunnerRefusedError(f"its rotary factors change beyond {case.rope_switch} tokens")
     _refuse_by_configuration(case)
     num_rows = max(2, case.options.max_batch)
-    context = case.loaded.description.context_length
+    context = case.context_length
     whole = -(-context // _LENGTH_UNIT) * _LENGTH_UNIT
-    with _misfits_refused():
+    with misfits_refused():
         length = min(whole, case.max_tokens // num_rows // _LENGTH_UNIT * _LENGTH_UNIT)
         if length == 0:
             raise InvalidInputError(
@@ -207,13 +257,16 @@ def _padded(case: _Case) -> RunnerSelection:
         capture = CudaGraphs(case.loaded.model.device) if case.on_cuda else direct
         runner = PaddedRunner(case.loaded.model, buckets, case.sampler, capture)
         num_shapes = runner.warm_up()
-        _check(case, runner, EXACT_QUERY_LENGTH, min(_MAX_CHECKED_ROWS, num_rows))
+        check = case.check.shortened(length)
+        check.refuse_if_wrong(runner)
+        _refuse_inexact(case, runner, EXACT_QUERY_LENGTH, min(_MAX_CHECKED_ROWS, num_rows))
     return case.selection(
         runner,
         f"CUDA graphs of {num_shapes} shapes",
         max_tokens=num_rows * length,
         context_length=min(context, length),
         unit=length,
+        checked=str(check),
     )
 
 
@@ -223,16 +276,18 @@ def _ragged(case: _Case) -> RunnerSelection:
         raise RunnerRefusedError("max_batch is 1")
     _refuse_by_configuration(case)
     pass_tokens = exact_pass_tokens(case.loaded.model.dtype) if case.is_exact else 0
-    with _misfits_refused():
-        runner = RaggedRunner(case.loaded.model, case.sampler, pass_tokens)
-        _check(case, runner, pass_tokens, num_buffers=2)
+    with misfits_refused():
+        runner = case.switching(RaggedRunner(case.loaded.model, case.sampler, pass_tokens))
+        case.check.refuse_if_wrong(runner)
+        _refuse_inexact(case, runner, pass_tokens, num_buffers=2)
     return case.selection(runner, f"the fastest runner on {case.loaded.description.device}")
 
 
 def _unbatched(case: _Case) -> RunnerSelection:
     """Build the unbatched runner, which runs every model that can be served."""
     reuses = case.options.reuse_prefixes and not case.unbatched.copying_cache
-    return case.selection(case.unbatched, "", max_batch=1, reuse_prefixes=reuses)
+    runner = case.switching(case.unbatched)
+    return case.selection(runner, "", max_batch=1, reuse_prefixes=reuses)
 
 
 def _refuse_by_configuration(case: _Case) -> None:
@@ -240,53 +295,47 @@ def _refuse_by_configuration(case: _Case) -> None:
     reason = (
         "the model only works with the cache of Transformers"
         if case.unbatched.copying_cache
-        else reason_against_batching(case.loaded.model)
+        else reason_against_batching(case.loaded.model, case.context_length)
     )
     if reason is None and case.is_exact:
         reason = reason_against_exact(case.loaded.model)
+        if case.rope_switch is not None:
+            reason = f"texts are computed again beyond {case.rope_switch} tokens (longrope)"
     if reason is not None:
         raise RunnerRefusedError(reason)
 
 
-def _check(case: _Case, runner: ModelRunner[Any], num_places: int, num_buffers: int) -> None:
-    """Raise RunnerRefusedError if the self-checks find that the runner is wrong for the model."""
+def _refuse_inexact(
+    case: _Case, runner: ModelRunner[Any], num_places: int, num_buffers: int
+) -> None:
+    """Raise RunnerRefusedError if numerics are exact and bits depend on the batch."""
     output_size = case.loaded.description.output_size
-    if not same_when_batched(runner, case.unbatched, output_size):
-        raise RunnerRefusedError("its results differ from those of the unbatched runner")
     if case.is_exact and not same_to_the_bit(runner, output_size, num_places, num_buffers):
         raise RunnerRefusedError("a token's bits depend on its place in a batch or on the others")
 
 
-@contextmanager
-def _misfits_refused() -> Iterator[None]:
-    """Turn what a model raises that does not fit a runner into a refusal."""
-    try:
-        yield
-    except MISFITS as error:
-        text = str(error).strip().partition("\n")[0]
-        raise RunnerRefusedError(f"{type(error).__name__}: {text}") from error
-
-
-def _rollback_capable(loaded: LoadedModel, sampler: Sampler) -> UnbatchedRunner:
+def _rollback_capable(case: _Case) -> UnbatchedRunner:
     """Return an unbatched runner whose cache can be rolled back.
 
     Raises:
         InvalidInputError: there is none for this model.
     """
-    reasons = []
-    for copying_cache in (False, True):
-        if copying_cache and uses_sliding_window(loaded.model):
+    loaded = case.loaded
+    reasons = [reason] if (reason := reason_against_serving(loaded.model)) else []
+    for copying_cache in () if reasons else (False, True):
+        if copying_cache and uses_sliding_window(loaded.model, case.context_length):
             break  # that cache drops what is outside the window, so it cannot be rolled back
         try:
-            runner = UnbatchedRunner(loaded.model, sampler, copying_cache)
-            if same_after_rollback(runner, loaded.description.output_size):
-                return runner
-            reasons.append("it answers differently after its cache is rolled back")
-        except MISFITS as error:
-            reasons.append(f"{type(error).__name__}: {error}")
+            runner = UnbatchedRunner(loaded.model, case.sampler, copying_cache)
+            case.check.refuse_if_wrong(case.switching(runner), not copying_cache)
+        except RunnerRefusedError as refusal:
+            reasons.append(str(refusal))
+        else:
+            return runner
+    cause = " (an encoder? is_decoder is false)" if says_encoder(loaded.model) else ""
     raise InvalidInputError(
-        f"{loaded.description.name} cannot be served because its cache cannot be rolled back "
-        f"(recurrent state?): {reasons[0]}; choose a model with attention over all tokens"
+        f"{loaded.description.name} cannot be served because {reasons[0]}{cause}; choose a "
+        "causal language model with attention over all tokens"
     )
 
 

@@ -26,9 +26,15 @@ def no_mask(*args: object, **kwargs: object) -> None:
     """Mask function for attention functions that make their own masks."""
 
 
-def refuse_variants(arguments: Mapping[str, object]) -> None:
-    """Raise NotImplementedError if a layer asks for more than standard attention."""
-    for name in ("softcap", "s_aux", "sliding_window", "position_bias"):
+def refuse_variants(arguments: Mapping[str, object], num_keys: int) -> None:
+    """Raise NotImplementedError if a layer asks for more than standard attention.
+
+    A window over at least ``num_keys`` tokens, which is all that there are, changes nothing.
+    """
+    window = arguments.get("sliding_window")
+    if isinstance(window, int) and window < num_keys:
+        raise NotImplementedError(f"its attention has a sliding window of {window} tokens")
+    for name in ("softcap", "s_aux", "position_bias"):
         if arguments.get(name) is not None:
             raise NotImplementedError(f"its attention has a {name}")
 

@@ -10,31 +10,18 @@ from amusd.engine.kv.free_memory import free_bytes
 MIB = 1 << 20
 
 
-def group(folder: Path, limit: str, used: int, idle_files: int) -> Path:
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {idle_files}\nactive_file 7\n")
-    return folder
-
-
-def test_without_a_container_the_memory_of_the_system_counts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", Path("/nowhere"))
-    assert free_bytes("cpu") > MIB
-
-
-def test_the_limit_of_a_container_counts_and_idle_files_are_free(
+def test_without_a_limit_the_memory_of_the_system_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", group(tmp_path, str(20 * MIB), 18 * MIB, 8 * MIB))
-    assert free_bytes("cpu") == 10 * MIB
-    group(tmp_path, str(20 * MIB), 30 * MIB, 0)
-    assert free_bytes("cpu") == 0
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    assert free_bytes("cpu") == 2 * MIB
 
 
-def test_without_a_limit_of_the_container_the_memory_of_the_system_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", group(tmp_path, "max", 30 * MIB, 0))
-    assert MIB < free_bytes("cpu") < 1 << 60
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = tmp_path / "memory"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(f"{20 * MIB}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{5 * MIB}\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert free_bytes("cpu") == 15 * MIB

@@ -1,24 +1,35 @@
 """The native runner: the results of Transformers, exact bits, lossless formats, refusals."""
 
 import logging
+import os
 import random
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from amusd.engine.interface import EngineOptions, ScheduledSequence, WeightFormat
 from amusd.engine.loading.model_source import LoadedModel
 from amusd.engine.model_engine import ModelEngine, serve
+from amusd.engine.native import native_model
 from amusd.engine.native.library import BLOCK, unavailable_reason
 from amusd.engine.native.native_loading import load_native_runner
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.native.native_runner import NativeRunner
 from amusd.engine.reference import decode_autoregressive
-from amusd.engine.runners.runner import RunnerRefusedError
+from amusd.engine.runners.runner import Chunk, RunnerRefusedError
 from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.fleet.model_description import ModelDescription
@@ -248,7 +259,8 @@ def test_a_supported_model_is_native_and_the_reason_names_its_family(
     [record] = caplog.records
     assert record.levelno == logging.INFO
     weights = f"{engine.weight_bytes / 1e6:.0f} MB of weights as float32"
-    assert record.getMessage() == f"tiny: native runner: {reason}; {weights}"
+    checked = "logits differ from those of the model alone by "
+    assert record.getMessage().startswith(f"tiny: native runner: {reason}; {weights}; {checked}")
 
 
 def test_int8_weights_need_the_native_runner() -> None:
@@ -281,12 +293,71 @@ def test_a_model_outside_its_scope_is_refused_with_a_reason(
 
 def test_a_model_with_other_results_is_refused() -> None:
     model = tiny.build("llama")
-    load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
+    assert serve(LoadedModel(model, DESCRIPTION)).description.runner == "native"
     model.register_forward_hook(_twice_as_large)
-    with pytest.raises(RunnerRefusedError, match="differ from those of Transformers"):
-        load_native_runner(LoadedModel(model, DESCRIPTION), WeightFormat.COMPACT, GREEDY)
+    found = serve(LoadedModel(model, DESCRIPTION)).description
+    assert found.runner == "ragged"
+    assert "native runner refused: its logits differ from those of the model" in found.runner_reason
 
 
 def _twice_as_large(module: Any, inputs: Any, output: Any) -> Any:
     output.logits = 2 * output.logits
     return output
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (EngineOptions(cache_mib=1024), 1 << 20),
+        (EngineOptions(cache_mib=64, max_context=128), 128),
+        (EngineOptions(cache_mib=1), (1 << 20) // 512),
+        (EngineOptions(cache_mib=1, index_bytes=512), (1 << 20) // 1024),
+    ],
+)
+def test_tables_cover_what_is_served_and_not_the_whole_context_of_the_model(
+    options: EngineOptions, expected: int
+) -> None:
+    config = LlamaConfig(
+        **tiny.SIZES | {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4},
+        **tiny.NO_SPECIAL,
+        max_position_embeddings=1 << 20,
+    )
+    description = replace(DESCRIPTION, context_length=1 << 20)
+    engine = serve(LoadedModel(LlamaForCausalLM(config), description), options)
+    assert isinstance(engine._runner, NativeRunner)
+    model = engine._runner._model
+    assert (len(model._cos), len(model._sin)) == (expected, expected)
+    with pytest.raises(InvalidInputError, match="do not fit the context"):
+        engine.open(expected + 1)
+
+
+def test_tables_that_are_computed_in_blocks_are_those_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native_model, "_TABLE_BLOCK", 7)
+    model = tiny.build("llama")
+    body: Any = model.base_model
+    cos, sin = body.rotary_emb(torch.empty(1), torch.arange(50)[None])
+    tables = native_model._rotations(body, 50)
+    assert torch.allclose(tables[0], cos[0, :, : cos.shape[-1] // 2], atol=1e-6)
+    assert torch.allclose(tables[1], sin[0, :, : sin.shape[-1] // 2], atol=1e-6)
+
+
+def test_threads_without_a_core_of_their_own_sleep_while_they_wait() -> None:
+    """Eight threads on one core need the time of their work, not that of polling."""
+    model = NativeModel(tiny.build("llama"), WeightFormat.COMPACT)
+    num_passes, seconds = 20, []
+
+    def run() -> None:
+        os.sched_setaffinity(threading.get_native_id(), {min(os.sched_getaffinity(0))})
+        runner = NativeRunner(model, GREEDY, CONTEXT, num_threads=8)
+        buffer = runner.allocate(CONTEXT)
+        started = time.process_time()
+        for position in range(num_passes):
+            runner.tokens([Chunk(buffer, position, [5], 1)])
+        seconds.append((time.process_time() - started) / num_passes)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seconds[0] < 0.01

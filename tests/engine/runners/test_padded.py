@@ -14,7 +14,7 @@ from amusd.engine.runners.graph_capture import Function, Replay
 from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.shape_buckets import Buckets, Shape
-from amusd.protocol.errors import CacheFullError, LimitExceededError
+from amusd.protocol.errors import CacheFullError, InvalidInputError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("without_native_runner")
@@ -150,7 +150,7 @@ def test_rows_are_freed_and_the_oldest_retained_sequence_is_evicted(llama: Loade
         engine.open(1)
     engine.close(slots[1])
     engine.close(engine.open(1))
-    with pytest.raises(LimitExceededError):
+    with pytest.raises(InvalidInputError):
         engine.open(LENGTH + 1)
 
 

@@ -133,7 +133,9 @@ def test_a_model_with_other_results_in_batches_is_unbatched(
     monkeypatch.setattr(loaded.model, "forward", odd)
     engine = serve(loaded)
     assert engine.max_batch == 1
-    why = "its results differ from those of the unbatched runner"
+    why = (
+        "its logits differ from those of the model alone by 1 of their size, and 0.0001 is allowed"
+    )
     reason = f"{NOT_NATIVE}; ragged runner refused: {why}"
     assert_selected(engine, caplog, "unbatched", reason, logging.WARNING)
 
@@ -227,6 +229,40 @@ def test_too_little_memory_for_all_sessions_is_refused(folder: str) -> None:
 
 
 def test_attention_of_another_kind_is_refused() -> None:
-    refuse_variants({"sliding_window": None, "dropout": 0.0})
+    refuse_variants({"sliding_window": None, "dropout": 0.0}, 10)
+    refuse_variants({"sliding_window": 10}, 10)
     with pytest.raises(NotImplementedError, match="softcap"):
-        refuse_variants({"softcap": 30.0})
+        refuse_variants({"softcap": 30.0}, 10)
+    with pytest.raises(NotImplementedError, match="a sliding window of 9 tokens"):
+        refuse_variants({"sliding_window": 9}, 10)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_longest_session_that_is_served_bounds_what_an_engine_reserves(
+    folder: str, cuda: bool, request: pytest.FixtureRequest
+) -> None:
+    if cuda:
+        request.getfixturevalue("as_on_cuda")
+    options = EngineOptions(max_batch=2, cache_mib=16, max_context=100)
+    engine = load_engine(ModelSource("tiny", folder), options=options)
+    assert engine.description.context_length == 400
+    engine.open(100)
+    with pytest.raises(InvalidInputError, match="101 tokens do not fit the context"):
+        engine.open(101)
+    if cuda:
+        assert engine.usage.max_tokens == 2 * 128
+
+
+def test_without_memory_for_a_single_token_a_model_is_refused(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection_module, "free_bytes", lambda device: 100)
+    with pytest.raises(InvalidInputError, match="no memory is left for the KV cache"):
+        load_engine(ModelSource("tiny", folder))
+
+
+def test_the_size_of_the_cache_includes_what_the_service_keeps_of_each_token(folder: str) -> None:
+    per_token = 2 * 4 * 2 * 2 * 16  # keys and values, layers, heads, head_dim
+    options = EngineOptions(cache_mib=1, index_bytes=3 * per_token)
+    engine = load_engine(ModelSource("tiny", folder), options=options)
+    assert engine.usage.max_tokens == (1 << 20) // (4 * per_token)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amusd.engine.interface import NO_TOKEN
 from amusd.engine.sampling.sampler import GREEDY, Sampler
 
 # 2 outputs of a head with 5 rows
@@ -50,3 +51,32 @@ def test_parts_merge_to_the_tokens_of_the_whole(
     maxima = torch.stack([part.max(dim=-1).values for part in parts])
     found = torch.stack([part.argmax(dim=-1) + bounds[i] for i, part in enumerate(parts)])
     assert sampler.merge(maxima.numpy(), found.numpy()) == sampler.sample(logits).tolist()
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(HEAD_IDS), Sampler(num_outputs=4)])
+def test_logits_that_are_not_finite_have_no_token(sampler: Sampler) -> None:
+    rows = [
+        [0.0, NAN, 1.0, 3.0, 0.0],
+        [0.0, INFINITY, 1.0, 3.0, 0.0],
+        [-INFINITY] * 5,
+        [-INFINITY, 1.0, 0.0, 0.0, 0.0],  # some tokens may be masked
+    ]
+    tokens = sampler.sample(torch.tensor(rows)).tolist()
+    assert tokens[:3] == [NO_TOKEN] * 3
+    assert tokens[3] in (1, 20)
+
+
+def test_rows_that_are_not_sampled_may_hold_anything() -> None:
+    assert Sampler(num_outputs=2).sample(torch.tensor([[1.0, 2.0, NAN]])).tolist() == [1]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_part_that_is_not_finite_leaves_the_whole_without_a_token(num_parts: int) -> None:
+    maxima = np.array([[NAN, 1.0, INFINITY, -INFINITY], [2.0, 2.0, 2.0, -INFINITY]], np.float32)
+    rows = np.array([[0, 1, 2, 3], [4, 4, 4, 4]])
+    for sampler in (GREEDY, Sampler(HEAD_IDS)):
+        found = sampler.merge(maxima[:num_parts], rows[:num_parts])
+        assert [token == NO_TOKEN for token in found] == [True, False, True, True]
