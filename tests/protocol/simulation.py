@@ -177,7 +177,11 @@ class Simulation:
         if self.orchestrator.reason is not None:
             return
         opened = VerifySession(
-            list(ledger.tokens), setup.max_position, setup.lookahead, ledger.epoch
+            list(ledger.tokens),
+            setup.max_position,
+            setup.lookahead,
+            ledger.epoch,
+            setup.max_branches,
         )
         self.verify = VerifySide(setup, opened)
         self.orchestrator.forwards.clear()

@@ -53,6 +53,9 @@ class LoggingRole:
         self.early.clear()
         return bool(sent)
 
+    def fill(self, num_places: int) -> list[Scheduled[FakeSequence]]:
+        return []
+
     def settle(self, sequence: FakeSequence, predictions: list[int]) -> None:
         self.log.append(("settled", sequence.session_id))
         self.outputs[sequence.session_id] = predictions
