@@ -231,15 +231,15 @@ class Drafting:
         # The prompt is computed while the verify model computes it; later it would cost time.
         if asks_model and self._is_behind(sequence):
             return None
-        source = DraftSource.LOOKUP
-        for proposer in self.drafter.proposers:
-            if proposer.source in sources:
-                source = proposer.source
-                session = sequence.session
-                tokens = proposer.propose(sequence.session_id, session.tokens, session.room)
-                if tokens:
-                    return tokens, source
-        return None if asks_model else ([], source)
+        proposers = [one for one in self.drafter.proposers if one.source in sources]
+        session = sequence.session
+        for proposer in proposers:
+            tokens = proposer.propose(sequence.session_id, session.tokens, session.room)
+            if tokens:
+                return tokens, proposer.source
+        if asks_model:
+            return None
+        return [], proposers[-1].source if proposers else DraftSource.LOOKUP
 
     def _is_behind(self, sequence: DraftSequence) -> bool:
         """Whether the model has more to compute than one batch does."""

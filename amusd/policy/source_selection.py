@@ -4,7 +4,7 @@ N-gram lookup takes no time of the draft device. But a wrong token costs the sam
 source: a rollback, and the wait for the next proposal. So lookup must be right as often as the
 model, and the model must be right often enough to be used at all.
 
-- ``LOOKUP`` is off while it is right less often than the model. Both rates are smoothed with the
+- A proposer such as ``LOOKUP`` is off while it is right less often than the model. Both rates are smoothed with the
   same prior, so the prior favours neither. The rule holds from 8 compared tokens on. A lookup that
   is never right costs at most 8 rollbacks. A lookup that is right nine times in ten, beside a model
   that is right six times in ten, is switched off in one session of a hundred.
@@ -23,7 +23,7 @@ from amusd.protocol.draft_source import DraftSource
 
 _PRIOR_ACCEPTANCE = 0.6
 _PRIOR_WEIGHT = 8.0
-_MIN_CHECKED_LOOKUP = 8
+_MIN_CHECKED = 8
 _MIN_CHECKED_MODEL = 48
 _MIN_ACCEPTANCE_MODEL = 0.05
 
@@ -65,12 +65,12 @@ class SourceTracker:
 
     def pays(self, source: DraftSource) -> bool:
         """Return whether ``source`` is worth using."""
-        model, lookup = self.counts[DraftSource.MODEL], self.counts[DraftSource.LOOKUP]
+        model, counts = self.counts[DraftSource.MODEL], self.counts[source]
         if source is DraftSource.MODEL:
             is_known = model.num_checked >= _MIN_CHECKED_MODEL
             return not is_known or model.acceptance >= _MIN_ACCEPTANCE_MODEL
-        is_known = lookup.num_checked >= _MIN_CHECKED_LOOKUP
-        return not is_known or lookup.smoothed_acceptance >= model.smoothed_acceptance
+        is_known = counts.num_checked >= _MIN_CHECKED
+        return not is_known or counts.smoothed_acceptance >= model.smoothed_acceptance
 
     @property
     def paying(self) -> frozenset[DraftSource]:

@@ -22,11 +22,10 @@ _FINISH_REASONS = {
     orchestrator_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
 _FINISH_NUMBERS = {reason: number for number, reason in _FINISH_REASONS.items()}
-_SOURCES = {
-    model_pb2.DRAFT_SOURCE_MODEL: DraftSource.MODEL,
-    model_pb2.DRAFT_SOURCE_LOOKUP: DraftSource.LOOKUP,
+_SOURCE_NUMBERS = {
+    source: model_pb2.DraftSource.Value(f"DRAFT_SOURCE_{source.name}") for source in DraftSource
 }
-_SOURCE_NUMBERS = {source: number for number, source in _SOURCES.items()}
+_SOURCES = {number: source for source, number in _SOURCE_NUMBERS.items()}
 _REPLICA_STATES = {
     ReplicaState.AWAY: orchestrator_pb2.REPLICA_STATE_AWAY,
     ReplicaState.HEALTHY: orchestrator_pb2.REPLICA_STATE_HEALTHY,

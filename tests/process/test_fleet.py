@@ -84,8 +84,9 @@ def test_a_replica_that_is_killed_leaves_its_work_to_the_others(start: Starter) 
 def kill_beside_generations(client: Client, service: Service) -> None:
     """Kill a replica while as many generations run as both have places; none loses a token."""
     generations = [client.generate(Prompt(tokens=(one,)), Options(max_tokens=90)) for one in (1, 2)]
-    for generation in generations:
-        next(iter(generation))
+    begun = [iter(generation) for generation in generations]  # one that is dropped ends the call
+    for pieces in begun:
+        next(pieces)
     service.process.kill()
     for number, generation in enumerate(generations, start=1):
         generation.wait()
@@ -161,7 +162,7 @@ def test_a_name_that_resolves_to_nothing_ends_the_start_with_one_line() -> None:
 @pytest.mark.parametrize("address", ["nowhere", "a:b", "file://here"])
 def test_an_invalid_address_is_reported(address: str) -> None:
     done = amusd("serve", "orchestrator", "--verify", address, "--port", "0")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert address in done.stderr
 
 
