@@ -16,10 +16,10 @@ _MAX_FAILED = 2  # replicas that may fail under one session
 class Ending(enum.Enum):
     """How a replica ended a session that was not over."""
 
-    REFUSED = "refused"  # full, shutting down or out of reach: it has computed nothing
+    REFUSED = "refused"  # shutting down or out of reach: it has computed nothing
     FAILED = "failed"  # a failed pass, a lost connection, no answer: the session may be the cause
-    UNKNOWN = "unknown"  # the status was lost; the same replica is asked for it again
-    FINAL = "final"  # the request is wrong, whichever replica gets it
+    UNKNOWN = "unknown"  # the status was lost; the same replica may be tried again
+    FINAL = "final"  # wrong, or too much for the replica (RESOURCE_EXHAUSTED): no other is tried
 
 
 class Attempts:

@@ -49,7 +49,7 @@ class KVCache(Protocol):
 
         Raises:
             CacheFullError: no memory is left for it now.
-            LimitExceededError: it would not fit even alone.
+            InvalidInputError: it would not fit even alone.
         """
 
     def length(self, slot: int) -> int:

@@ -64,11 +64,11 @@ class OrchestratorServiceServicer:
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
         strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
         template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-        for a model
-        without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
-        a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
-        not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
-        replica, verify replica lost, no verdict in time).
+        for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
+        draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
+        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
+        down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
+        failed, on two replicas if there are two).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,11 +46,11 @@ class OrchestratorServiceStub:
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
     strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
     template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-    for a model
-    without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
-    a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
-    not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
-    replica, verify replica lost, no verdict in time).
+    for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
+    draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
+    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
+    down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
+    failed, on two replicas if there are two).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -76,11 +76,11 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
     strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
     template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-    for a model
-    without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
-    a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
-    not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
-    replica, verify replica lost, no verdict in time).
+    for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
+    draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
+    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
+    down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
+    failed, on two replicas if there are two).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -109,11 +109,11 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
         strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
         template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-        for a model
-        without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a draft, without
-        a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in time, client does
-        not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify
-        replica, verify replica lost, no verdict in time).
+        for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
+        draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
+        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
+        down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
+        failed, on two replicas if there are two).
         """
 
     @_abc_1.abstractmethod
