@@ -32,18 +32,24 @@ STRATEGIES = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination of the grid; ``ratio`` is draft step over verify pass."""
+    """One combination of the grid; ``ratio`` is draft step over verify pass.
+
+    With ``alternatives`` the draft gives as many next-best tokens, and drafts up to 8 branches at a
+    time in the same steps.
+    """
 
     agreement: float
     ratio: float
     pass_ms: float
+    alternatives: int = 0
 
     @property
     def settings(self) -> LocalSettings:
         """The services that run it."""
         draft_ms = self.ratio * self.pass_ms
         return LocalSettings(
-            draft=f"synthetic:agreement={self.agreement},pass_ms={draft_ms},vocabulary=4096",
+            draft=f"synthetic:agreement={self.agreement},pass_ms={draft_ms},vocabulary=4096"
+            + (f",batch=9,alternatives={self.alternatives}" if self.alternatives else ""),
             verify=f"synthetic:pass_ms={self.pass_ms},vocabulary=4096",
         )
 
@@ -70,6 +76,9 @@ def main(
     pass_ms: Annotated[float, typer.Option(help="Time of a verify pass, in ms.")] = 40.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
     num_prompts: Annotated[int, typer.Option(min=1, help="Outputs of each strategy.")] = 5,
+    alternatives: Annotated[
+        int, typer.Option(min=0, help="Next-best tokens of the draft, for branches.")
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure each combination and print one line for it.
@@ -81,7 +90,7 @@ def main(
     if not any(choice.strategy is Strategy.AMUSD for choice in choices):
         raise InvalidInputError("the grid compares amusd with others: name it in --strategies")
     grid = [
-        Cell(agreement, ratio, pass_ms)
+        Cell(agreement, ratio, pass_ms, alternatives)
         for agreement in _numbers(agreements, "agreements")
         for ratio in _numbers(ratios, "ratios")
     ]
@@ -94,6 +103,7 @@ def main(
         **provenance(),
         "num_prompts": num_prompts,
         "max_tokens": max_tokens,
+        "alternatives": alternatives,
         "mean_share_of_bound": mean,
         "lowest_share_of_bound": lowest,
         "cells": cells,

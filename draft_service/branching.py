@@ -180,7 +180,7 @@ class Brancher:
 
     def _depth_at(self, position: int) -> int:
         """Return how many tokens a branch at ``position`` may have."""
-        return max(0, min(self._depth, self._capacity - position - 2))
+        return min(self._depth, self._session.branch_room(position))
 
     def _finish(self, lane: Lane) -> None:
         position = lane.position

@@ -77,10 +77,10 @@ class SyntheticModel:
         for key in ("agreement", "second_chance"):
             if not 0.0 <= getattr(model, key) <= 1.0:
                 raise InvalidInputError(f"{key} is {getattr(model, key)}: use 0 to 1")
-        if not 0 <= model.alternatives < model.vocabulary // 2:
-            raise InvalidInputError("alternatives need 0 to less than half of the vocabulary")
         if model.vocabulary < 2 or model.batch < 1 or model.context < 2:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
+        if not 0 <= model.alternatives < max(1, model.vocabulary // 2):
+            raise InvalidInputError("alternatives need 0 to less than half of the vocabulary")
         if model.pass_ms < 0 or model.row_ms < 0:
             raise InvalidInputError("pass_ms and row_ms need 0 or more")
         if model.period < 0 or model.memory < 0:

@@ -112,6 +112,16 @@ METRICS = (
         ("orchestrator", "draft"),
     ),
     Metric(
+        "amusd_branches_total",
+        "Branches that drafts sent: continuations for other outcomes of a pass.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
+        "amusd_branch_hits_total",
+        "Branches that an epoch began with, so that the next pass did not wait for the draft.",
+        _ORCHESTRATOR,
+    ),
+    Metric(
         "amusd_verify_pass_seconds",
         "Time of a verify pass over its whole batch.",
         ("verify",),
@@ -212,6 +222,8 @@ class Metrics:
         self.prompt_tokens = self._counter("amusd_prompt_tokens_total")
         self.failures = self._counter("amusd_request_failures_total")
         self.rollbacks = self._counter("amusd_rollbacks_total")
+        self._branches = self._counter("amusd_branches_total")
+        self._branch_hits = self._counter("amusd_branch_hits_total")
         self._drafted = self._counter("amusd_spec_decode_num_drafted_tokens_total")
         self._accepted = self._counter("amusd_spec_decode_num_accepted_tokens_total")
         self._rejected = self._counter("amusd_spec_decode_num_rejected_tokens_total")
@@ -238,6 +250,8 @@ class Metrics:
         self._rejected.inc(statistics.num_rejected)
         self._wasted.inc(statistics.num_wasted)
         self.rollbacks.inc(statistics.num_rollbacks)
+        self._branches.inc(statistics.num_branches)
+        self._branch_hits.inc(statistics.num_branch_hits)
         for position, acceptance in enumerate(statistics.acceptance_per_position):
             self._accepted_at.labels(position).inc(acceptance.num_accepted)
 

@@ -4,10 +4,10 @@ N-gram lookup takes no time of the draft device. But a wrong token costs the sam
 source: a rollback, and the wait for the next proposal. So lookup must be right as often as the
 model, and the model must be right often enough to be used at all.
 
-- A proposer such as ``LOOKUP`` is off while it is right less often than the model. Both rates are smoothed with the
-  same prior, so the prior favours neither. The rule holds from 8 compared tokens on. A lookup that
-  is never right costs at most 8 rollbacks. A lookup that is right nine times in ten, beside a model
-  that is right six times in ten, is switched off in one session of a hundred.
+- A proposer such as ``LOOKUP`` is off while it is right less often than the model. Both rates are
+  smoothed with the same prior, so the prior favours neither. The rule holds from 8 compared tokens
+  on. A lookup that is never right costs at most 8 rollbacks. A lookup that is right nine times in
+  ten, beside a model that is right six times in ten, is switched off in one session of a hundred.
 - ``MODEL`` is off while less than one in twenty of its tokens is right. Drafting with such a model
   yields at most 5 % more tokens a pass, and its rollbacks cost as much. The rule holds from 48
   compared tokens on, with the rate that is not smoothed, because the prior favours the model. A

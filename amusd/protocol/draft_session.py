@@ -183,16 +183,20 @@ class DraftSession:
         is_full = len(self._branches) >= self._limits.max_branches
         if is_full or self._stalled or position < self._verified or branch.root in self._branches:
             return
-        end = min(position + 1 + self._limits.lookahead, self._limits.max_position)
-        if not num_tokens or position >= self.length or position + 1 + num_tokens > end:
+        most = self.branch_room(position)
+        if not num_tokens or position >= self.length or num_tokens > most:
             raise PreconditionError(
                 f"a branch of {num_tokens} tokens at position {position} does not fit the run of "
-                f"{self.length} tokens, or ends beyond {end}"
+                f"{self.length} tokens, or is longer than {most}"
             )
         if self._tokens[position] == branch.token:
             raise PreconditionError(f"a branch repeats the drafted token at position {position}")
         self._branches[branch.root] = branch
         self._unsent_branches.append(branch)
+
+    def branch_room(self, position: int) -> int:
+        """Return how many tokens a branch at ``position`` may have."""
+        return max(0, min(self._limits.lookahead, self._limits.max_position - position - 1))
 
     @property
     def has_unsent_branches(self) -> bool:

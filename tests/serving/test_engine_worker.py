@@ -16,6 +16,7 @@ from amusd.protocol.errors import (
     UnknownSessionError,
 )
 from amusd.serving.engine_worker import EngineWorker
+from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import Send
 from tests.serving.fake_serving import FakeOpening, FakeSequence, make_sequence, slot_of
 

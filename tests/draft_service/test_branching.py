@@ -1,0 +1,184 @@
+"""Branches: what is drafted beside the run of a session, and what comes of it at a rollback."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from amusd.engine.interface import NO_TOKEN
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.fleet.model_description import ServiceLimits
+from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.errors import AmusdError
+from amusd.protocol.events import Advance, Branch, Proposal, Rollback
+from draft_service.drafters import model_drafter
+from draft_service.drafting import DraftOpening, DraftWorker
+
+MODEL = SyntheticModel(vocabulary=50, agreement=0.5, batch=5, alternatives=3)
+LIMITS = ServiceLimits(max_sessions=4, max_context=100, max_lookahead=8, max_branches=16)
+OPENING = DraftOpening("a", [1, 2], DraftLimits(4, 60, max_branches=16))
+
+
+class Bench:
+    """A draft worker whose messages are kept."""
+
+    def __init__(self, model: SyntheticModel = MODEL) -> None:
+        self.engine = SyntheticEngine(model)
+        self.worker = DraftWorker(model_drafter(self.engine, with_ngrams=False), LIMITS, 100)
+        self.sent: list[Proposal | AmusdError] = []
+
+    def open(self, opening: DraftOpening = OPENING) -> None:
+        self.worker.open(opening, self.sent.append)
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Step until nothing is left to do, or until something is reached."""
+        for _ in range(500):
+            if until() or not self.worker.step():
+                self.worker.step()  # what a last batch made ready is sent before the next one
+                return
+        raise AssertionError("the worker does not come to rest")
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [one for sent in self.sent if isinstance(sent, Proposal) for one in sent.branches]
+
+    @property
+    def run_tokens(self) -> dict[int, int]:
+        """The tokens of all proposals of the last epoch by position."""
+        proposals = [one for one in self.sent if isinstance(one, Proposal)]
+        epoch = max((one.epoch for one in proposals), default=0)
+        return {
+            position: token
+            for one in proposals
+            if one.epoch == epoch
+            for position, token in enumerate(one.tokens, one.position)
+        }
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_branches_hang_on_other_tokens_and_go_on_as_the_model_does(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    assert len(bench.branches) == 12  # four tokens with three alternatives each
+    assert len({one.root for one in bench.branches}) == 12
+    for branch in bench.branches:
+        before = [1, 2, *(bench.run_tokens[position] for position in range(2, branch.position))]
+        assert branch.token in MODEL.next_best(before)
+        context = [*before, branch.token]
+        for token in branch.tokens:
+            assert token == MODEL.next_token(context)
+            context.append(token)
+
+
+def test_a_branch_leaves_after_the_token_that_it_hangs_on(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    end = 2
+    for proposal in bench.sent:
+        assert isinstance(proposal, Proposal)
+        end = max(end, proposal.position + len(proposal.tokens))
+        assert all(branch.position < end for branch in proposal.branches)
+
+
+def test_after_a_rollback_to_a_branch_the_run_goes_on_behind_it(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    branch = max(bench.branches, key=lambda one: (one.position == 3, len(one.tokens)))
+    rollback = Rollback(1, branch.position + 1, branch.token, branch_tokens=branch.tokens)
+    bench.worker.receive("a", Advance(0, 2, (bench.run_tokens[2],)))
+    bench.sent.clear()
+    bench.worker.rollback("a", rollback)
+    bench.run()
+    session = bench.worker.sequence("a").session
+    start = branch.position + 1
+    assert tuple(session.tokens[start : start + len(branch.tokens)]) == branch.tokens
+    # What the orchestrator has is not proposed again.
+    assert all(position >= start + len(branch.tokens) for position in bench.run_tokens or [99])
+
+
+def test_a_branch_that_was_not_taken_in_time_is_proposed_at_once(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    branch = next(one for one in bench.branches if one.position == 2)
+    bench.sent.clear()
+    bench.worker.rollback("a", Rollback(1, 3, branch.token, tokens_per_proposal=1))
+    [proposal] = bench.sent
+    assert isinstance(proposal, Proposal)
+    assert (proposal.epoch, proposal.position) == (1, 3)
+    assert proposal.tokens == branch.tokens
+
+
+def test_branches_of_a_branch_are_prepared_from_what_its_lane_has_seen(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    branch = next(one for one in bench.branches if one.position == 2)
+    bench.sent.clear()
+    bench.worker.rollback("a", Rollback(1, 3, branch.token, branch_tokens=branch.tokens))
+    bench.run()
+    assert {one.position for one in bench.branches} >= {3, 4}
+
+
+def test_without_a_limit_for_branches_in_the_opening_there_are_none(bench: Bench) -> None:
+    bench.open(replace(OPENING, limits=DraftLimits(4, 60)))
+    bench.run()
+    assert not bench.branches
+
+
+def test_a_full_batch_leaves_no_place_for_branches() -> None:
+    bench = Bench(replace(MODEL, batch=1))
+    bench.open()
+    bench.run(until=lambda: len(bench.run_tokens) == 4)
+    assert not bench.branches
+
+
+def test_the_memory_of_lanes_is_free_again_when_their_session_closes(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    assert bench.engine.num_open > 1
+    bench.worker.close("a")
+    assert bench.engine.num_open == 0
+
+
+def test_without_memory_for_lanes_a_session_drafts_alone() -> None:
+    bench = Bench(replace(MODEL, memory=60))
+    bench.open()
+    bench.run()
+    assert len(bench.run_tokens) == 4
+    assert not bench.branches
+
+
+def test_a_lane_whose_pass_fails_is_given_up_and_its_session_goes_on(bench: Bench) -> None:
+    run, main_slot = bench.engine.run, 1
+
+    def fails_for_lanes(batch: list) -> list:  # type: ignore[type-arg]
+        if any(one.slot != main_slot for one in batch):
+            raise MemoryError
+        return run(batch)
+
+    bench.engine.run = fails_for_lanes  # type: ignore[assignment,method-assign]
+    bench.open()
+    bench.run()
+    assert len(bench.run_tokens) == 4
+    assert not bench.branches
+    assert bench.engine.num_open == 1
+
+
+def test_a_lane_that_computes_no_finite_token_ends_its_branch_only(bench: Bench) -> None:
+    run, main_slot = bench.engine.run, 1
+
+    def broken_for_lanes(batch: list) -> list:  # type: ignore[type-arg]
+        outputs = run(batch)
+        return [
+            found if one.slot == main_slot else [NO_TOKEN] * len(found)
+            for one, found in zip(batch, outputs, strict=True)
+        ]
+
+    bench.engine.run = broken_for_lanes  # type: ignore[assignment,method-assign]
+    bench.open()
+    bench.run()
+    assert len(bench.run_tokens) == 4
+    assert not bench.branches
