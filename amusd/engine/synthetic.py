@@ -9,6 +9,7 @@ machine behave like two devices.
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class SyntheticModel:
             raise InvalidInputError(f"agreement is {model.agreement}: use 0 to 1")
         if model.vocabulary < 2 or model.batch < 1 or model.context < 2:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
-        if model.pass_ms < 0 or model.row_ms < 0:
+        if not (0 <= model.pass_ms < math.inf and 0 <= model.row_ms < math.inf):  # nor NaN
             raise InvalidInputError("pass_ms and row_ms need 0 or more")
         if model.period < 0 or model.memory < 0:
             raise InvalidInputError("period and memory need 0 or more")
