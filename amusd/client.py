@@ -18,6 +18,8 @@ from amusd.rpc.channel import open_blocking_channel
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 _CLOSED = "the client is closed: make a new one"
+_MAX_INT32 = 2**31 - 1
+_MAX_UINT32 = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,8 @@ class Client:
         """Start a generation; iterate over the result to read it.
 
         Raises:
-            InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode.
+            InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode, or a
+                number has no place in its field.
             PreconditionError: the client is closed.
         """
         request = generate_request(prompt, options)
@@ -231,8 +234,14 @@ def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.Gener
     """Return the request for a prompt and options.
 
     Raises:
-        InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode.
+        InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode, or a number
+            has no place in its field.
     """
+    _check_range("max_tokens", options.max_tokens, _MAX_INT32)
+    _check_range("lookahead", options.lookahead, _MAX_UINT32)
+    for name, tokens in (("token", prompt.tokens), ("stop token", options.stop_token_ids)):
+        for token in tokens:
+            _check_range(name, token, _MAX_UINT32)
     request = orchestrator_pb2.GenerateRequest(
         stop_token_ids=options.stop_token_ids,
         ignore_eos=options.ignore_eos,
@@ -251,6 +260,12 @@ def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.Gener
     if options.lookahead is not None:
         request.lookahead = options.lookahead
     return request
+
+
+def _check_range(name: str, number: int | None, most: int) -> None:
+    """Refuse what the field of a message cannot hold; the server checks its own limits."""
+    if number is not None and not 0 <= number <= most:
+        raise InvalidInputError(f"{name} is {number}: a request holds 0 to {most}")
 
 
 def _set_prompt(request: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> None:

@@ -17,7 +17,13 @@ from typing import Any, Literal
 import grpc.aio
 
 from amusd.fleet.failover import Ending
-from amusd.protocol.errors import AmusdError, InternalError, StatusLostError, UnavailableError
+from amusd.protocol.errors import (
+    AmusdError,
+    InternalError,
+    StatusLostError,
+    UnavailableError,
+    UnknownSessionError,
+)
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import DraftPlan
 from amusd.rpc import codec, faults
@@ -29,6 +35,7 @@ from orchestrator.rollback_stream import DraftStub
 log = logging.getLogger(__name__)
 
 _MAX_OUTGOING = 1024
+_LAST_WORDS_SECONDS = 0.5  # a stream says why its session has ended, after a rollback found none
 _REFUSAL_SECONDS = 2.0  # a replica that ends a session later had begun with it
 
 Role = Literal["draft", "verify"]
@@ -268,8 +275,12 @@ class DraftLink:
     def answered(self, response: draft_pb2.RollbackResponse) -> None:
         """Take the answer to a rollback of this session."""
         if response.HasField("error"):
-            error = response.error
-            self._lose(faults.error_of_code(error.code, f"draft service: {error.message}"))
+            refusal = response.error
+            error = faults.error_of_code(refusal.code, f"draft service: {refusal.message}")
+            if isinstance(error, UnknownSessionError):
+                self._await_last_words(error)
+            else:
+                self._lose(error)
             return
         self.lease.replica.answers.rolled_back()
         if response.epoch == self._rolling_back_to:
@@ -292,7 +303,14 @@ class DraftLink:
         self.lease.release()
 
     def _lose(self, error: AmusdError, ending: Ending = Ending.FAILED) -> None:
+        self._stop_timer()
         self._sink(LinkLost("draft", error, self, ending))
+
+    def _await_last_words(self, error: AmusdError) -> None:
+        """Lose the draft, with the reason that the session's own stream gives if it comes."""
+        self._stop_timer()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_LAST_WORDS_SECONDS, self._lose, error)
 
     def _expect_answer(self) -> None:
         self._stop_timer()

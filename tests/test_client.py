@@ -50,6 +50,31 @@ def test_a_lone_surrogate_is_an_invalid_input(prompt: Prompt) -> None:
         generate_request(prompt, Options())
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (
+            Prompt(text="a"),
+            Options(max_tokens=2**31),
+            "is 2147483648: a request holds 0 to 2147483647",
+        ),
+        (Prompt(text="a"), Options(max_tokens=-1), "max_tokens is -1: a request holds"),
+        (Prompt(text="a"), Options(lookahead=-1), "lookahead is -1: a request holds 0 to"),
+        (
+            Prompt(text="a"),
+            Options(stop_token_ids=(1, 2**32)),
+            "stop token is 4294967296: a request",
+        ),
+        (Prompt(tokens=(1, -1)), Options(), "token is -1: a request holds 0 to 4294967295"),
+    ],
+)
+def test_a_number_that_no_field_holds_is_an_invalid_input(
+    prompt: Prompt, options: Options, message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        generate_request(prompt, options)
+
+
 class Call:
     """A call whose responses are there already."""
 

@@ -93,7 +93,7 @@ class UpSettings:
 
 def _serve(settings: UpSettings) -> None:
     for port, (flag, *_) in settings.flags_of_ports().items():
-        check_free(Endpoint(settings.host, port), f"choose another port with {flag}")
+        check_free(Endpoint(settings.host, port), f"choose others with --host and {flag}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with (

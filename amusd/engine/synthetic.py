@@ -81,7 +81,7 @@ class SyntheticModel:
             raise InvalidInputError("vocabulary and context need 2 or more, batch 1 or more")
         if not 0 <= model.alternatives < max(1, model.vocabulary // 2):
             raise InvalidInputError("alternatives need 0 to less than half of the vocabulary")
-        if model.pass_ms < 0 or model.row_ms < 0:
+        if not (0 <= model.pass_ms < math.inf and 0 <= model.row_ms < math.inf):  # nor NaN
             raise InvalidInputError("pass_ms and row_ms need 0 or more")
         if model.period < 0 or model.memory < 0:
             raise InvalidInputError("period and memory need 0 or more")

@@ -68,8 +68,8 @@ def reported(handler: Handler[Servicer, Request, Response]) -> Handler[Servicer,
             code, message = status_of(error), str(error)
         except grpc.aio.AbortError:
             raise
-        except DecodeError:  # of a message on a stream
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, UNREADABLE
+        except DecodeError as error:
+            code, message = status_of(error), UNREADABLE
         except Exception:
             log.exception("an unexpected error ended a call")
             code, message = grpc.StatusCode.INTERNAL, "unexpected error: see the service's log"
@@ -108,6 +108,8 @@ def status_of(error: Exception) -> grpc.StatusCode:
     """Return the status of a call that ``error`` ends."""
     if isinstance(error, errors.AmusdError):
         return _STATUS_OF.get(type(error), grpc.StatusCode.INTERNAL)
+    if isinstance(error, DecodeError):  # of a message on a stream
+        return grpc.StatusCode.INVALID_ARGUMENT
     return grpc.StatusCode.INTERNAL
 
 

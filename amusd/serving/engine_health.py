@@ -13,6 +13,7 @@ from amusd.settings import check_bounds, setting
 
 _DECAY = 0.99
 """The slowest recent pass counts a hundredth less after each pass."""
+_AFTER_HANG = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,12 @@ class EngineHealth:
         self.num_begun += 1
 
     def pass_ended(self, seconds: float) -> None:
-        """Record a pass that succeeded: the engine works."""
+        """Record a pass that succeeded: the engine works.
+
+        One that hung before is not usual: the next ones may take twice its time.
+        """
+        if self._slowest_seconds and seconds > self.max_pass_seconds:
+            seconds *= min(1.0, _AFTER_HANG / self.settings.hang_factor)
         self._slowest_seconds = max(seconds, _DECAY * self._slowest_seconds)
         self.num_failed_in_row = 0
         self.fault = ""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from amusd.observe.observer import Observer, RequestWatch
-from amusd.protocol.errors import InvalidInputError, LimitExceededError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.rpc import faults
 from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING
@@ -94,7 +94,7 @@ class SessionStreams(Generic[EventT, MessageT]):
             return
         most = ready.result().limits.max_context
         if num_tokens > most:
-            raise LimitExceededError(
+            raise InvalidInputError(
                 f"the prompt has {num_tokens} tokens, the service takes up to {most}"
             )
 

@@ -66,9 +66,9 @@ class OrchestratorServiceServicer:
         template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
         for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
         draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
-        down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
-        failed, on two replicas if there are two).
+        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
+        no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
+        two replicas if there are two; the same request may fail again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,9 +48,9 @@ class OrchestratorServiceStub:
     template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
     for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
     draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
-    down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
-    failed, on two replicas if there are two).
+    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
+    no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
+    two replicas if there are two; the same request may fail again).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -78,9 +78,9 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
     for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
     draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
-    down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
-    failed, on two replicas if there are two).
+    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
+    no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
+    two replicas if there are two; the same request may fail again).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -111,9 +111,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
         for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
         draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting
-        down, no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass
-        failed, on two replicas if there are two).
+        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
+        no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
+        two replicas if there are two; the same request may fail again).
         """
 
     @_abc_1.abstractmethod

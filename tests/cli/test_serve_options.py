@@ -313,7 +313,7 @@ def test_up_finds_a_taken_port_before_it_starts_a_service(
             flags = [str(word) for pair in words.items() for word in pair]
             done = CliRunner().invoke(app, ["up", *flags])
             assert isinstance(done.exception, UnavailableError), done.exception
-            assert f":{port}: the port is in use; choose another port with {flag}" in str(
+            assert f":{port}: the port is in use; choose others with --host and {flag}" in str(
                 done.exception
             )
 

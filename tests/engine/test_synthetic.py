@@ -64,6 +64,8 @@ def test_every_setting_can_be_in_the_name() -> None:
         ("synthetic:batch=0", "batch 1 or more"),
         ("synthetic:pass_ms=-1", "pass_ms and row_ms need 0 or more"),
         ("synthetic:row_ms=-1", "pass_ms and row_ms need 0 or more"),
+        ("synthetic:pass_ms=nan", "pass_ms and row_ms need 0 or more"),
+        ("synthetic:row_ms=inf", "pass_ms and row_ms need 0 or more"),
         ("synthetic:period=-1", "period and memory need 0 or more"),
     ],
 )

@@ -144,7 +144,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     rollback ends its stream with that status instead. ``events`` has the advances, rollbacks and
     answers by their epoch, in order. ``ended`` is set when a Propose stream has ended. With
     ``num_answered`` set, it proposes nothing after so many opens and advances. While ``hangs`` is
-    set, calls for its information are not answered.
+    set, calls for its information are not answered. With ``fails`` there, an advance waits until it
+    is set, and then ends its stream with INTERNAL.
     """
 
     model: ModelDescription = MODEL
@@ -157,6 +158,7 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
     breaks: grpc.StatusCode | None = None
     num_answered: int = 1 << 30
     hangs: bool = False
+    fails: asyncio.Event | None = None
     opened: list[draft_pb2.ProposeOpen] = field(default_factory=list)
     rollbacks: list[draft_pb2.RollbackRequest] = field(default_factory=list)
     rollback_streams: list[Context] = field(default_factory=list)
@@ -179,6 +181,9 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
                 else:
                     assert session is not None
                     await self._advance(session, request.advance)
+                    if self.fails is not None:
+                        await self.fails.wait()
+                        await context.abort(grpc.StatusCode.INTERNAL, "the engine failed")
         finally:
             self.ended.set()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
-from amusd.protocol.errors import AmusdError, UnavailableError
+from amusd.protocol.errors import AmusdError, InternalError, UnavailableError
 from amusd.protocol.events import Advance, Proposal, Rollback
 from amusd.protocol.strategy import DraftPlan, Strategy
 from amusd.rpc.channel import open_channel
@@ -340,6 +340,24 @@ async def test_a_session_that_has_ended_takes_no_more_answers(
             await draft.answer(request_of_one)
         await becomes_true(lambda: bool(other.losses))
         assert not ended.losses
+
+
+async def test_a_session_that_failed_tells_why_although_its_rollback_finds_it_gone(
+    backends: Backends, draft: FakeDraft
+) -> None:
+    draft.fails, draft.rollback_refusal = asyncio.Event(), grpc.StatusCode.NOT_FOUND
+    async with linked(backends, "one") as [one]:
+        one.advance(0)
+        await becomes_true(lambda: "advance 0" in draft.events)
+        one.roll_back(1)
+        await becomes_true(lambda: len(draft.rollbacks) == 1)
+        await draft.answer(draft.rollbacks[0])
+        await round_trip(backends)
+        draft.fails.set()
+        await becomes_true(lambda: bool(one.losses))
+        (error,) = one.losses
+        assert type(error) is InternalError
+        assert str(error) == "draft service: the engine failed"
 
 
 # Generations: the loss of the draft costs no token

@@ -103,6 +103,13 @@ async def test_an_unexpected_error_is_logged_but_not_sent(
     assert "secret" in caplog.text
 
 
+async def test_bytes_that_are_no_message_are_invalid_for_client_log_and_metrics_alike() -> None:
+    status, details = await outcome(DecodeError("at byte 3"))
+    assert status is faults.status_of(DecodeError("at byte 3"))
+    assert status is grpc.StatusCode.INVALID_ARGUMENT
+    assert details == faults.UNREADABLE
+
+
 async def test_a_cancelled_call_stays_cancelled() -> None:
     context = cast("faults.Context", RecordingContext())
     with pytest.raises(asyncio.CancelledError):

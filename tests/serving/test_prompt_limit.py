@@ -10,7 +10,7 @@ import pytest
 
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.observer import Observer
-from amusd.protocol.errors import AmusdError, LimitExceededError, UnavailableError
+from amusd.protocol.errors import AmusdError, InvalidInputError, UnavailableError
 from amusd.rpc.faults import Context
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import draft_pb2 as pb
@@ -51,7 +51,7 @@ def serve(served: SessionStreams[Any, Any], num_tokens: int) -> None:
 
 def test_a_prompt_over_the_limit_is_refused_before_it_is_copied() -> None:
     served = streams(SimpleNamespace(limits=LIMITS))
-    with pytest.raises(LimitExceededError, match="101 tokens, the service takes up to 100"):
+    with pytest.raises(InvalidInputError, match="101 tokens, the service takes up to 100"):
         serve(served, 101)
     with pytest.raises(CopiedError):
         serve(served, 100)
