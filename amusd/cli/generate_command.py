@@ -22,6 +22,15 @@ from amusd.prompts import Prompt
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 
+_MAX_TIMEOUT_SECONDS = 1e9  # beyond this, gRPC cannot add it to the time of day
+
+
+def _check_timeout(seconds: float) -> float:
+    """Refuse what is no time to wait, NaN included."""
+    if not 0 < seconds <= _MAX_TIMEOUT_SECONDS:
+        raise typer.BadParameter(f"{seconds} is out of range, use more than 0, up to 1e9")
+    return seconds
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="Question, or with --raw text to continue.")],
@@ -40,7 +49,10 @@ def generate(
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
-    timeout: Annotated[float, typer.Option(help="Timeout of the generation, in seconds.")] = 600.0,
+    timeout: Annotated[
+        float,
+        typer.Option(callback=_check_timeout, help="Timeout of the generation, in seconds."),
+    ] = 600.0,
 ) -> None:
     """Stream the model's answer to PROMPT."""
     if not prompt:

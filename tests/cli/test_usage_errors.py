@@ -18,6 +18,8 @@ def outcome(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["amusd", *words])
+    # Otherwise click would name the command "python -m pytest" if that runs the tests.
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", "")
     code = run_app(app)
     seen = capsys.readouterr()
     return code, seen.err + seen.out
@@ -31,6 +33,10 @@ def outcome(
         (("compare",), "error: Missing argument 'prompt'"),
         (("compare", "x", "--max-tokens", "many"), "error: --max-tokens: "),
         (("generate", "x", "--strategy", "magic"), "error: --strategy: 'magic' is not one of"),
+        *(
+            (("generate", "x", "--timeout", value), "error: --timeout: ")
+            for value in ("nan", "inf", "0", "-1")
+        ),
         (("timeline", "x", "--nonsense"), "error: No such option"),
         (("consistency", "--limit"), "error: "),
         (("acceptance",), "error: Missing option"),
