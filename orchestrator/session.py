@@ -23,6 +23,7 @@ from amusd.policy.speculation_policy import make_policy
 from amusd.protocol.errors import (
     AmusdError,
     InternalError,
+    InvalidInputError,
     PreconditionError,
     UnavailableError,
 )
@@ -230,8 +231,9 @@ class Session:
 
     def _on_verdict(self, verdict: Verdict) -> Decision:
         try:
+            self._backends.verify_model.check_tokens((verdict.next_token,))
             decision = self._controller.on_verdict(verdict, time.monotonic())
-        except PreconditionError as error:
+        except (PreconditionError, InvalidInputError) as error:
             raise InternalError(f"verify service: {error}") from error
         self._awaits_verdict_since = None
         if decision is not NOTHING:
@@ -244,9 +246,7 @@ class Session:
     def _on_proposal(self, proposal: Proposal) -> Decision:
         self._recorder.proposal(proposal)
         try:
-            self._backends.verify_model.check_tokens(proposal.tokens)
-            for branch in proposal.branches:
-                self._backends.verify_model.check_tokens((branch.token, *branch.tokens))
+            self._backends.verify_model.check_tokens(proposal.all_tokens)
             return self._controller.on_proposal(proposal, time.monotonic())
         except AmusdError as error:
             # A draft that breaks the rules is as good as none; the output stays the same.

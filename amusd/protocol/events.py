@@ -56,6 +56,12 @@ class Proposal:
     steps: tuple[DeviceTime, ...] = ()
     branches: tuple[Branch, ...] = ()
 
+    @property
+    def all_tokens(self) -> tuple[int, ...]:
+        """Its tokens and those of its branches, in no useful order."""
+        beside = [token for one in self.branches for token in (one.token, *one.tokens)]
+        return (*self.tokens, *beside)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -11,7 +11,9 @@ import pytest
 from amusd.fleet.load_balancing import ReplicaState, explain_mismatch
 from amusd.fleet.model_description import ModelDescription
 from amusd.protocol.errors import AmusdError, InternalError, UnavailableError
+from amusd.protocol.events import Verdict
 from amusd.protocol.strategy import Strategy
+from amusd.rpc import codec
 from amusd.rpc.channel import open_channel
 from amusd.rpc.faults import Context
 from amusd.v1 import draft_pb2, verify_pb2
@@ -128,6 +130,23 @@ async def test_a_failed_session_harms_no_other(serve: Serve) -> None:
         service.may_go_on.set()
         await healthy
     assert len(service.opened) == 2
+
+
+class Astray(FakeVerify):
+    """Writes a token that the vocabulary does not have."""
+
+    async def Verify(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: object, context: Context
+    ) -> None:
+        await context.write(codec.verdict_to_proto(Verdict(0, 2, 0, 0, 50)))
+        await asyncio.Event().wait()
+
+
+async def test_a_token_outside_the_vocabulary_never_reaches_a_client(serve: Serve) -> None:
+    async with running(await serve(Astray())) as backends:
+        await backends.connect(10)
+        with pytest.raises(InternalError, match="token id 50 is outside the vocabulary"):
+            await generate(backends, Strategy.AUTOREGRESSIVE)
 
 
 class Crashing(FakeVerify):
