@@ -46,8 +46,14 @@ def test_a_grpcurl_call_of_the_readme_works(
         assert "amusd.v1" in output or "SERVING" in output or "verify_model" in output
 
 
+def test_the_python_client_of_the_readme_works(pair_services: LocalServices) -> None:
+    program, _ = blocks("python")
+    output = run([sys.executable, "-c", program.replace(ADDRESS, pair_services.address)])
+    assert output.strip()
+
+
 def test_the_stub_client_of_the_readme_works(pair_services: LocalServices) -> None:
-    (program,) = blocks("python")
+    _, program = blocks("python")
     output = run([sys.executable, "-c", program.replace(ADDRESS, pair_services.address)])
     text, _, statistics = output.rpartition("tokens per pass:")
     assert text.strip()
