@@ -213,6 +213,8 @@ class Orchestrator:
         decision = self._controller.on_verdict(verdict, 0.0)
         if self.has_draft:
             self.watch.after(decision)
+        else:
+            self.watch.after_loss()
         self._carry_out(decision)
 
     def on_proposal(self, proposal: Proposal) -> None:

@@ -24,6 +24,7 @@ class Watch:
         self._branches: tuple[Branch, ...] = ()  # of the last proposal
         self._known_branches: dict[tuple[int, int], Branch] = {}
         self._num_hits = 0
+        self._epoch = ledger.epoch
         self.num_proposed_by: Counter[DraftSource] = Counter()
         self.num_right: Counter[DraftSource] = Counter()
         self.num_wrong: Counter[DraftSource] = Counter()
@@ -84,10 +85,22 @@ class Watch:
         assert advance == (Advance(epoch, first + 1, rest) if rest else None)
         self._begin_epoch((first, final[first]), taken)
 
+    def after_loss(self) -> None:
+        """Without a draft a branch that came before its loss can still be taken, one epoch long."""
+        if self._ledger.counts.branch_hits > self._num_hits:
+            self._num_hits = self._ledger.counts.branch_hits
+            final = self._ledger.tokens
+            branch = self._known_branches[len(final) - 1, final[-1]]
+            self.num_proposed_by[branch.source] += len(branch.tokens)
+        if self._ledger.epoch != self._epoch:
+            self._epoch = self._ledger.epoch
+            self._known_branches.clear()
+
     def _begin_epoch(self, root: tuple[int, int], taken: tuple[int, ...]) -> None:
         self._drafted.clear()
         self._settled.clear()
         self._head, self._root = root[0] + 1, root
+        self._epoch = self._ledger.epoch
         self._num_hits = self._ledger.counts.branch_hits
         if taken:
             self._take(self._known_branches[root], taken)

@@ -89,6 +89,7 @@ async def test_an_overflow_during_the_first_write_ends_the_call_with_its_status(
                     pass
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "read faster" in str(caught.value.details())
+        await asyncio.wrap_future(thread.submit(lambda worker: None))  # behind the close
         assert worker.log == ["open a", "event 7", "close a"]
     finally:
         await server.stop(0)
