@@ -120,7 +120,8 @@ class _Stream:
         """Return what the end of the call says about the session."""
         match error:
             case StatusLostError():
-                return Ending.UNKNOWN
+                # A session that was refused has had no message.
+                return Ending.FAILED if self.has_answered else Ending.UNKNOWN
             case InternalError():
                 return Ending.FAILED
             case UnavailableError():

@@ -29,7 +29,7 @@ class Attempts:
         """Start with none."""
         self.avoided: set[str] = set()
         self._num_ended = 0
-        self._num_failed = 0
+        self._failed: set[str] = set()
 
     def may_move(self, address: str, ending: Ending) -> bool:
         """Record that the replica at ``address`` ended the session; return whether to open it anew.
@@ -37,10 +37,10 @@ class Attempts:
         Addresses in ``avoided`` are not tried again.
         """
         self._num_ended += 1
-        # A lost status may have been a failure.
-        self._num_failed += ending in (Ending.FAILED, Ending.UNKNOWN)
+        if ending in (Ending.FAILED, Ending.UNKNOWN):  # a lost status may have been a failure
+            self._failed.add(address)
         if ending is not Ending.UNKNOWN:
             self.avoided.add(address)
         if ending is Ending.FINAL or self._num_ended >= _MAX_TRIED:
             return False
-        return ending is not Ending.FAILED or self._num_failed < _MAX_FAILED
+        return ending is not Ending.FAILED or len(self._failed) < _MAX_FAILED
