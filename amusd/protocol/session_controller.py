@@ -156,11 +156,14 @@ class SessionController:
         if rollback is None or not self._has_draft:
             return None
         self._policy.rolled_back(rollback.epoch, now_seconds)
-        return replace(
-            rollback,
-            lookahead=self._policy.lookahead,
-            tokens_per_proposal=self._policy.tokens_per_proposal,
-            first_proposal=self._policy.first_proposal(now_seconds),
+        return Rollback(
+            rollback.epoch,
+            rollback.verified_position,
+            rollback.corrected_token,
+            self._policy.lookahead,
+            self._policy.tokens_per_proposal,
+            self._policy.first_proposal(now_seconds),
+            rollback.branch_tokens,
         )
 
     def _advance(self, advance: Advance | None) -> Advance | None:
@@ -221,4 +224,10 @@ class SessionController:
         joined = self._joined(forward)
         self._held = None
         self._pass_due = True
-        return replace(joined, max_checked=self._policy.max_checked)
+        return Forward(
+            joined.epoch,
+            joined.position,
+            joined.tokens,
+            self._policy.max_checked,
+            joined.branches,
+        )
