@@ -2,9 +2,9 @@
 
 Rules of this file
 - A session's own run always comes first. Branches take places of a batch that no run needs.
-- A lane drafts one branch at a time, in KV cache of its own. It keeps the tokens that its last
-  branch shares with the next one, so a new branch computes only the tokens between.
-- A rollback ends the branches that lanes are drafting. Of the branch for its outcome, the tokens
+- A branch sequence drafts one branch at a time, in KV cache of its own. It keeps the tokens that
+  its last branch shares with the next one, so a new branch computes only the tokens between.
+- A rollback ends the branches that are being drafted. Of the branch for its outcome, the tokens
   that are there are kept.
 """
 
@@ -20,18 +20,18 @@ from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
 
-_MAX_CHUNK = 64  # tokens that a lane computes in one batch
+_MAX_CHUNK = 64  # tokens that a branch sequence computes in one batch
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Lane(Sequence):
-    """A place for one branch: its own tokens, and a slot in the KV cache."""
+class BranchSequence(Sequence):
+    """Drafts one branch after the other, in a slot of the KV cache of its own."""
 
     brancher: "Brancher"
     context: list[int] = field(default_factory=list)
     """The tokens to compute: the run up to the branch, its token, and what was drafted."""
     position: int | None = None
-    """Where the branch hangs; None: the lane drafts none."""
+    """Where the branch hangs; None: it drafts none."""
     alternatives: list[tuple[int, ...]] = field(default_factory=list)
     """The next-best tokens beside each token of the branch."""
 
@@ -57,115 +57,115 @@ class Lane(Sequence):
 
 
 class Brancher:
-    """The branches of one draft session, drafted by up to ``num_lanes`` lanes."""
+    """The branches of one draft session, drafted by up to ``num_sequences`` branch sequences."""
 
     def __init__(
-        self, engine: Engine, session: DraftSession, capacity: int, num_lanes: int, depth: int
+        self, engine: Engine, owner: Sequence, session: DraftSession, num_sequences: int, depth: int
     ) -> None:
-        """Draft branches of up to ``depth`` tokens beside ``session``."""
+        """Draft branches of up to ``depth`` tokens beside ``session``, which ``owner`` drafts."""
         self._engine = engine
         self._session = session
-        self._capacity = capacity
+        self._owner = owner
         self._depth = depth
-        self._num_lanes = num_lanes
-        self._lanes: list[Lane] = []
+        self._num_sequences = num_sequences
+        self._sequences: list[BranchSequence] = []
         self._alternatives: dict[int, tuple[int, ...]] = {}  # by position, best first
-        # What lies beside the tokens of the branches of this epoch, by outcome.
-        self._beside: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        # The next-best tokens at each token of the branches of this epoch, by outcome.
+        self._branch_alternatives: dict[tuple[int, int], list[tuple[int, ...]]] = {}
 
     def wrote(self, position: int, alternatives: tuple[int, ...]) -> None:
         """Take the next-best tokens beside the token that the session's run has at ``position``."""
         self._alternatives[position] = alternatives
 
-    def schedule(self, num_places: int) -> Iterator[Scheduled[Lane]]:
-        """Yield at most ``num_places`` lanes for the next batch, with their tokens."""
+    def schedule(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
+        """Yield what at most ``num_places`` branch sequences bring to the next batch."""
         self._forget_decided()
-        for lane in self._usable(num_places):
-            if not lane.is_due and not self._assign(lane):
+        for sequence in self._usable(num_places):
+            if not sequence.is_due and not self._assign(sequence):
                 return
-            assert lane.slot is not None
-            start = self._engine.length(lane.slot)
-            chunk = lane.context[start : start + _MAX_CHUNK]
-            is_whole = start + len(chunk) == len(lane.context)
-            yield Scheduled(lane, chunk, int(is_whole), False)
+            assert sequence.slot is not None
+            start = self._engine.length(sequence.slot)
+            chunk = sequence.context[start : start + _MAX_CHUNK]
+            is_whole = start + len(chunk) == len(sequence.context)
+            yield Scheduled(sequence, chunk, int(is_whole), False)
 
-    def settle(self, lane: Lane, token: int) -> None:
+    def settle(self, sequence: BranchSequence, token: int) -> None:
         """Take the next token of a branch; send the branch when it is long enough."""
-        position = lane.position
+        position = sequence.position
         if position is None:
             return  # its branch ended while it was drafted
-        assert lane.slot is not None
+        assert sequence.slot is not None
         if token == NO_TOKEN:
-            self._engine.truncate(lane.slot, 0)  # nothing of it is worth reuse
-            lane.position = None
+            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
+            sequence.position = None
             return
-        lane.context.append(token)
-        lane.alternatives.append(tuple(self._engine.alternatives(lane.slot)))
-        if len(lane.drafted) >= self._depth_at(position):
-            self._finish(lane)
+        sequence.context.append(token)
+        sequence.alternatives.append(tuple(self._engine.alternatives(sequence.slot)))
+        if len(sequence.drafted) >= self._depth_at(position):
+            self._finish(sequence)
 
     def before_rollback(self, position: int, token: int) -> None:
         """Keep what is drafted for the outcome of a rollback, and end all other branches."""
-        for lane in self._lanes:
-            if lane.root == (position, token) and lane.drafted:
-                self._finish(lane)
-            lane.position = None
-        beside = self._beside.get((position, token), [])
-        self._alternatives = dict(enumerate(beside, position + 1))
-        self._beside.clear()
+        for sequence in self._sequences:
+            if sequence.root == (position, token) and sequence.drafted:
+                self._finish(sequence)
+            sequence.position = None
+        found = self._branch_alternatives.get((position, token), [])
+        self._alternatives = dict(enumerate(found, position + 1))
+        self._branch_alternatives.clear()
 
     def close(self) -> None:
-        """Free the memory of all lanes."""
-        for lane in self._lanes:
-            assert lane.slot is not None
-            self._engine.close(lane.slot)
-        self._lanes.clear()
-        self._num_lanes = 0
+        """Free the memory of all branch sequences."""
+        for sequence in self._sequences:
+            assert sequence.slot is not None
+            self._engine.close(sequence.slot)
+        self._sequences.clear()
+        self._num_sequences = 0
 
-    def _usable(self, num_places: int) -> Iterator[Lane]:
-        """Yield lanes, those with a branch first; open further ones as they are needed."""
+    def _usable(self, num_places: int) -> Iterator[BranchSequence]:
+        """Yield branch sequences, those with a branch first; open further ones as needed."""
         self._drop_failed()
-        lanes = sorted(self._lanes, key=lambda lane: not lane.is_due)
-        yield from lanes[:num_places]
-        while len(self._lanes) < min(num_places, self._num_lanes):
+        sequences = sorted(self._sequences, key=lambda sequence: not sequence.is_due)
+        yield from sequences[:num_places]
+        while len(self._sequences) < min(num_places, self._num_sequences):
             try:
-                slot = self._engine.open(self._capacity)
+                slot = self._engine.open(self._owner.capacity)
             except CacheFullError:
-                self._num_lanes = len(self._lanes)
+                self._num_sequences = len(self._sequences)
                 return
-            lane = Lane(
-                session_id="branch",
+            sequence = BranchSequence(
+                session_id=f"{self._owner.session_id} (branch)",
                 num_prompt_tokens=0,
-                capacity=self._capacity,
+                capacity=self._owner.capacity,
                 send=_ignore,
                 clock=BatchClock(),
                 slot=slot,
                 brancher=self,
             )
-            self._lanes.append(lane)
-            yield lane
+            self._sequences.append(sequence)
+            yield sequence
 
     def _drop_failed(self) -> None:
-        """Draft no further branches with a lane whose pass failed."""
-        for lane in [one for one in self._lanes if one.has_failed]:
-            assert lane.slot is not None
-            self._engine.close(lane.slot)
-            self._lanes.remove(lane)
-            self._num_lanes -= 1
+        """Draft no further branches with a sequence whose pass failed."""
+        for sequence in [one for one in self._sequences if one.has_failed]:
+            assert sequence.slot is not None
+            self._engine.close(sequence.slot)
+            self._sequences.remove(sequence)
+            self._num_sequences -= 1
 
-    def _assign(self, lane: Lane) -> bool:
-        """Let a lane draft the branch that is most worth it; return whether there is one."""
+    def _assign(self, sequence: BranchSequence) -> bool:
+        """Assign the branch that is worth most to a sequence; return whether there is one."""
         found = best_candidate(self._candidates())
         if found is None:
             return False
         position, token = found.position, found.token
         tokens = [*self._session.tokens[:position], token]
-        shared = min(common_prefix(lane.context, tokens), len(tokens) - 1)
-        assert lane.slot is not None
-        self._engine.truncate(lane.slot, min(shared, self._engine.length(lane.slot)))
-        self._engine.reuse(lane.slot, tokens)
-        lane.context, lane.position, lane.alternatives = tokens, position, []
-        self._beside[position, token] = lane.alternatives
+        shared = min(common_prefix(sequence.context, tokens), len(tokens) - 1)
+        assert sequence.slot is not None
+        self._engine.truncate(sequence.slot, min(shared, self._engine.length(sequence.slot)))
+        self._engine.reuse(sequence.slot, tokens)
+        sequence.context, sequence.position, sequence.alternatives = tokens, position, []
+        self._branch_alternatives[position, token] = sequence.alternatives
         return True
 
     def _candidates(self) -> Iterator[Candidate]:
@@ -174,7 +174,7 @@ class Brancher:
             if not self._depth_at(position):
                 continue
             for rank, token in enumerate(alternatives):
-                if (position, token) not in self._beside:
+                if (position, token) not in self._branch_alternatives:
                     yield Candidate(position, token, position - verified, rank)
                     break
 
@@ -182,11 +182,11 @@ class Brancher:
         """Return how many tokens a branch at ``position`` may have."""
         return min(self._depth, self._session.branch_room(position))
 
-    def _finish(self, lane: Lane) -> None:
-        position = lane.position
+    def _finish(self, sequence: BranchSequence) -> None:
+        position = sequence.position
         assert position is not None
-        self._session.branch(Branch(position, lane.context[position], lane.drafted))
-        lane.position = None
+        self._session.branch(Branch(position, sequence.context[position], sequence.drafted))
+        sequence.position = None
 
     def _forget_decided(self) -> None:
         """Forget what hangs on tokens that are final now."""
@@ -195,10 +195,10 @@ class Brancher:
             self._alternatives.clear()
         for position in [one for one in self._alternatives if one < verified]:
             del self._alternatives[position]
-        for lane in self._lanes:
-            if lane.position is not None and lane.position < verified:
-                lane.position = None
+        for sequence in self._sequences:
+            if sequence.position is not None and sequence.position < verified:
+                sequence.position = None
 
 
 def _ignore(message: object) -> None:
-    """Lanes send nothing: their branches go with the session's proposals."""
+    """Branch sequences send nothing: branches go with the session's proposals."""

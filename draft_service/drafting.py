@@ -21,12 +21,12 @@ from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
-from draft_service.branching import Brancher, Lane
+from draft_service.branching import Brancher, BranchSequence
 from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
 """Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
-_MAX_LANES = 8
+_MAX_BRANCH_SEQUENCES = 8
 """Branches of a session that are drafted at the same time."""
 _BRANCH_DEPTH = 6
 """Tokens of a branch."""
@@ -70,6 +70,7 @@ class Drafting:
         """Draft with ``drafter`` within ``limits``."""
         self.drafter = drafter
         self._engine = drafter.engine
+        self._all_sources = drafter.sources
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._branching: deque[DraftSequence] = deque()  # the next in turn first
@@ -156,29 +157,33 @@ class Drafting:
                 has_sent = self._send(sequence) or has_sent
         return has_sent
 
-    def fill(self, num_places: int) -> Iterator[Scheduled[Lane]]:
+    def fill(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
         """Draft branches in the free places of a batch, one session after the other."""
         for _ in range(len(self._branching)):
             sequence = self._branching[0]
             self._branching.rotate(-1)
+            if not sequence.is_runnable:
+                continue
             assert sequence.brancher is not None
-            for scheduled in sequence.brancher.schedule(num_places):
-                num_places -= 1
-                yield scheduled
+            try:
+                found = list(sequence.brancher.schedule(num_places))
+            except Exception as error:
+                end_session(sequence, error, "branching")
+                continue
+            num_places -= len(found)
+            yield from found
 
-    def settle(self, sequence: "DraftSequence | Lane", predictions: list[int]) -> None:
+    def settle(self, sequence: "DraftSequence | BranchSequence", predictions: list[int]) -> None:
         """Propose what the model wrote."""
-        if isinstance(sequence, Lane):
+        if isinstance(sequence, BranchSequence):
             sequence.brancher.settle(sequence, predictions[-1])
             return
-        assert sequence.slot is not None  # it took part in a batch
         if NO_TOKEN in predictions:
-            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
-            sequence.fail(not_finite(self._engine.description))
-            return
+            raise not_finite(self._engine.description)
         session, position = sequence.session, sequence.session.length
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
+            assert sequence.slot is not None  # it took part in a batch
             found = tuple(self._engine.alternatives(sequence.slot))
             sequence.brancher.wrote(position, found)
         self._send(sequence)
@@ -187,9 +192,9 @@ class Drafting:
         """Draft branches beside a session that may have them, if the engine gives any."""
         if not sequence.session.max_branches or not self._engine.num_alternatives:
             return
-        num_lanes = min(_MAX_LANES, self._engine.max_batch - 1)
+        num_sequences = min(_MAX_BRANCH_SEQUENCES, self._engine.max_batch - 1)
         sequence.brancher = Brancher(
-            self._engine, sequence.session, sequence.capacity, num_lanes, _BRANCH_DEPTH
+            self._engine, sequence, sequence.session, num_sequences, _BRANCH_DEPTH
         )
         self._branching.append(sequence)
 
@@ -204,10 +209,13 @@ class Drafting:
     def _read(self, sequences: list[DraftSequence]) -> None:
         """Let the proposers read long texts, all together within the budget."""
         budget, self.has_unread = _READ_BUDGET, False
+        if not self.drafter.proposers:
+            return
         for sequence in sequences:
             tokens, name, most_left = sequence.tokens, sequence.session_id, 0
+            sources = self._sources(sequence)
             for proposer in self.drafter.proposers:
-                if proposer.source not in self._sources(sequence):
+                if proposer.source not in sources:
                     continue
                 left = before = proposer.read(name, tokens, 0)
                 if before > MAX_UNREAD:
@@ -220,7 +228,7 @@ class Drafting:
 
     def _sources(self, sequence: DraftSequence) -> frozenset[DraftSource]:
         """Return the sources that may draft now."""
-        sources = self.drafter.sources
+        sources = self._all_sources
         # A drafter with a single source has no choice, whatever pays.
         return sources & sequence.session.sources if len(sources) > 1 else sources
 

@@ -86,9 +86,7 @@ class Verifying:
 
     def receive(self, sequence: VerifySequence, event: Forward) -> None:
         """Take tokens to check."""
-        self._engine.description.check_tokens(event.tokens)
-        for branch in event.branches:
-            self._engine.description.check_tokens((branch.token, *branch.tokens))
+        self._engine.description.check_tokens(event.all_tokens)
         sequence.session.offer(event.epoch, event.position, event.tokens, event.branches)
         most = self._limits.max_lookahead
         sequence.max_checked = min(event.max_checked or most, most)
@@ -110,9 +108,7 @@ class Verifying:
         sequence.num_cached_tokens = 0
         assert sequence.slot is not None  # it took part in a batch
         if verdict.next_token == NO_TOKEN:
-            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
-            sequence.fail(not_finite(self._engine.description))
-            return
+            raise not_finite(self._engine.description)
         # The verify model's own next token has not been computed yet.
         self._engine.truncate(sequence.slot, sequence.session.verified_position - 1)
         sequence.send(verdict)

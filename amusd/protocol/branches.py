@@ -1,4 +1,4 @@
-"""The branches of one epoch that can still be taken: the same rule for ledger and verify service.
+"""The branches of one epoch that can still be taken: the same rule for all three services.
 
 The rule
 - A branch hangs on ``(epoch, position, token)``. The run of the epoch reaches beyond ``position``
@@ -24,10 +24,6 @@ class Branches:
     max_branches: int
     _held: dict[tuple[int, int], Branch] = field(default_factory=dict)
     _root: tuple[int, int] | None = None  # the rejection that began the epoch, if without a branch
-
-    def __len__(self) -> int:
-        """Return the number of held branches."""
-        return len(self._held)
 
     @property
     def held(self) -> tuple[Branch, ...]:
@@ -76,3 +72,10 @@ class Branches:
                 self._root = None
                 return branch
         return None
+
+    def check_integrity(self, verified_position: int) -> None:
+        """Raise AssertionError if too many branches are held, or one whose outcome is known."""
+        if len(self._held) > self.max_branches:
+            raise AssertionError(f"holds {len(self._held)} branches, {self.max_branches} allowed")
+        if any(position < verified_position for position, _ in self._held):
+            raise AssertionError(f"holds a branch below the verified position: {self!r}")

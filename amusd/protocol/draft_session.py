@@ -19,6 +19,7 @@ Intervals, for V verified tokens and n drafted beyond them:
 from dataclasses import dataclass
 
 from amusd.policy.source_selection import SourceTracker
+from amusd.protocol.branches import Branches
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError, PreconditionError
 from amusd.protocol.events import Branch
@@ -100,7 +101,7 @@ class DraftSession:
         self._sources: list[DraftSource] = []  # of [V, V + n)
         self._source = DraftSource.MODEL  # of what was drafted last
         self.tracker = SourceTracker()
-        self._branches: dict[tuple[int, int], Branch] = {}
+        self._branches = Branches(limits.max_branches)
         self._unsent_branches: list[Branch] = []
         self._stalled = False
         self._exhausted = False
@@ -180,8 +181,9 @@ class DraftSession:
                 ends beyond the look-ahead or the last position.
         """
         position, num_tokens = branch.position, len(branch.tokens)
-        is_full = len(self._branches) >= self._limits.max_branches
-        if is_full or self._stalled or position < self._verified or branch.root in self._branches:
+        if self._stalled or position < self._verified:
+            return
+        if self._branches.is_full or self._branches.holds(branch):
             return
         most = self.branch_room(position)
         if not num_tokens or position >= self.length or num_tokens > most:
@@ -191,7 +193,7 @@ class DraftSession:
             )
         if self._tokens[position] == branch.token:
             raise PreconditionError(f"a branch repeats the drafted token at position {position}")
-        self._branches[branch.root] = branch
+        self._branches.hold(branch)
         self._unsent_branches.append(branch)
 
     def branch_room(self, position: int) -> int:
@@ -207,11 +209,6 @@ class DraftSession:
     def max_branches(self) -> int:
         """Most branches that may be held at a time."""
         return self._limits.max_branches
-
-    @property
-    def num_branches(self) -> int:
-        """Number of branches that are held."""
-        return len(self._branches)
 
     def resume(self) -> None:
         """Draft again after a proposal without tokens."""
@@ -292,10 +289,8 @@ class DraftSession:
 
     def _drop_decided(self) -> None:
         """Drop branches below the verified position."""
-        if self._branches:
-            self._branches = {
-                root: one for root, one in self._branches.items() if root[0] >= self._verified
-            }
+        self._branches.drop_until(self._verified)
+        if self._unsent_branches:
             self._unsent_branches = [
                 one for one in self._unsent_branches if one.position >= self._verified
             ]
@@ -361,8 +356,7 @@ class DraftSession:
 
     def _begin_with(self, branch_tokens: tuple[int, ...]) -> None:
         """Go on behind the branch for the outcome, or behind the tokens that were taken of it."""
-        held = self._branches.get((self._verified - 1, self._tokens[-1]))
-        self._branches.clear()
+        held = self._branches.rejected(self._verified - 1, self._tokens[-1])
         self._unsent_branches.clear()
         if held is not None and held.tokens[: len(branch_tokens)] == branch_tokens:
             branch_tokens, self._source = held.tokens, held.source
@@ -391,9 +385,7 @@ class DraftSession:
             raise AssertionError(f"tokens of {len(self._sources)} known sources: {self!r}")
         if self._sent > self.length:
             raise AssertionError(f"sent more than there is: {self!r}")
-        if any(root[0] < self._verified for root in self._branches) and not self._stalled:
-            raise AssertionError(f"holds a branch below the verified position: {self!r}")
-        if len(self._branches) > self._limits.max_branches:
-            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
+        if not self._stalled:  # else the branch of the outcome is kept for the rollback
+            self._branches.check_integrity(self._verified)
         if self.length > self._verified + self._limits.lookahead:
             raise AssertionError(f"drafted beyond the look-ahead: {self!r}")

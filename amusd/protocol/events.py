@@ -59,8 +59,7 @@ class Proposal:
     @property
     def all_tokens(self) -> tuple[int, ...]:
         """Its tokens and those of its branches, in no useful order."""
-        beside = [token for one in self.branches for token in (one.token, *one.tokens)]
-        return (*self.tokens, *beside)
+        return _all_tokens(self.tokens, self.branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,9 @@ class Forward:
     branches: tuple[Branch, ...] = ()
 
     @property
-    def asks_for_pass(self) -> bool:
-        """Whether it asks for a pass without proposals."""
-        return not self.tokens and not self.branches
+    def all_tokens(self) -> tuple[int, ...]:
+        """Its tokens and those of its branches, in no useful order."""
+        return _all_tokens(self.tokens, self.branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +148,9 @@ class Decision:
 
 
 NOTHING = Decision()
+
+
+def _all_tokens(tokens: tuple[int, ...], branches: tuple[Branch, ...]) -> tuple[int, ...]:
+    if not branches:
+        return tokens
+    return (*tokens, *(token for one in branches for token in (one.token, *one.tokens)))

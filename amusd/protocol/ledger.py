@@ -302,10 +302,7 @@ class Ledger:
             )
         if self._tail and self._draft_head != self.verified_position + len(self._tail):
             raise AssertionError(f"the tail does not end at the draft's head: {self!r}")
-        if len(self._branches) > self._branches.max_branches:
-            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
-        if any(branch.position < self.verified_position for branch in self._branches.held):
-            raise AssertionError(f"holds a branch below the verified position: {self!r}")
+        self._branches.check_integrity(self.verified_position)
         if self._draft_head < self._num_prompt or self.verified_position < self._num_prompt:
             raise AssertionError(f"a position lies within the prompt: {self!r}")
 

@@ -266,10 +266,7 @@ class VerifySession:
             raise AssertionError(f"checks tokens outside a pass: {self!r}")
         if len(self._pending) > self._max_pending:
             raise AssertionError(f"too many tokens wait: {self!r}")
-        if len(self._branches) > self._branches.max_branches:
-            raise AssertionError(f"holds {len(self._branches)} branches: {self!r}")
-        if any(branch.position < self.verified_position for branch in self._branches.held):
-            raise AssertionError(f"holds a branch below the verified position: {self!r}")
+        self._branches.check_integrity(self.verified_position)
 
     def _reject(self, position: int) -> None:
         """Begin the next epoch: the proposal at ``position`` was wrong."""

@@ -50,7 +50,7 @@ class BatchRunner(Generic[SequenceT]):
         return outcomes
 
     def test(self, num_tokens: int) -> None:
-        """Run a pass over a text of no session, and tell ``health`` whether it succeeds."""
+        """Run a pass over a text of no session, and report to ``health`` whether it succeeds."""
         engine = self._engine
         fault = ""
         try:
@@ -121,7 +121,7 @@ class BatchRunner(Generic[SequenceT]):
             sequence = batch[0].sequence
             if failure.is_unexpected:
                 log.error("session %s ends: %s", sequence.session_id, failure.error)
-                self._engine.truncate(_slot(sequence), 0)
+                self.drop(sequence)
             return [failure.error]
         middle = len(batch) // 2
         found: list[Outcome] = []
@@ -141,8 +141,12 @@ class BatchRunner(Generic[SequenceT]):
             if isinstance(outcome, AmusdError):
                 has_refused = True
                 log.error("session %s ends: %s", one.sequence.session_id, outcome)
-                self._engine.truncate(_slot(one.sequence), 0)
+                self.drop(one.sequence)
         return has_refused
+
+    def drop(self, sequence: Sequence) -> None:
+        """Drop the KV cache of a sequence that ends, so that no other sequence reuses it."""
+        self._engine.truncate(_slot(sequence), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,11 @@ class Role(Protocol[SequenceT, OpeningT_contra, EventT_contra]):
         """Return what else takes part in a batch, in at most ``num_places`` free places."""
 
     def settle(self, sequence: SequenceT, predictions: list[int]) -> None:
-        """Take the model's next tokens after the last ones of a batch, [num_outputs]."""
+        """Take the model's next tokens after the last ones of a batch, [num_outputs].
+
+        Raises:
+            AmusdError: the tokens end the session. Its KV cache is dropped.
+        """
 
     def close(self, sequence: SequenceT) -> None:
         """Drop what the role itself keeps of a sequence."""
@@ -157,7 +161,7 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
             )
 
     def test_engine(self) -> None:
-        """Run a pass over as many tokens as a chunk of a prompt, and tell ``health`` the result."""
+        """Run a pass as long as a chunk of a prompt; report its result to ``health``."""
         if not self.engine.description.output_size:
             return  # there is no model
         most = self.engine.usage.max_tokens
@@ -230,10 +234,11 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         for one, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, AmusdError):
                 one.sequence.fail(outcome)
-            elif one.num_outputs:
+            elif one.num_outputs and not one.sequence.has_failed:
                 try:
                     self._role.settle(one.sequence, outcome)
                 except Exception as error:
+                    self._runner.drop(one.sequence)
                     end_session(one.sequence, error, "settling the pass of")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
@@ -9,7 +10,7 @@ from amusd.engine.interface import NO_TOKEN
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.draft_session import DraftLimits
-from amusd.protocol.errors import AmusdError
+from amusd.protocol.errors import AmusdError, InternalError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback
 from draft_service.drafters import model_drafter
 from draft_service.drafting import DraftOpening, DraftWorker
@@ -112,7 +113,9 @@ def test_a_branch_that_was_not_taken_in_time_is_proposed_at_once(bench: Bench) -
     assert proposal.tokens == branch.tokens
 
 
-def test_branches_of_a_branch_are_prepared_from_what_its_lane_has_seen(bench: Bench) -> None:
+def test_branches_of_a_branch_are_prepared_from_the_alternatives_of_its_tokens(
+    bench: Bench,
+) -> None:
     bench.open()
     bench.run()
     branch = next(one for one in bench.branches if one.position == 2)
@@ -135,7 +138,7 @@ def test_a_full_batch_leaves_no_place_for_branches() -> None:
     assert not bench.branches
 
 
-def test_the_memory_of_lanes_is_free_again_when_their_session_closes(bench: Bench) -> None:
+def test_the_memory_of_branches_is_free_again_when_their_session_closes(bench: Bench) -> None:
     bench.open()
     bench.run()
     assert bench.engine.num_open > 1
@@ -143,7 +146,7 @@ def test_the_memory_of_lanes_is_free_again_when_their_session_closes(bench: Benc
     assert bench.engine.num_open == 0
 
 
-def test_without_memory_for_lanes_a_session_drafts_alone() -> None:
+def test_without_memory_for_branches_a_session_drafts_alone() -> None:
     bench = Bench(replace(MODEL, memory=60))
     bench.open()
     bench.run()
@@ -151,15 +154,17 @@ def test_without_memory_for_lanes_a_session_drafts_alone() -> None:
     assert not bench.branches
 
 
-def test_a_lane_whose_pass_fails_is_given_up_and_its_session_goes_on(bench: Bench) -> None:
+def test_a_branch_sequence_whose_pass_fails_is_given_up_and_its_session_goes_on(
+    bench: Bench,
+) -> None:
     run, main_slot = bench.engine.run, 1
 
-    def fails_for_lanes(batch: list) -> list:  # type: ignore[type-arg]
+    def fails_for_branches(batch: list) -> list:  # type: ignore[type-arg]
         if any(one.slot != main_slot for one in batch):
             raise MemoryError
         return run(batch)
 
-    bench.engine.run = fails_for_lanes  # type: ignore[assignment,method-assign]
+    bench.engine.run = fails_for_branches  # type: ignore[assignment,method-assign]
     bench.open()
     bench.run()
     assert len(bench.run_tokens) == 4
@@ -167,17 +172,34 @@ def test_a_lane_whose_pass_fails_is_given_up_and_its_session_goes_on(bench: Benc
     assert bench.engine.num_open == 1
 
 
-def test_a_lane_that_computes_no_finite_token_ends_its_branch_only(bench: Bench) -> None:
+def test_a_fault_in_branching_ends_its_own_session_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.open()
+    others: list[Proposal | AmusdError] = []
+    bench.worker.open(replace(OPENING, session_id="b"), others.append)
+
+    def fails(num_places: int) -> NoReturn:
+        raise KeyError(num_places)
+
+    monkeypatch.setattr(bench.worker.sequence("a").brancher, "schedule", fails)
+    bench.run()
+    assert isinstance(bench.sent[-1], InternalError)
+    assert all(isinstance(one, Proposal) for one in others)
+    assert any(one.branches for one in others if isinstance(one, Proposal))
+
+
+def test_a_branch_without_a_finite_token_ends_alone(bench: Bench) -> None:
     run, main_slot = bench.engine.run, 1
 
-    def broken_for_lanes(batch: list) -> list:  # type: ignore[type-arg]
+    def broken_for_branches(batch: list) -> list:  # type: ignore[type-arg]
         outputs = run(batch)
         return [
             found if one.slot == main_slot else [NO_TOKEN] * len(found)
             for one, found in zip(batch, outputs, strict=True)
         ]
 
-    bench.engine.run = broken_for_lanes  # type: ignore[assignment,method-assign]
+    bench.engine.run = broken_for_branches  # type: ignore[assignment,method-assign]
     bench.open()
     bench.run()
     assert len(bench.run_tokens) == 4
