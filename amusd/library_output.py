@@ -71,6 +71,11 @@ def _one_line(
     return f"{category.__name__}: {' '.join(str(message).split())}"
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line; without a message its type."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def root_of(error: BaseException) -> BaseException:
     """Return the exception that says why a library could not load something.
 

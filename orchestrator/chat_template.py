@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 import jinja2.nodes
 
+from amusd.library_output import one_line
 from amusd.protocol.errors import InvalidInputError, NotServedError
 from orchestrator.template_sandbox import (
     MAX_CHARACTERS,
@@ -87,7 +88,7 @@ class _Template:
         except jinja2.TemplateError:
             raise
         except Exception as error:  # for example a recursion that is too deep
-            raise jinja2.TemplateError(_words(error)) from error
+            raise jinja2.TemplateError(one_line(error)) from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
         try:
@@ -95,7 +96,7 @@ class _Template:
                 return self._write(variables)
         except Exception as error:  # a template may raise whatever Python raises
             raise InvalidInputError(
-                f"the chat template refuses the messages: {_words(error)}"
+                f"the chat template refuses the messages: {one_line(error)}"
             ) from error
 
     def _write(self, variables: Mapping[str, Any]) -> str:
@@ -153,8 +154,3 @@ def _before_tag(rendered: str, content: str) -> str:
         )
     is_trimmed = not rendered.startswith(_END_TAG, end)
     return rendered[:end].rstrip() if is_trimmed else rendered[:end]
-
-
-def _words(error: Exception) -> str:
-    """Return what an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, models
 
+from amusd.library_output import one_line
 from amusd.protocol.errors import InvalidInputError
 from orchestrator.chat import Message
 from orchestrator.chat_template import ChatTemplates
@@ -232,8 +233,9 @@ def _encoded(
     try:
         [encoding] = encode_batch([text], add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises no narrower type
-        reason = " ".join(str(error).split())
-        raise InvalidInputError(f"the tokenizer cannot encode the prompt: {reason}") from error
+        raise InvalidInputError(
+            f"the tokenizer cannot encode the prompt: {one_line(error)}"
+        ) from error
     return encoding
 
 

@@ -35,7 +35,7 @@ from orchestrator.rollback_stream import DraftStub
 log = logging.getLogger(__name__)
 
 _MAX_OUTGOING = 1024
-_LAST_WORDS_SECONDS = 0.5  # a stream says why its session has ended, after a rollback found none
+_STATUS_WAIT_SECONDS = 0.5  # for the status of a session that a rollback did not find
 _REFUSAL_SECONDS = 2.0  # a replica that ends a session later had begun with it
 
 Role = Literal["draft", "verify"]
@@ -279,7 +279,7 @@ class DraftLink:
             refusal = response.error
             error = faults.error_of_code(refusal.code, f"draft service: {refusal.message}")
             if isinstance(error, UnknownSessionError):
-                self._await_last_words(error)
+                self._await_status(error)
             else:
                 self._lose(error)
             return
@@ -307,11 +307,11 @@ class DraftLink:
         self._stop_timer()
         self._sink(LinkLost("draft", error, self, ending))
 
-    def _await_last_words(self, error: AmusdError) -> None:
+    def _await_status(self, error: AmusdError) -> None:
         """Lose the draft, with the reason that the session's own stream gives if it comes."""
         self._stop_timer()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_LAST_WORDS_SECONDS, self._lose, error)
+        self._timer = loop.call_later(_STATUS_WAIT_SECONDS, self._lose, error)
 
     def _expect_answer(self) -> None:
         self._stop_timer()

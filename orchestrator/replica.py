@@ -5,7 +5,7 @@ health of the service's full name. It fetches the replica's model and load whene
 becomes healthy, and its load once a second. The pool decides which replica is used.
 
 Health comes from the service's event loop. The load comes from its engine, so a load call without
-an answer, or sessions without messages, tell that the engine hangs.
+an answer, or sessions without messages, show that the engine hangs.
 """
 
 import asyncio

@@ -38,8 +38,8 @@ from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening,
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
-_MIN_TOLD_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
-_MIN_TOLD_PASSES = 4  # the same, for a draft that has never proposed anything
+_MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
+_MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 
 Emit = Callable[[tuple[int, ...]], None]
 """Takes final tokens of the output, at once."""
@@ -305,8 +305,8 @@ class Session:
         if draft is None:
             return
         silence = controller.draft_silence_seconds(time.monotonic())
-        is_long = draft.has_answered or controller.num_unaided_passes < _MIN_TOLD_PASSES
-        if silence < (_MIN_TOLD_SILENCE_SECONDS if is_long else 0.0):
+        is_long = draft.has_answered or controller.num_unaided_passes < _MIN_REPORTED_PASSES
+        if silence < (_MIN_REPORTED_SILENCE_SECONDS if is_long else 0.0):
             return
         reason = f"draft service: no proposal in the last {silence:.2g} s of the output"
         self._recorder.fallback_reason = reason

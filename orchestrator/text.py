@@ -8,7 +8,7 @@ import jinja2
 from tokenizers import Tokenizer
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
-from amusd.library_output import cause_of
+from amusd.library_output import cause_of, one_line
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
 from orchestrator.chat import Message
@@ -69,7 +69,7 @@ def load_text_codec(name: str) -> TextCodec:
         return _model_text(read_tokenizer_files(resolve_model(name, "verify")))
     except jinja2.TemplateError as error:
         raise InvalidInputError(
-            f"the chat template of {name!r} is broken: {' '.join(str(error).split())}; name "
+            f"the chat template of {name!r} is broken: {one_line(error)}; name "
             "another tokenizer with --tokenizer"
         ) from error
     except (OSError, ValueError, PairError, ImportError) as error:

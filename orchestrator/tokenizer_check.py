@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from amusd.fleet.model_description import BYTES_TOKENIZER, ModelDescription, is_synthetic
 from amusd.fleet.vocabulary import Vocabulary, explain_difference
+from amusd.library_output import one_line
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError
 
@@ -43,10 +44,9 @@ def _vocabulary(name: str) -> Vocabulary:
     except PairError as error:
         raise InvalidInputError(str(error)) from error
     except Exception as error:  # the library raises no narrower type
-        reason = " ".join(str(error).split())
         raise InvalidInputError(
-            f"cannot load the tokenizer of {name!r}: {reason}; name a folder or a hub id with "
-            "tokenizer.json with --tokenizer"
+            f"cannot load the tokenizer of {name!r}: {one_line(error)}; name a folder or a hub id "
+            "with tokenizer.json with --tokenizer"
         ) from error
 
 

@@ -27,7 +27,7 @@ def end_session(sequence: Sequence, error: BaseException, doing: str) -> AmusdEr
 def session_error(error: BaseException, doing: str) -> AmusdError:
     """Return the error of a session in which ``error`` was raised.
 
-    Only the type is told: the message of an unknown exception may quote the input.
+    The error names only the type: the message of an unknown exception may quote the input.
     """
     return InternalError(
         f"the engine failed while {doing} this session ({type(error).__name__}): the log of the "

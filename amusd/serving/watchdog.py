@@ -51,7 +51,7 @@ class Watchdog:
         try:
             await asyncio.wrap_future(self._thread.ready)
         except Exception:
-            return  # there is no worker; its maker has told why
+            return  # there is no worker; the log says why
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:
@@ -81,7 +81,7 @@ class Watchdog:
         if is_hung and not was_hung:
             log.error("the engine thread is here:\n%s", self._thread.stack())
             await self._shell.end_sessions(problem)
-        await self._tell_live(
+        await self._report_live(
             not problem or self._problem_seconds < self._health.settings.restart_after_seconds
         )
 
@@ -112,7 +112,7 @@ class Watchdog:
         self._health.problem = self._thread.refusal = ""
         await self._shell.resume()
 
-    async def _tell_live(self, is_live: bool) -> None:
+    async def _report_live(self, is_live: bool) -> None:
         if is_live is self._is_live:
             return
         self._is_live = is_live

@@ -1,4 +1,4 @@
-"""What the configuration of a model tells about the runners that can run it."""
+"""What the configuration of a model says about the runners that can run it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _WINDOWS = (
 
 
 def reason_against_serving(model: PreTrainedModel) -> str | None:
-    """Return why no runner can serve the model, as far as its class and configuration tell."""
+    """Return why no runner can serve the model, as far as its class and configuration show it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if getattr(model, "_is_stateful", False) or kinds.intersection(_RECURRENT_LAYERS):
@@ -33,7 +33,7 @@ def says_encoder(model: PreTrainedModel) -> bool:
 def reason_against_batching(model: PreTrainedModel, context: int) -> str | None:
     """Return why sequences of up to ``context`` tokens cannot share a forward pass.
 
-    None: the configuration tells no reason.
+    None: the configuration gives no reason.
     """
     if uses_sliding_window(model, context):
         return "some layers attend to a sliding window only"
