@@ -8,6 +8,7 @@ from amusd.engine.loading.model_files import CONFIG, GENERATION_CONFIG, ModelFil
 from amusd.protocol.errors import InvalidInputError
 
 _KEY = "eos_token_id"
+_ENDLESS = "no token ends an output: only max_tokens and stop_token_ids do"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def end_of_text(files: ModelFiles, output_size: int) -> EndOfText:
             f"{output_size - 1}"
         )
     if not known:
-        remarks.append("no token ends an output: only max_tokens and stop_token_ids do")
+        remarks.append(_ENDLESS)
     elif files.end_token_id is not None and files.end_token_id not in known:
         remarks.append(
             f"the tokenizer's end-of-text token {files.end_token_id} ends no output, because "
@@ -54,7 +55,7 @@ def _by_tokenizer(files: ModelFiles, output_size: int) -> EndOfText:
     """Return what ends an output if the configuration names no token."""
     token = files.end_token_id
     if token is None or token >= output_size:
-        return EndOfText((), ("no token ends an output: only max_tokens and stop_token_ids do",))
+        return EndOfText((), (_ENDLESS,))
     remark = (
         f"the tokenizer's end-of-text token {token} ends an output, because the configuration "
         f"names no {_KEY}"
