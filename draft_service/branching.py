@@ -2,25 +2,29 @@
 
 Rules of this file
 - A session's own run always comes first. Branches take places of a batch that no run needs.
-- A branch sequence drafts one branch at a time, in KV cache of its own. It keeps the tokens that
-  its last branch shares with the next one, so a new branch computes only the tokens between.
-- A rollback ends the branches that are being drafted. Of the branch for its outcome, the tokens
-  that are there are kept.
+- A branch sequence drafts one branch at a time, in KV cache of its own. It keeps what its last
+  branch shares with the next one, the run up to the first of the two, and computes only the rest.
+- The next token to draft is the one that is likeliest of use, of all branches. A branch that has to
+  give its sequence to another one is drafted further when its turn comes.
+- Every token of a branch can be used at once: by the verify service if it was sent, and else by
+  the session after the rollback. A rollback ends the branches that are being drafted.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from amusd.engine.interface import NO_TOKEN, Engine
-from amusd.engine.kv.cache_manager import common_prefix
-from amusd.policy.branch_selection import Candidate, best_candidate
+from amusd.policy.branch_selection import BranchSelection, Candidate
 from amusd.protocol.draft_session import DraftSession
+from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import CacheFullError
 from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
 
 _MAX_CHUNK = 64  # tokens that a branch sequence computes in one batch
+_MIN_GAIN = 0.7  # a branch gives way to one that is likelier of use by this factor, exp(0.7) = 2
+_MIN_REUSED = 32  # tokens of another sequence that are worth copying
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -28,91 +32,132 @@ class BranchSequence(Sequence):
     """Drafts one branch after the other, in a slot of the KV cache of its own."""
 
     brancher: "Brancher"
-    context: list[int] = field(default_factory=list)
-    """The tokens to compute: the run up to the branch, its token, and what was drafted."""
-    position: int | None = None
-    """Where the branch hangs; None: it drafts none."""
-    alternatives: list[tuple[int, ...]] = field(default_factory=list)
-    """The next-best tokens beside each token of the branch."""
+    branch: Candidate | None = None
+    """The branch that is drafted; None: none."""
+    num_shared: int = 0
+    """How many tokens in its KV cache are those of the session's run."""
+    start: int = 0
+    """Position of the first of ``pending``."""
+    pending: list[int] = field(default_factory=list)
+    """Tokens of the branch to compute: those behind ``num_shared`` at first, then the next one."""
 
     @property
     def tokens(self) -> list[int]:
         """The tokens to compute."""
-        return self.context
+        return self.pending
 
     @property
     def is_due(self) -> bool:
         """Whether there is a branch to draft."""
-        return self.position is not None
+        return self.branch is not None
 
-    @property
-    def root(self) -> tuple[int, int] | None:
-        """The outcome that is drafted for."""
-        return None if self.position is None else (self.position, self.context[self.position])
 
-    @property
-    def drafted(self) -> tuple[int, ...]:
-        """The tokens of the branch so far."""
-        return () if self.position is None else tuple(self.context[self.position + 1 :])
+@dataclass(slots=True)
+class _Drafted:
+    """What is drafted of a branch, and the next-best tokens beside each token."""
+
+    branch: Candidate
+    tokens: list[int] = field(default_factory=list)
+    alternatives: list[tuple[int, ...]] = field(default_factory=list)
 
 
 class Brancher:
     """The branches of one draft session, drafted by up to ``num_sequences`` branch sequences."""
 
     def __init__(
-        self, engine: Engine, owner: Sequence, session: DraftSession, num_sequences: int, depth: int
+        self, engine: Engine, owner: Sequence, session: DraftSession, num_sequences: int
     ) -> None:
-        """Draft branches of up to ``depth`` tokens beside ``session``, which ``owner`` drafts."""
+        """Draft branches beside ``session``, which ``owner`` drafts."""
+        self.num_unsent_batches = 0
+        """Batches since the session sent a message; the owner sets it back."""
         self._engine = engine
         self._session = session
         self._owner = owner
-        self._depth = depth
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
-        self._alternatives: dict[int, tuple[int, ...]] = {}  # by position, best first
-        # The next-best tokens at each token of the branches of this epoch, by outcome.
-        self._branch_alternatives: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        self._selection = BranchSelection()
+        self._alternatives: dict[int, tuple[int, ...]] = {}  # beside the run, by position
+        self._drafted: dict[tuple[int, int], _Drafted] = {}  # by outcome, of this epoch
+        self._grown: dict[tuple[int, int], _Drafted] = {}  # those that the session does not know
 
     def wrote(self, position: int, alternatives: tuple[int, ...]) -> None:
         """Take the next-best tokens beside the token that the session's run has at ``position``."""
         self._alternatives[position] = alternatives
+        self._selection.add(position, alternatives)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether tokens of branches should be sent, although no run is ready.
+
+        A message for each token would cost more than it gains, as with the tokens of a run.
+        """
+        return bool(self._grown) and self.num_unsent_batches >= self._session.tokens_per_proposal
+
+    def hand_over(self) -> None:
+        """Give the session the branches that have grown, to be sent."""
+        for drafted in self._grown.values():
+            self._hand_over(drafted)
+        self._grown.clear()
 
     def schedule(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
         """Yield what at most ``num_places`` branch sequences bring to the next batch."""
-        self._forget_decided()
+        if self._session.is_stalled:
+            return
+        self.num_unsent_batches += 1
+        verified = self._session.verified_position
         for sequence in self._usable(num_places):
-            if not sequence.is_due and not self._assign(sequence):
-                return
+            self._give_way(sequence, verified)
+            if sequence.branch is None and not self._assign(sequence, verified):
+                continue
             assert sequence.slot is not None
-            start = self._engine.length(sequence.slot)
-            chunk = sequence.context[start : start + _MAX_CHUNK]
-            is_whole = start + len(chunk) == len(sequence.context)
+            done = self._engine.length(sequence.slot) - sequence.start
+            chunk = sequence.pending[done : done + _MAX_CHUNK]
+            is_whole = done + len(chunk) == len(sequence.pending)
             yield Scheduled(sequence, chunk, int(is_whole), False)
 
     def settle(self, sequence: BranchSequence, token: int) -> None:
-        """Take the next token of a branch; send the branch when it is long enough."""
-        position = sequence.position
-        if position is None:
+        """Take the next token of a branch."""
+        branch, slot = sequence.branch, sequence.slot
+        if branch is None:
             return  # its branch ended while it was drafted
-        assert sequence.slot is not None
+        assert slot is not None
         if token == NO_TOKEN:
-            self._engine.truncate(sequence.slot, 0)  # nothing of it is worth reuse
-            sequence.position = None
+            self._engine.truncate(slot, 0)  # nothing of it is worth reuse
+            sequence.branch, sequence.num_shared = None, 0
             return
-        sequence.context.append(token)
-        sequence.alternatives.append(tuple(self._engine.alternatives(sequence.slot)))
-        if len(sequence.drafted) >= self._depth_at(position):
-            self._finish(sequence)
+        sequence.start += len(sequence.pending)
+        sequence.pending = [token]
+        root = branch.position, branch.token
+        drafted = self._drafted[root]
+        drafted.tokens.append(token)
+        drafted.alternatives.append(tuple(self._engine.alternatives(slot)))
+        self._grown[root] = drafted
+        sequence.branch = self._selection.next_of(branch)
 
     def before_rollback(self, position: int, token: int) -> None:
-        """Keep what is drafted for the outcome of a rollback, and end all other branches."""
+        """End all branches, but give the session all that is drafted for this outcome."""
         for sequence in self._sequences:
-            if sequence.root == (position, token) and sequence.drafted:
-                self._finish(sequence)
-            sequence.position = None
-        found = self._branch_alternatives.get((position, token), [])
-        self._alternatives = dict(enumerate(found, position + 1))
-        self._branch_alternatives.clear()
+            sequence.branch = None
+            sequence.num_shared = min(sequence.num_shared, position)
+        beside = self._alternatives.get(position, ())
+        if beside:
+            self._selection.odds.rejected(beside.index(token) if token in beside else None)
+        self._alternatives.clear()
+        taken = self._drafted.get((position, token))
+        if taken is not None:
+            self._hand_over(taken)
+            self._alternatives.update(enumerate(taken.alternatives, position + 1))
+
+    def after_rollback(self) -> None:
+        """Start again, with the next-best tokens beside what the new run begins with."""
+        self._drafted.clear()
+        self._grown.clear()
+        counts = self._session.tracker.counts[DraftSource.MODEL]
+        self._selection.restart(counts.smoothed_acceptance)
+        known, self._alternatives = self._alternatives, {}
+        for position, alternatives in known.items():
+            if position < self._session.length:
+                self.wrote(position, alternatives)
 
     def close(self) -> None:
         """Free the memory of all branch sequences."""
@@ -153,51 +198,45 @@ class Brancher:
             self._sequences.remove(sequence)
             self._num_sequences -= 1
 
-    def _assign(self, sequence: BranchSequence) -> bool:
-        """Assign the branch that is worth most to a sequence; return whether there is one."""
-        found = best_candidate(self._candidates())
-        if found is None:
+    def _hand_over(self, drafted: _Drafted) -> None:
+        branch = drafted.branch
+        if drafted.tokens:
+            self._session.branch(Branch(branch.position, branch.token, tuple(drafted.tokens)))
+
+    def _give_way(self, sequence: BranchSequence, verified: int) -> None:
+        """End or put back the branch of a sequence if it is decided, or others are worth more."""
+        branch = sequence.branch
+        if branch is None:
+            return
+        if branch.position < verified or branch.depth >= self._session.branch_room(branch.position):
+            sequence.branch = None
+            return
+        other = self._selection.best(verified)
+        if branch.depth and other is not None and other.cost < branch.cost - _MIN_GAIN:
+            sequence.branch = None
+            self._selection.put_back(branch)
+
+    def _assign(self, sequence: BranchSequence, verified: int) -> bool:
+        """Assign the best branch to a sequence; return whether there is one."""
+        branch = self._selection.best(verified)
+        if branch is None or not self._selection.is_worth(branch, verified):
             return False
-        position, token = found.position, found.token
-        tokens = [*self._session.tokens[:position], token]
-        shared = min(common_prefix(sequence.context, tokens), len(tokens) - 1)
-        assert sequence.slot is not None
-        self._engine.truncate(sequence.slot, min(shared, self._engine.length(sequence.slot)))
-        self._engine.reuse(sequence.slot, tokens)
-        sequence.context, sequence.position, sequence.alternatives = tokens, position, []
-        self._branch_alternatives[position, token] = sequence.alternatives
+        self._selection.take_best()
+        if not self._session.branch_room(branch.position):
+            return False
+        root, slot = (branch.position, branch.token), sequence.slot
+        assert slot is not None
+        drafted = self._drafted.setdefault(root, _Drafted(branch))
+        run, position = self._session.tokens, branch.position
+        shared = min(sequence.num_shared, position, self._engine.length(slot))
+        self._engine.truncate(slot, shared)
+        if position - shared >= _MIN_REUSED:
+            shared += self._engine.reuse(slot, run[:position])
+        sequence.start = shared
+        sequence.pending = [*run[shared:position], branch.token, *drafted.tokens]
+        sequence.num_shared = position
+        sequence.branch = branch
         return True
-
-    def _candidates(self) -> Iterator[Candidate]:
-        verified = self._session.verified_position
-        for position, alternatives in self._alternatives.items():
-            if not self._depth_at(position):
-                continue
-            for rank, token in enumerate(alternatives):
-                if (position, token) not in self._branch_alternatives:
-                    yield Candidate(position, token, position - verified, rank)
-                    break
-
-    def _depth_at(self, position: int) -> int:
-        """Return how many tokens a branch at ``position`` may have."""
-        return min(self._depth, self._session.branch_room(position))
-
-    def _finish(self, sequence: BranchSequence) -> None:
-        position = sequence.position
-        assert position is not None
-        self._session.branch(Branch(position, sequence.context[position], sequence.drafted))
-        sequence.position = None
-
-    def _forget_decided(self) -> None:
-        """Forget what hangs on tokens that are final now."""
-        verified = self._session.verified_position
-        if self._session.is_stalled:
-            self._alternatives.clear()
-        for position in [one for one in self._alternatives if one < verified]:
-            del self._alternatives[position]
-        for sequence in self._sequences:
-            if sequence.position is not None and sequence.position < verified:
-                sequence.position = None
 
 
 def _ignore(message: object) -> None:

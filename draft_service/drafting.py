@@ -26,10 +26,8 @@ from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
 """Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
-_MAX_BRANCH_SEQUENCES = 8
+_MAX_BRANCH_SEQUENCES = 32
 """Branches of a session that are drafted at the same time."""
-_BRANCH_DEPTH = 6
-"""Tokens of a branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +121,9 @@ class Drafting:
             AmusdError: the rollback is refused, and has changed nothing.
         """
         self._engine.description.check_tokens((rollback.corrected_token, *rollback.branch_tokens))
-        if sequence.brancher is not None:
-            sequence.brancher.before_rollback(
-                rollback.verified_position - 1, rollback.corrected_token
-            )
+        brancher = sequence.brancher
+        if brancher is not None:
+            brancher.before_rollback(rollback.verified_position - 1, rollback.corrected_token)
         num_dropped = sequence.session.rollback(
             rollback.epoch,
             rollback.verified_position,
@@ -136,6 +133,8 @@ class Drafting:
             rollback.first_proposal,
             rollback.branch_tokens,
         )
+        if brancher is not None:
+            brancher.after_rollback()
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
             self._engine.truncate(sequence.slot, length)
@@ -149,7 +148,7 @@ class Drafting:
         has_sent = False
         self._read(sequences)
         for sequence in sequences:
-            if sequence.session.has_unsent_branches:
+            if sequence.brancher is not None and sequence.brancher.is_overdue:
                 has_sent = self._send(sequence) or has_sent
             while sequence.is_due and (proposed := self._propose(sequence)) is not None:
                 tokens, source = proposed
@@ -172,6 +171,15 @@ class Drafting:
                 continue
             num_places -= len(found)
             yield from found
+        if num_places == self._engine.max_batch:
+            self._send_branches()
+
+    def _send_branches(self) -> None:
+        """Send what is drafted of branches, because the device rests."""
+        for sequence in self._branching:
+            assert sequence.brancher is not None
+            sequence.brancher.hand_over()
+            self._send(sequence)
 
     def settle(self, sequence: "DraftSequence | BranchSequence", predictions: list[int]) -> None:
         """Propose what the model wrote."""
@@ -193,9 +201,7 @@ class Drafting:
         if not sequence.session.max_branches or not self._engine.num_alternatives:
             return
         num_sequences = min(_MAX_BRANCH_SEQUENCES, self._engine.max_batch - 1)
-        sequence.brancher = Brancher(
-            self._engine, sequence, sequence.session, num_sequences, _BRANCH_DEPTH
-        )
+        sequence.brancher = Brancher(self._engine, sequence, sequence.session, num_sequences)
         self._branching.append(sequence)
 
     def close(self, sequence: DraftSequence) -> None:
@@ -260,8 +266,12 @@ class Drafting:
         session = sequence.session
         if sequence.slot is None:
             session.extend(())  # nobody waits for a session that itself waits for memory
-        has_sent = False
+        brancher, has_sent = sequence.brancher, False
+        if brancher is not None and (session.is_run_due or brancher.is_overdue):
+            brancher.hand_over()
         while (run := session.take_run()) is not None:
+            if brancher is not None:
+                brancher.num_unsent_batches = 0
             times = sequence.clock.take()
             sequence.send(
                 Proposal(

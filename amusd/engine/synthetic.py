@@ -95,22 +95,26 @@ class SyntheticModel:
 
     def next_token(self, tokens: Sequence[int]) -> int:
         """Return the next token after ``tokens``."""
-        token, chance = self._draw(self._context(tokens))
-        return token if chance < self.agreement else (token + 1) % self.vocabulary
+        return self.next_tokens(tokens)[0]
 
     def next_best(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens that are likeliest next, after the one of ``next_token``."""
-        context = self._context(tokens)
+        return self.next_tokens(tokens)[1]
+
+    def next_tokens(self, tokens: Sequence[int]) -> tuple[int, list[int]]:
+        """Return the next token after ``tokens``, and the next-best ones."""
+        context, size = self._context(tokens), self.vocabulary
         token, chance = self._draw(context)
-        others = [(token + 2 + rank) % self.vocabulary for rank in range(self.alternatives)]
-        if chance < self.agreement or not others:
-            return others
-        _, share = self._draw(f"rank of {context}")
-        if share < self.second_chance:
-            # Rank r takes 1 / 2^(r + 1) of the chances, and the last rank what is left.
-            rank = int(-math.log2(1 - share / self.second_chance))
-            others[min(rank, self.alternatives - 1)] = token
-        return others
+        others = [(token + 2 + rank) % size for rank in range(self.alternatives)]
+        if chance < self.agreement:
+            return token, others
+        if others:
+            _, share = self._draw(f"rank of {context}")
+            if share < self.second_chance:
+                # Rank r takes 1 / 2^(r + 1) of the chances, and the last rank what is left.
+                rank = int(-math.log2(1 - share / self.second_chance))
+                others[min(rank, self.alternatives - 1)] = token
+        return (token + 1) % size, others
 
     def _context(self, tokens: Sequence[int]) -> str:
         if self.period:
@@ -210,14 +214,16 @@ class SyntheticEngine:
     def _run_one(self, scheduled: ScheduledSequence) -> list[int]:
         self._cache.extend(scheduled.slot, scheduled.tokens, scheduled.is_prompt)
         held = self._cache[scheduled.slot]
-        outputs = []
+        outputs: list[int] = []
+        others: list[int] = []
         first_output = len(scheduled.tokens) - scheduled.num_outputs
         for index, token in enumerate(scheduled.tokens):
             held.append(token)
             if index >= first_output:
-                outputs.append(self._model.next_token(held))
-        if self.num_alternatives and outputs:
-            self._alternatives[scheduled.slot] = self._model.next_best(held)
+                following, others = self._model.next_tokens(held)
+                outputs.append(following)
+        if others:
+            self._alternatives[scheduled.slot] = others
         return outputs
 
 

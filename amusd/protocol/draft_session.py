@@ -102,7 +102,7 @@ class DraftSession:
         self._source = DraftSource.MODEL  # of what was drafted last
         self.tracker = SourceTracker()
         self._branches = Branches(limits.max_branches)
-        self._unsent_branches: list[Branch] = []
+        self._unsent_branches: dict[tuple[int, int], Branch] = {}
         self._stalled = False
         self._exhausted = False
         self._announced = False
@@ -173,17 +173,17 @@ class DraftSession:
     def branch(self, branch: Branch) -> None:
         """Hold a branch, and send it behind the run up to its position.
 
-        It is ignored if it is one too many, if its outcome has one already, or if the token at its
-        position is final.
+        It replaces a shorter one for the same outcome. It is ignored if it is one too many, if it
+        does not go on behind the one that is held, or if the token at its position is final.
 
         Raises:
             PreconditionError: it has no tokens, does not hang on the run, repeats a token of it, or
                 ends beyond the look-ahead or the last position.
         """
         position, num_tokens = branch.position, len(branch.tokens)
-        if self._stalled or position < self._verified:
+        if position < self._verified:
             return
-        if self._branches.is_full or self._branches.holds(branch):
+        if not self._branches.takes(branch):
             return
         most = self.branch_room(position)
         if not num_tokens or position >= self.length or num_tokens > most:
@@ -194,21 +194,21 @@ class DraftSession:
         if self._tokens[position] == branch.token:
             raise PreconditionError(f"a branch repeats the drafted token at position {position}")
         self._branches.hold(branch)
-        self._unsent_branches.append(branch)
+        self._unsent_branches[branch.root] = branch
 
     def branch_room(self, position: int) -> int:
         """Return how many tokens a branch at ``position`` may have."""
         return max(0, min(self._limits.lookahead, self._limits.max_position - position - 1))
 
     @property
-    def has_unsent_branches(self) -> bool:
-        """Whether branches wait to be sent."""
-        return bool(self._unsent_branches)
-
-    @property
     def max_branches(self) -> int:
         """Most branches that may be held at a time."""
         return self._limits.max_branches
+
+    @property
+    def tokens_per_proposal(self) -> int:
+        """Number of tokens that are collected into one proposal."""
+        return self._collect
 
     def resume(self) -> None:
         """Draft again after a proposal without tokens."""
@@ -227,9 +227,7 @@ class DraftSession:
             if self.room or self._stalled or self._announced or not is_at_end:
                 return None
             self._announced = True
-        elif self.room and num_ready < (
-            self._collect if self._has_proposed else self._collect_first
-        ):
+        elif not self.is_run_due:
             return None
         else:
             self._has_proposed = True
@@ -237,9 +235,16 @@ class DraftSession:
         position, self._sent = self._sent, self.length
         return DraftedRun(self._epoch, position, tokens, self._source, self._take_branches())
 
+    @property
+    def is_run_due(self) -> bool:
+        """Whether enough drafted tokens are collected for a proposal."""
+        num_ready = self.length - self._sent
+        least = self._collect if self._has_proposed else self._collect_first
+        return num_ready > 0 and (num_ready >= least or not self.room)
+
     def _take_branches(self) -> tuple[Branch, ...]:
         """Return the branches that hang on tokens that are sent, and count them as sent."""
-        branches = tuple(self._unsent_branches)
+        branches = tuple(self._unsent_branches.values())
         self._unsent_branches.clear()
         return branches
 
@@ -291,9 +296,11 @@ class DraftSession:
         """Drop branches below the verified position."""
         self._branches.drop_until(self._verified)
         if self._unsent_branches:
-            self._unsent_branches = [
-                one for one in self._unsent_branches if one.position >= self._verified
-            ]
+            self._unsent_branches = {
+                root: branch
+                for root, branch in self._unsent_branches.items()
+                if branch.position >= self._verified
+            }
 
     def rollback(
         self,

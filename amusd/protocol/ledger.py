@@ -174,7 +174,6 @@ class Ledger:
                 contradicts an earlier one of its epoch. Nothing has changed then.
         """
         self._check_proposal(proposal)
-        self.counts.branches += len(proposal.branches)
         decision = self._take_run(proposal)
         if not proposal.branches:
             return decision
@@ -186,17 +185,22 @@ class Ledger:
 
     def _take_run(self, proposal: Proposal) -> Decision:
         """Take the tokens of a proposal."""
-        outcome = self.counts.by_source[proposal.source]
         if proposal.epoch < self._epoch:
-            outcome.drafted += len(proposal.tokens)
+            self.counts.by_source[proposal.source].drafted += len(proposal.tokens)
             self.counts.wasted += len(proposal.tokens)
             return NOTHING
-        num_known = max(0, self._draft_head - proposal.position)
-        fresh = proposal.tokens[num_known:]
+        if proposal.position + len(proposal.tokens) > self._draft_head:
+            self._branches.begun()
+        return self._take_tokens(proposal.position, proposal.tokens, proposal.source)
+
+    def _take_tokens(self, position: int, tokens: tuple[int, ...], source: DraftSource) -> Decision:
+        """Take tokens of this epoch; those that are known already change nothing."""
+        num_known = max(0, self._draft_head - position)
+        fresh = tokens[num_known:]
         if not fresh:
             return NOTHING
-        self._branches.begun()
-        position = proposal.position + num_known
+        outcome = self.counts.by_source[source]
+        position += num_known
         outcome.drafted += len(fresh)
         # Tokens below the verified position are late: the verify model went on without them.
         num_late = min(len(fresh), max(0, self.verified_position - position))
@@ -212,15 +216,15 @@ class Ledger:
         if not forwarded:
             return NOTHING
         forward = Forward(self._epoch, position + num_late, forwarded)
-        self._tail.extend(_Guess(token, proposal.source) for token in forwarded)
+        self._tail.extend(_Guess(token, source) for token in forwarded)
         return Decision(forward=forward)
 
     def _hold(self, branches: tuple[Branch, ...], decision: Decision) -> Decision:
         """Forward the branches that can still be taken, behind the tokens of ``decision``."""
         held = []
         for branch in branches:
-            is_open = branch.position >= self.verified_position
-            if is_open and not self._branches.is_full and not self._branches.holds(branch):
+            self.counts.branches += not self._branches.holds(branch)
+            if branch.position >= self.verified_position and self._branches.takes(branch):
                 self._branches.hold(branch)
                 held.append(branch)
         if not held:
@@ -229,14 +233,24 @@ class Ledger:
         return replace(decision, forward=replace(forward, branches=tuple(held)))
 
     def _begin_late(self, branches: tuple[Branch, ...], decision: Decision) -> Decision:
-        """Begin the epoch with a branch that comes after the rejection it is for."""
+        """Begin the epoch with a branch that comes after the rejection it is for.
+
+        If a part of it has begun the epoch, the other tokens count as proposed in this epoch.
+        """
+        is_begun = self._branches.has_begun
         branch = self._branches.late(branches)
         if branch is None:
             return decision
+        if is_begun:
+            if decision is not NOTHING:
+                return decision  # the draft proposes them after the rollback
+            return self._take_tokens(branch.position + 1, branch.tokens, branch.source)
+        self.counts.branches += 1
         rest = tuple(self._final[self._draft_head :])
         num_late = min(len(rest), len(branch.tokens))
         if branch.tokens[:num_late] != rest[:num_late]:
-            return decision  # the verify model went on without it, to other tokens
+            self._branches.begun()  # the verify model went on without it, to other tokens
+            return decision
         self._begin_with(branch)
         outcome = self.counts.by_source[branch.source]
         outcome.accepted += num_late

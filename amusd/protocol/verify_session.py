@@ -119,18 +119,19 @@ class VerifySession:
         if not tokens and not branches:
             self._unspeculated_until = max(self._unspeculated_until, position)
             return
-        self._offer_run(epoch, position, tokens)
+        if tokens and epoch >= self._epoch:
+            self._offer_run(epoch, position, tokens)
         if epoch == self._epoch:
             self._hold(branches)
         elif epoch == self._epoch - 1:
             late = self._branches.late(branches)
             if late is not None:
-                self._begin_with(late)
+                self._offer_run(self._epoch, late.position + 1, late.tokens, of_branch=True)
 
-    def _offer_run(self, epoch: int, position: int, tokens: tuple[int, ...]) -> None:
-        """Take the tokens of a proposal."""
-        if epoch < self._epoch or not tokens:
-            return
+    def _offer_run(
+        self, epoch: int, position: int, tokens: tuple[int, ...], of_branch: bool = False
+    ) -> None:
+        """Take tokens of this epoch, or of one that begins; or those of its late branch."""
         pending = self._pending if epoch == self._epoch else []
         checking = self._checking if epoch == self._checking_epoch else ()
         if self._checking and not checking:
@@ -158,7 +159,8 @@ class VerifySession:
             self._branches.drop_all()
         self._epoch = epoch
         self._pending = pending
-        self._branches.begun()
+        if not of_branch:
+            self._branches.begun()
         for index, token in enumerate(tokens[:num_late], position):
             if token != self._final[index]:
                 self._reject(index)
@@ -173,7 +175,9 @@ class VerifySession:
             LimitExceededError: more branches than may be held.
         """
         for branch in branches:
-            if branch.position < self.verified_position or self._branches.holds(branch):
+            if branch.position < self.verified_position:
+                continue
+            if self._branches.holds(branch) and not self._branches.takes(branch):
                 continue
             known = (*self._checking, *self._pending)
             if not branch.tokens or branch.position >= self.verified_position + len(known):
@@ -181,21 +185,11 @@ class VerifySession:
                     f"a branch at position {branch.position} hangs on none of the "
                     f"{len(known)} proposals from position {self.verified_position} on"
                 )
-            if self._branches.is_full:
+            if not self._branches.takes(branch):
                 raise LimitExceededError(
                     f"more than {self._branches.max_branches} branches wait: propose fewer"
                 )
             self._branches.hold(branch)
-
-    def _begin_with(self, branch: Branch) -> None:
-        """Begin the epoch with a branch; compare the tokens that come late."""
-        start = branch.position + 1
-        late = self._final[start : start + len(branch.tokens)]
-        for index, token in enumerate(late):
-            if token != branch.tokens[index]:
-                self._reject(start + index)
-                return
-        self._pending = list(branch.tokens[len(late) :])
 
     def begin_pass(self, max_tokens: int) -> tuple[int, ...]:
         """Return the proposals that the pass checks, at most ``max_tokens``."""
@@ -274,4 +268,4 @@ class VerifySession:
         self._epoch += 1
         branch = self._branches.rejected(position, self._final[position])
         if branch is not None:
-            self._begin_with(branch)
+            self._offer_run(self._epoch, position + 1, branch.tokens, of_branch=True)

@@ -42,7 +42,7 @@ class EngineServiceSettings:
         at_least=1,
     )
     max_branches: int = setting(
-        32,
+        128,
         "Maximum number of branches of a session: continuations for other outcomes of a pass; "
         "0: none.",
         unit="branches",

@@ -293,7 +293,8 @@ Global___ServiceLimits: _TypeAlias = ServiceLimits  # noqa: Y015
 class Branch(_message.Message):
     """Proposed tokens for the case that the verify model writes another token than the one proposed.
     A branch hangs on the proposals of the epoch of its message. If the token proposed at position is
-    rejected in favor of token_id, the branch begins the next epoch.
+    rejected in favor of token_id, the branch begins the next epoch. It may come again with further
+    tokens behind the ones that it had.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -53,7 +53,7 @@ ENGINE = OBSERVATION | LISTEN | OPTIONS | {
     ("--max-sessions", "AMUSD_MAX_SESSIONS", 64),
     ("--max-context", "AMUSD_MAX_CONTEXT", 0),
     ("--max-lookahead", "AMUSD_MAX_LOOKAHEAD", 64),
-    ("--max-branches", "AMUSD_MAX_BRANCHES", 32),
+    ("--max-branches", "AMUSD_MAX_BRANCHES", 128),
     ("--prefill-tokens", "AMUSD_PREFILL_TOKENS", 0),
     ("--weights", "AMUSD_WEIGHTS", WeightFormat.COMPACT),
     ("--max-waiting", "AMUSD_MAX_WAITING", 16),

@@ -40,8 +40,13 @@ class Bench:
         raise AssertionError("the worker does not come to rest")
 
     @property
-    def branches(self) -> list[Branch]:
+    def sent_branches(self) -> list[Branch]:
         return [one for sent in self.sent if isinstance(sent, Proposal) for one in sent.branches]
+
+    @property
+    def branches(self) -> list[Branch]:
+        """Each branch as it came last."""
+        return list({one.root: one for one in self.sent_branches}.values())
 
     @property
     def run_tokens(self) -> dict[int, int]:
@@ -65,7 +70,6 @@ def test_branches_hang_on_other_tokens_and_go_on_as_the_model_does(bench: Bench)
     bench.open()
     bench.run()
     assert len(bench.branches) == 12  # four tokens with three alternatives each
-    assert len({one.root for one in bench.branches}) == 12
     for branch in bench.branches:
         before = [1, 2, *(bench.run_tokens[position] for position in range(2, branch.position))]
         assert branch.token in MODEL.next_best(before)
@@ -73,6 +77,25 @@ def test_branches_hang_on_other_tokens_and_go_on_as_the_model_does(bench: Bench)
         for token in branch.tokens:
             assert token == MODEL.next_token(context)
             context.append(token)
+
+
+def test_a_branch_comes_again_with_further_tokens(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    known: dict[tuple[int, int], tuple[int, ...]] = {}
+    for branch in bench.sent_branches:
+        before = known.get(branch.root, ())
+        assert branch.tokens[: len(before)] == before
+        assert len(branch.tokens) > len(before)
+        known[branch.root] = branch.tokens
+    assert len(bench.sent_branches) > len(known)
+
+
+def test_likelier_branches_become_longer(bench: Bench) -> None:
+    bench.open()
+    bench.run(until=lambda: len(bench.branches) >= 8)
+    lengths = [len(branch.tokens) for branch in bench.branches]
+    assert lengths[0] > lengths[-1] >= 1
 
 
 def test_a_branch_leaves_after_the_token_that_it_hangs_on(bench: Bench) -> None:

@@ -132,14 +132,14 @@ def test_a_session_is_seen_while_it_runs(trio: WatchedTrio) -> None:
 
 
 def test_failures_are_counted_by_status(trio: WatchedTrio) -> None:
+    # Without a draft, nothing is written to the refused stream. gRPC replaces the status of a
+    # stream by that of a failed write, and the request would be tried once more.
+    options = Options(Strategy.AUTOREGRESSIVE, max_tokens=500)
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
         for _ in range(2):
             with pytest.raises(InvalidInputError):
                 client.generate(Prompt(tokens=(999_999,))).wait()
         with pytest.raises(InvalidInputError, match="--cache-mib"):
-            # Without a draft, nothing is written to the refused stream. gRPC replaces the status of
-            # a stream by that of a failed write, and the request would be tried once more.
-            options = Options(Strategy.AUTOREGRESSIVE, max_tokens=500)
             client.generate(Prompt(tokens=(1,)), options).wait()
     assert becomes_true(lambda: is_at_rest(trio))
     failures = failures_of(trio.scrape("orchestrator"))

@@ -1,6 +1,7 @@
 """The three parts of a session, each with the pure core that it has in its service."""
 
 from collections import deque
+from dataclasses import replace
 
 from amusd.engine.synthetic import SyntheticModel
 from amusd.protocol.draft_session import DraftLimits, DraftSession
@@ -25,6 +26,7 @@ class DraftSide:
         limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal, max_branches=6)
         self.session = DraftSession(setup.prompt, limits)
         self.sent: deque[Proposal] = deque()
+        self._growing: deque[tuple[Branch, int]] = deque()  # with the tokens that were sent of it
         self._model = SyntheticModel(VOCABULARY, setup.seed, setup.agreement)
         self._silence = SyntheticModel(vocabulary=1000, seed=setup.seed + 1)
         self._setup = setup
@@ -67,7 +69,24 @@ class DraftSide:
             tokens: list[int] = []
             while len(tokens) < depth:
                 tokens.append(self._model.next_token([*before, other, *tokens]))
-            self.session.branch(Branch(position, other, tuple(tokens)))
+            branch = Branch(position, other, tuple(tokens))
+            if self._setup.grows_branches:
+                self._growing.append((branch, 0))
+                self.grow()
+            else:
+                self.session.branch(branch)
+
+    @property
+    def can_grow(self) -> bool:
+        return bool(self._growing)
+
+    def grow(self) -> None:
+        """Give a branch its next token."""
+        branch, num_sent = self._growing.popleft()
+        self.session.branch(replace(branch, tokens=branch.tokens[: num_sent + 1]))
+        if num_sent + 1 < len(branch.tokens):
+            self._growing.append((branch, num_sent + 1))
+        self._send()
 
     def advance(self, message: Advance) -> None:
         self.session.advance(
@@ -80,6 +99,7 @@ class DraftSide:
         self._send()
 
     def rollback(self, message: Rollback) -> None:
+        self._growing.clear()
         self.session.rollback(
             message.epoch,
             message.verified_position,
@@ -222,6 +242,8 @@ class Orchestrator:
         decision = self._controller.on_proposal(proposal, 0.0)
         if self.has_draft:
             self.watch.after_proposal(decision)
+        else:
+            self.watch.after_lost_proposal()
         self._carry_out(decision)
 
     def on_draft_lost(self) -> None:

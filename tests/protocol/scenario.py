@@ -19,6 +19,7 @@ class Move(enum.Enum):
     """What can happen next, and to whom."""
 
     DRAFT = "the draft writes"
+    GROW = "a branch of the draft grows by a token"
     PROPOSAL = "a proposal arrives"
     SEND = "the next message to the draft is sent"
     ADVANCE = "an advance arrives"
@@ -46,6 +47,7 @@ class Setup:
     as the model. ``collects``: the draft is told how many tokens to collect into a proposal.
     ``num_branches``: how many branches of up to ``branch_depth`` tokens the draft hangs on each
     token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
+    ``grows_branches``: a branch is sent with one token, and comes again with each further one.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -69,6 +71,7 @@ class Setup:
     num_branches: int = 0
     branch_depth: int = 1
     max_branches: int = 4
+    grows_branches: bool = False
 
     @property
     def prompt(self) -> list[int]:

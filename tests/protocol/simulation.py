@@ -131,6 +131,7 @@ class Simulation:
             return {}
         return {
             Move.DRAFT: self.draft.session.room > 0,
+            Move.GROW: self.draft.can_grow,
             Move.SEND: bool(self.orchestrator.outgoing) and not self._awaits_answer,
             Move.ADVANCE: bool(self._advances),
             Move.ROLLBACK: bool(self._rollback),
@@ -141,6 +142,8 @@ class Simulation:
         match move:
             case Move.DRAFT:
                 draft.step()
+            case Move.GROW:
+                draft.grow()
             case Move.SEND:
                 self._send_to_draft(self.orchestrator.outgoing.popleft())
             case Move.ADVANCE:

@@ -45,6 +45,7 @@ def setups(draw: st.DrawFn, /, **fixed: Any) -> Setup:
         num_branches=draw(st.integers(0, 3)),
         branch_depth=draw(st.integers(1, 4)),
         max_branches=draw(st.sampled_from([0, 1, 2, 8])),
+        grows_branches=draw(st.booleans()),
     )
     return replace(setup, **fixed)
 
@@ -271,18 +272,23 @@ def test_the_simulation_reaches_every_race(strategy: Strategy) -> None:
         num_repeats=5,
         verify_dies_after=60,
         impatient=True,
+        num_branches=1,
+        branch_depth=3,
+        grows_branches=True,
     )
     moves: set[Move] = set()
-    num_stale = num_late_mismatches = num_overtaken = num_rollbacks = 0
+    num_stale = num_late_mismatches = num_overtaken = num_rollbacks = num_grown_late = 0
     for seed in range(20):
         run = Simulation(replace(setup, seed=seed))
         moves.update(run.steps(Schedule(seed, {Move.ADVANCE: 1, Move.ROLLBACK: 4})))
         num_stale += run.orchestrator.watch.num_stale
         num_late_mismatches += run.orchestrator.watch.num_late_mismatches
+        num_grown_late += run.orchestrator.watch.num_grown_late
         num_overtaken += run.num_overtaken
         num_rollbacks += run.ledger.counts.rollbacks
     assert moves == set(Move)
     assert min(num_stale, num_late_mismatches, num_overtaken, num_rollbacks) >= 5
+    assert num_grown_late >= 5 or strategy is not Strategy.AMUSD
 
 
 def _state(run: Simulation) -> tuple[object, ...]:

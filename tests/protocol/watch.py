@@ -14,6 +14,7 @@ class Watch:
     def __init__(self, ledger: Ledger, lookahead: int) -> None:
         self.num_stale = 0
         self.num_late_mismatches = 0
+        self.num_grown_late = 0  # branches that went on after they had begun an epoch
         self._ledger = ledger
         self._lookahead = lookahead
         self._drafted: dict[int, int] = {}
@@ -21,6 +22,7 @@ class Watch:
         self._settled: set[int] = set()
         self._head = ledger.verified_position
         self._root: tuple[int, int] | None = None
+        self._taken: tuple[int, ...] = ()  # of the branch that began the epoch
         self._branches: tuple[Branch, ...] = ()  # of the last proposal
         self._known_branches: dict[tuple[int, int], Branch] = {}
         self._num_hits = 0
@@ -37,8 +39,14 @@ class Watch:
             assert end <= self._ledger.verified_position + self._lookahead, "ran too far ahead"
         if proposal.epoch == self._ledger.epoch:
             self._draft(proposal.position, proposal.tokens, proposal.source)
-            self._known_branches.update({one.root: one for one in proposal.branches})
+            for branch in proposal.branches:
+                known = self._known_branches.get(branch.root, branch)
+                self._known_branches[branch.root] = max(
+                    known, branch, key=lambda one: len(one.tokens)
+                )
         else:
+            if proposal.epoch == self._ledger.epoch - 1:
+                self._grow_branch()
             self.num_proposed_by[proposal.source] += len(proposal.tokens)
             self.num_stale += 1
 
@@ -85,6 +93,12 @@ class Watch:
         assert advance == (Advance(epoch, first + 1, rest) if rest else None)
         self._begin_epoch((first, final[first]), taken)
 
+    def after_lost_proposal(self) -> None:
+        """After the draft's loss, a branch in a message that comes again is taken on trust."""
+        self._num_hits = self._ledger.counts.branch_hits
+        for source, outcome in self._ledger.counts.by_source.items():
+            self.num_proposed_by[source] = outcome.drafted
+
     def after_loss(self) -> None:
         """Without a draft a branch that came before its loss can still be taken, one epoch long."""
         if self._ledger.counts.branch_hits > self._num_hits:
@@ -99,7 +113,7 @@ class Watch:
     def _begin_epoch(self, root: tuple[int, int], taken: tuple[int, ...]) -> None:
         self._drafted.clear()
         self._settled.clear()
-        self._head, self._root = root[0] + 1, root
+        self._head, self._root, self._taken = root[0] + 1, root, ()
         self._epoch = self._ledger.epoch
         self._num_hits = self._ledger.counts.branch_hits
         if taken:
@@ -110,6 +124,7 @@ class Watch:
         """A branch begins an epoch as if its tokens were proposed in it."""
         assert branch.tokens == taken
         self._draft(branch.position + 1, taken, branch.source)
+        self._taken = taken
         final = self._ledger.tokens
         late = [index for index in self._drafted if index < len(final)]
         assert all(self._drafted[index] == final[index] for index in late), "took a wrong branch"
@@ -122,6 +137,18 @@ class Watch:
         self._num_hits = self._ledger.counts.branch_hits
         branch = next(one for one in self._branches if one.root == self._root)
         self._take(branch, branch.tokens)
+
+    def _grow_branch(self) -> None:
+        """A branch that has begun the epoch goes on with the tokens that come late."""
+        if self._root is None or not self._taken:
+            return
+        for branch in self._branches:
+            start, taken = branch.position + 1, self._taken
+            is_next = self._head == start + len(taken) and branch.root == self._root
+            if is_next and branch.tokens[: len(taken)] == taken:
+                self._draft(start, branch.tokens, branch.source)
+                self.num_grown_late += len(branch.tokens) > len(taken)
+                self._taken = branch.tokens
 
     def _settle(self, positions: list[int]) -> None:
         self._settled.update(positions)
