@@ -36,6 +36,11 @@ class BranchSequence(Sequence):
     """The next-best tokens beside each token of the branch."""
 
     @property
+    def owner(self) -> Sequence:
+        """The sequence of the session that it drafts for."""
+        return self.brancher.owner
+
+    @property
     def tokens(self) -> list[int]:
         """The tokens to compute."""
         return self.context
@@ -65,7 +70,7 @@ class Brancher:
         """Draft branches of up to ``depth`` tokens beside ``session``, which ``owner`` drafts."""
         self._engine = engine
         self._session = session
-        self._owner = owner
+        self.owner = owner
         self._depth = depth
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
@@ -129,14 +134,14 @@ class Brancher:
         yield from sequences[:num_places]
         while len(self._sequences) < min(num_places, self._num_sequences):
             try:
-                slot = self._engine.open(self._owner.capacity)
+                slot = self._engine.open(self.owner.capacity)
             except CacheFullError:
                 self._num_sequences = len(self._sequences)
                 return
             sequence = BranchSequence(
-                session_id=f"{self._owner.session_id} (branch)",
+                session_id=f"{self.owner.session_id} (branch)",
                 num_prompt_tokens=0,
-                capacity=self._owner.capacity,
+                capacity=self.owner.capacity,
                 send=_ignore,
                 clock=BatchClock(),
                 slot=slot,
@@ -171,7 +176,8 @@ class Brancher:
     def _candidates(self) -> Iterator[Candidate]:
         verified = self._session.verified_position
         for position, alternatives in self._alternatives.items():
-            if not self._depth_at(position):
+            # A branch that the session did not hold has left alternatives beyond the run.
+            if position >= self._session.length or not self._depth_at(position):
                 continue
             for rank, token in enumerate(alternatives):
                 if (position, token) not in self._branch_alternatives:

@@ -26,6 +26,7 @@ from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
 """Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
+
 _MAX_BRANCH_SEQUENCES = 8
 """Branches of a session that are drafted at the same time."""
 _BRANCH_DEPTH = 6

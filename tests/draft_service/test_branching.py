@@ -9,6 +9,7 @@ import pytest
 from amusd.engine.interface import NO_TOKEN
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import PassReport
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.errors import AmusdError, InternalError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback
@@ -25,7 +26,10 @@ class Bench:
 
     def __init__(self, model: SyntheticModel = MODEL) -> None:
         self.engine = SyntheticEngine(model)
-        self.worker = DraftWorker(model_drafter(self.engine, with_ngrams=False), LIMITS, 100)
+        self.reports: list[PassReport] = []
+        self.worker = DraftWorker(
+            model_drafter(self.engine, with_ngrams=False), LIMITS, 100, on_pass=self.reports.append
+        )
         self.sent: list[Proposal | AmusdError] = []
 
     def open(self, opening: DraftOpening = OPENING) -> None:
@@ -123,6 +127,58 @@ def test_branches_of_a_branch_are_prepared_from_the_alternatives_of_its_tokens(
     bench.worker.rollback("a", Rollback(1, 3, branch.token, branch_tokens=branch.tokens))
     bench.run()
     assert {one.position for one in bench.branches} >= {3, 4}
+
+
+def test_the_time_of_branches_counts_for_their_session(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    times = bench.worker.sequence("a").clock.take()
+    proposals = [one for one in bench.sent if isinstance(one, Proposal)]
+    shares = [*(one.device_seconds for one in proposals), times.share_seconds]
+    assert sum(shares) == pytest.approx(sum(one.seconds for one in bench.reports))
+    # Batches of branches alone are no steps of the session.
+    with_run = [one for one in bench.reports if one.num_tokens > one.num_branch_tokens]
+    assert len(with_run) < len(bench.reports)
+    assert sum(one.num_steps for one in proposals) == len(with_run)
+    steps_seconds = sum(one.draft_seconds for one in proposals)
+    assert steps_seconds == pytest.approx(sum(one.seconds for one in with_run))
+
+
+def test_branches_are_no_sessions_of_a_batch(bench: Bench) -> None:
+    bench.open()
+    bench.open(replace(OPENING, session_id="b"))
+    bench.run()
+    assert {one.num_sessions for one in bench.reports} <= {1, 2}
+    for report in bench.reports:
+        share = report.num_branch_tokens / report.num_tokens
+        assert report.branch_seconds == pytest.approx(report.seconds * share)
+    assert any(one.num_branch_tokens for one in bench.reports)
+
+
+def test_a_branch_that_its_session_cannot_hold_leaves_nothing_behind_its_rollback(
+    bench: Bench,
+) -> None:
+    bench.open()
+    brancher = bench.worker.sequence("a").brancher
+    assert brancher is not None
+
+    def drafting() -> list[tuple[int, int]]:
+        found = [one for one in brancher._sequences if len(one.drafted) >= 3]
+        return [one.root for one in found if one.root is not None]
+
+    bench.run(until=lambda: bool(drafting()))
+    position, token = drafting()[0]
+    final = [*(bench.run_tokens[one] for one in range(2, position)), token]
+    # The session learns that its run is wrong before it learns where it goes on.
+    bench.worker.receive("a", Advance(0, 2, tuple(final)))
+    bench.sent.clear()
+    bench.worker.rollback("a", Rollback(1, position + 1, token))
+    bench.run()
+    assert bench.branches
+    before = [1, 2, *final]
+    for branch in bench.branches:
+        run = [bench.run_tokens[one] for one in range(position + 1, branch.position)]
+        assert branch.token in MODEL.next_best([*before, *run])
 
 
 def test_without_a_limit_for_branches_in_the_opening_there_are_none(bench: Bench) -> None:
