@@ -22,7 +22,7 @@ from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
 
-_MAX_CHUNK = 64  # tokens that a branch sequence computes in one batch
+_MAX_CHUNK = 16  # tokens that a branch sequence computes in one batch
 _MIN_GAIN = 0.7  # a branch gives way to one that is likelier of use by this factor, exp(0.7) = 2
 _MIN_REUSED = 32  # tokens of another sequence that are worth copying
 
@@ -40,6 +40,11 @@ class BranchSequence(Sequence):
     """Position of the first of ``pending``."""
     pending: list[int] = field(default_factory=list)
     """Tokens of the branch to compute: those behind ``num_shared`` at first, then the next one."""
+
+    @property
+    def owner(self) -> Sequence:
+        """The sequence of the session that it drafts for."""
+        return self.brancher.owner
 
     @property
     def tokens(self) -> list[int]:
@@ -72,7 +77,7 @@ class Brancher:
         """Batches since the session sent a message; the owner sets it back."""
         self._engine = engine
         self._session = session
-        self._owner = owner
+        self.owner = owner
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
         self._selection = BranchSelection()
@@ -174,14 +179,14 @@ class Brancher:
         yield from sequences[:num_places]
         while len(self._sequences) < min(num_places, self._num_sequences):
             try:
-                slot = self._engine.open(self._owner.capacity)
+                slot = self._engine.open(self.owner.capacity)
             except CacheFullError:
                 self._num_sequences = len(self._sequences)
                 return
             sequence = BranchSequence(
-                session_id=f"{self._owner.session_id} (branch)",
+                session_id=f"{self.owner.session_id} (branch)",
                 num_prompt_tokens=0,
-                capacity=self._owner.capacity,
+                capacity=self.owner.capacity,
                 send=_ignore,
                 clock=BatchClock(),
                 slot=slot,

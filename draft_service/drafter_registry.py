@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from amusd.engine.interface import MAX_ALTERNATIVES
 from amusd.engine.loading.model_loading import load_model
 from amusd.fleet.model_description import PROMPT_LOOKUP
 from draft_service.draft_settings import DraftServiceSettings
@@ -15,6 +16,10 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
     if engine.model == PROMPT_LOOKUP:
         return ngram_drafter(engine.engine_options)
     index_bytes = BYTES_PER_TOKEN if settings.uses_lookup else 0
-    options = replace(engine.engine_options, index_bytes=index_bytes)
+    options = replace(
+        engine.engine_options,
+        index_bytes=index_bytes,
+        num_alternatives=MAX_ALTERNATIVES if engine.max_branches else 0,
+    )
     loaded = load_model(engine.model, "draft", engine.device, options)
     return model_drafter(loaded, with_ngrams=settings.uses_lookup)

@@ -4,14 +4,16 @@ A session drafts without being asked, up to its look-ahead. Its proposals come f
 first, which need no batch; what they cannot continue takes part in the next batch of the model.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from amusd.engine.interface import NO_TOKEN
 from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
-from amusd.observe.pass_listener import OnPass, ignore_pass
+from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
+from amusd.policy.branch_budget import BranchBudget
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
@@ -72,6 +74,8 @@ class Drafting:
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._branching: deque[DraftSequence] = deque()  # the next in turn first
+        self._branch_budget = BranchBudget(_MAX_BRANCH_SEQUENCES)
+        self._last_batch: PassReport | None = None
         self.has_unread = False
         """Whether the proposers have more to read, without a message arriving."""
 
@@ -135,6 +139,7 @@ class Drafting:
         )
         if brancher is not None:
             brancher.after_rollback()
+            self._branch_budget.rolled_back(sequence.session.length > rollback.verified_position)
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
             self._engine.truncate(sequence.slot, length)
@@ -157,7 +162,14 @@ class Drafting:
         return has_sent
 
     def fill(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
-        """Draft branches in the free places of a batch, one session after the other."""
+        """Draft branches in the free places of a batch, one session after the other.
+
+        They take no more places than what they save is worth.
+        """
+        if not self._branching:
+            return
+        num_runs, num_taken = self._engine.max_batch - num_places, 0
+        num_places = min(num_places, self._branch_budget.places(num_runs))
         for _ in range(len(self._branching)):
             sequence = self._branching[0]
             self._branching.rotate(-1)
@@ -165,13 +177,13 @@ class Drafting:
                 continue
             assert sequence.brancher is not None
             try:
-                found = list(sequence.brancher.schedule(num_places))
+                found = list(sequence.brancher.schedule(num_places - num_taken))
             except Exception as error:
                 end_session(sequence, error, "branching")
                 continue
-            num_places -= len(found)
+            num_taken += len(found)
             yield from found
-        if num_places == self._engine.max_batch:
+        if not num_runs and not num_taken:
             self._send_branches()
 
     def _send_branches(self) -> None:
@@ -180,6 +192,18 @@ class Drafting:
             assert sequence.brancher is not None
             sequence.brancher.hand_over()
             self._send(sequence)
+
+    def passed(self, report: PassReport) -> None:
+        """Take what was in a batch."""
+        self._last_batch = report
+
+    def stepped(self, seconds: float) -> None:
+        """Take the time of a whole step: what rows cost decides how many branches are drafted."""
+        report, self._last_batch = self._last_batch, None
+        if report is not None:
+            has_run = report.num_tokens > report.num_branch_tokens
+            num_runs = report.num_sessions if has_run else 0
+            self._branch_budget.ran(report.num_tokens, num_runs, seconds)
 
     def settle(self, sequence: "DraftSequence | BranchSequence", predictions: list[int]) -> None:
         """Propose what the model wrote."""
@@ -326,17 +350,27 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         reuses_prefixes: bool = True,
         on_pass: OnPass = ignore_pass,
         health: EngineHealth | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Draft with ``drafter`` within ``limits``."""
+        """Draft with ``drafter`` within ``limits``; ``clock`` times the steps, in seconds."""
         self.drafter = drafter
+        self._clock = clock
         self._drafting = Drafting(drafter, limits, prefill_budget)
+
+        def passed(report: PassReport) -> None:
+            self._drafting.passed(report)
+            on_pass(report)
+
         super().__init__(
-            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass, health
+            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, passed, health
         )
 
     def step(self) -> bool:
         """Run the next batch, or let the proposers read on; return whether there was either."""
-        return super().step() or self._drafting.has_unread
+        started = self._clock()
+        has_run = super().step()
+        self._drafting.stepped(self._clock() - started)
+        return has_run or self._drafting.has_unread
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:
         """Roll a session back; return how many drafted tokens were dropped.

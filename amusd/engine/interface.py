@@ -6,11 +6,14 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from amusd.fleet.model_description import CacheUsage, ModelDescription
-from amusd.protocol.errors import AmusdError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.settings import check_bounds, setting
 
 NO_TOKEN = -1
 """Stands for a token where the logits are not finite, so that there is no largest one."""
+
+MAX_ALTERNATIVES = 4
+"""Most next-best tokens that an engine of a real model gives beside an output."""
 
 
 class Numerics(StrEnum):
@@ -39,6 +42,8 @@ class EngineOptions:
 
     ``max_context`` is the most tokens of one session; 0: the model's context. ``index_bytes`` is
     what the service itself keeps of each cached token; the size of the KV cache includes it.
+    ``num_alternatives`` is how many next-best tokens the engine gives beside an output, at most
+    ``MAX_ALTERNATIVES``; 0: none, at no cost. A synthetic model's name sets its own.
     """
 
     max_batch: int = setting(
@@ -66,10 +71,15 @@ class EngineOptions:
 
     max_context: int = 0
     index_bytes: int = 0
+    num_alternatives: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_bounds(self)
+        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
+            raise InvalidInputError(
+                f"num_alternatives is {self.num_alternatives}: use 0 to {MAX_ALTERNATIVES}"
+            )
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -155,7 +165,13 @@ class Engine(Protocol):
     def alternatives(self, slot: int) -> Sequence[int]:
         """Return the next-best tokens beside the last output of a sequence, the best first.
 
-        At most ``num_alternatives``. They belong to the last batch that the sequence was in.
+        At most ``num_alternatives``. Beside ``NO_TOKEN`` there are none.
+        """
+
+    def probabilities(self, slot: int) -> Sequence[float]:
+        """Return the model's probabilities of the last output and of its alternatives, in order.
+
+        Empty if the engine gives no alternatives, or the sequence has had no output.
         """
 
     def truncate(self, slot: int, length: int) -> None:

@@ -13,6 +13,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection, select_runner
+from amusd.engine.sampling.sampler import Ranking
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError, InvalidInputError
 
@@ -29,6 +30,8 @@ class ModelEngine:
         self.weight_format = selection.weight_format
         self.weight_bytes = selection.weight_bytes  # read by a forward pass
         self.max_batch = selection.max_batch
+        self.num_alternatives = selection.num_alternatives
+        self._rankings: dict[int, Ranking] = {}  # of the last output of each slot
         self._cache: KVCacheManager[Any] = KVCacheManager(
             selection.max_tokens,
             selection.context_length,
@@ -63,7 +66,10 @@ class ModelEngine:
     def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
         """Run one batch; return the sampled tokens of each sequence."""
         chunks = self._chunks(batch)
-        tokens = self._runner.tokens(chunks)
+        if self.num_alternatives:
+            tokens = self._ranked(batch, chunks)
+        else:
+            tokens = self._runner.tokens(chunks)
         found, end = [], 0
         for scheduled in batch:
             start, end = end, end + scheduled.num_outputs
@@ -79,14 +85,15 @@ class ModelEngine:
         """Run one batch as ``run`` does; return the logits of all outputs, [outputs, head]."""
         return self._runner.logits(self._chunks(batch))
 
-    @property
-    def num_alternatives(self) -> int:
-        """Return 0: runners give the best token only."""
-        return 0
-
     def alternatives(self, slot: int) -> Sequence[int]:
-        """Return none."""
-        return ()
+        """Return the next-best tokens beside the last output of a sequence, the best first."""
+        ranking = self._rankings.get(slot)
+        return () if ranking is None else ranking.tokens[1:]
+
+    def probabilities(self, slot: int) -> Sequence[float]:
+        """Return the probabilities of the last output and of its alternatives, in order."""
+        ranking = self._rankings.get(slot)
+        return () if ranking is None else ranking.probabilities
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""
@@ -94,7 +101,18 @@ class ModelEngine:
 
     def close(self, slot: int) -> None:
         """Close the sequence."""
+        self._rankings.pop(slot, None)
         self._cache.close(slot)
+
+    def _ranked(self, batch: Sequence[ScheduledSequence], chunks: list[Chunk[Any]]) -> list[int]:
+        """Run one batch; return the tokens of all outputs, and keep the last rankings."""
+        rankings = self._runner.rankings(chunks)
+        end = 0
+        for scheduled in batch:
+            end += scheduled.num_outputs
+            if scheduled.num_outputs:
+                self._rankings[scheduled.slot] = rankings[end - 1]
+        return [ranking.tokens[0] for ranking in rankings]
 
     def _chunks(self, batch: Sequence[ScheduledSequence]) -> list[Chunk[Any]]:
         """Record the tokens of the batch; return them with the buffers of their sequences."""

@@ -67,6 +67,10 @@ class NoModel:
         """Return none: there is no model."""
         return ()
 
+    def probabilities(self, slot: int) -> Sequence[float]:
+        """Return none: there is no model."""
+        return ()
+
     def truncate(self, slot: int, length: int) -> None:
         """Nothing to forget."""
 

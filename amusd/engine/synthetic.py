@@ -116,6 +116,15 @@ class SyntheticModel:
                 others[min(rank, self.alternatives - 1)] = token
         return (token + 1) % size, others
 
+    @property
+    def probabilities(self) -> list[float]:
+        """How often its token and each of its alternatives are right, whatever the context."""
+        shares = [0.5 ** (rank + 1) for rank in range(self.alternatives)]
+        if shares:
+            shares[-1] *= 2.0  # the last rank takes what is left
+        wrong = (1.0 - self.agreement) * self.second_chance
+        return [self.agreement, *(wrong * share for share in shares)]
+
     def _context(self, tokens: Sequence[int]) -> str:
         if self.period:
             return f"{self.seed}/{len(tokens) % self.period}"
@@ -200,6 +209,10 @@ class SyntheticEngine:
     def alternatives(self, slot: int) -> Sequence[int]:
         """Return the next-best tokens beside the last output of a sequence, the best first."""
         return self._alternatives.get(slot, ())
+
+    def probabilities(self, slot: int) -> Sequence[float]:
+        """Return how often the output and each alternative are the verify model's token."""
+        return self._model.probabilities if slot in self._alternatives else ()
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from amusd.analysis.generation_statistics import Statistics
 from amusd.fleet.load_balancing import ReplicaState
+from amusd.observe.pass_listener import PassReport
 
 ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
 """Returns the number of replicas by role and state."""
@@ -140,6 +141,11 @@ METRICS = (
         buckets=_SESSION_BUCKETS,
     ),
     Metric(
+        "amusd_branch_seconds_total",
+        "Time of draft steps that went into branches: their share by tokens.",
+        ("draft",),
+    ),
+    Metric(
         "amusd_pass_failures_total",
         "Batches in which a pass failed. The sessions that caused it have ended.",
         _ENGINES,
@@ -233,12 +239,15 @@ class Metrics:
         verify_pass = self._histogram("amusd_verify_pass_seconds")
         self._pass_seconds = draft_step if role == "draft" else verify_pass
         self._pass_sessions = self._histogram("amusd_pass_sessions")
+        self._branch_seconds = self._counter("amusd_branch_seconds_total")
         self.pass_failures = self._counter("amusd_pass_failures_total")
 
-    def passed(self, seconds: float, num_sessions: int) -> None:
+    def passed(self, report: PassReport) -> None:
         """Record a pass; called on the engine thread."""
-        self._pass_seconds.observe(seconds)
-        self._pass_sessions.observe(num_sessions)
+        self._pass_seconds.observe(report.seconds)
+        self._pass_sessions.observe(report.num_sessions)
+        if report.branch_seconds:
+            self._branch_seconds.inc(report.branch_seconds)
 
     def generation_ended(self, statistics: Statistics) -> None:
         """Count the token outcomes of an ended generation, all at once.

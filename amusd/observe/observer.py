@@ -72,7 +72,7 @@ class Observer:
 
     @property
     def on_pass(self) -> OnPass:
-        """The callback that records a pass: its seconds and its batch size."""
+        """The callback that records a pass."""
         return self.metrics.passed if self.metrics is not None else ignore_pass
 
     def on_failed_batch(self) -> None:

@@ -42,8 +42,9 @@ class Proposal:
 
     ``branches`` hang on the tokens of this and of earlier proposals of the epoch. Neither tokens
     nor branches: the drafter has nothing to propose at ``position``; ``source`` was asked last.
-    ``draft_seconds`` is the time of its ``num_steps`` model steps, ``device_seconds`` the session's
-    share of that time. ``steps`` says when each step ran, if the session records a timeline.
+    ``draft_seconds`` is the time of its ``num_steps`` model steps. ``device_seconds`` is the
+    session's share of the device's time: of these steps, and of steps that drafted its branches.
+    ``steps`` says when each of the ``num_steps`` ran, if the session records a timeline.
     """
 
     epoch: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from amusd.engine.interface import Engine, Outcome, ScheduledSequence
-from amusd.observe.pass_listener import OnPass, ignore_pass
+from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
 from amusd.protocol.errors import AmusdError
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.scheduler import Scheduled, divide
@@ -95,14 +95,12 @@ class BatchRunner(Generic[SequenceT]):
                 self._engine.truncate(_slot(one.sequence), length)
             return failure
         seconds = time.perf_counter() - started
-        shares = divide(seconds, [len(one.tokens) for one in batch])
-        for one, share in zip(batch, shares, strict=True):
-            one.sequence.clock.add(started_unix_nanos, seconds, share)
+        report = _count(batch, started_unix_nanos, seconds)
         if all(isinstance(outcome, AmusdError) for outcome in outcomes):
             self._health.pass_failed()
         else:
             self._health.pass_ended(seconds)
-        self._on_pass(seconds, len(batch))
+        self._on_pass(report)
         return outcomes
 
     def _failed(self, error: BaseException, num_sessions: int) -> "_Failure":
@@ -155,6 +153,24 @@ class _Failure:
 
     error: AmusdError
     is_unexpected: bool
+
+
+def _count(
+    batch: list[Scheduled[SequenceT]], started_unix_nanos: int, seconds: float
+) -> PassReport:
+    """Count the time of a pass for each session in it; branches count for their session."""
+    sizes = [len(one.tokens) for one in batch]
+    num_branch_tokens, branch_seconds = 0, 0.0
+    for one, size, share in zip(batch, sizes, divide(seconds, sizes), strict=True):
+        owner = one.sequence.owner
+        if owner is one.sequence:
+            owner.clock.add(started_unix_nanos, seconds, share)
+        else:
+            owner.clock.add_branch(share)
+            num_branch_tokens += size
+            branch_seconds += share
+    num_sessions = len({one.sequence.owner for one in batch})
+    return PassReport(seconds, num_sessions, sum(sizes), num_branch_tokens, branch_seconds)
 
 
 def _scheduled(one: Scheduled[SequenceT]) -> ScheduledSequence:

@@ -89,8 +89,7 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
     ) -> None:
         """Run batches of ``engine`` with at most ``prefill_budget`` prompt tokens each.
 
-        ``on_pass`` is called after each pass with its seconds and its number of sessions. The
-        worker keeps ``health`` up to date.
+        ``on_pass`` is called after each pass. The worker keeps ``health`` up to date.
         """
         self.engine = engine
         self.limits = limits

@@ -25,7 +25,8 @@ class BatchTimes:
     """What the batches of a session cost since its last message.
 
     ``seconds`` is the whole time of its ``num_batches`` batches, ``share_seconds`` the session's
-    share of it. ``times`` says when they ran, if the session records a timeline.
+    share of it, and of batches that drafted its branches. ``times`` says when the batches of the
+    session itself ran, if it records a timeline.
     """
 
     seconds: float = 0.0
@@ -51,6 +52,10 @@ class BatchClock:
         self._num_batches += 1
         if self.records_times:
             self._times.append(DeviceTime(started_unix_nanos, seconds))
+
+    def add_branch(self, share_seconds: float) -> None:
+        """Count the share of a batch that branches of this session took."""
+        self._share_seconds += share_seconds
 
     def take(self) -> BatchTimes:
         """Return the sums and start again."""
@@ -90,6 +95,11 @@ class Sequence(ABC):
     @abstractmethod
     def is_due(self) -> bool:
         """Whether it wants a part in the next batch; there is a token to compute then."""
+
+    @property
+    def owner(self) -> "Sequence":
+        """The sequence of the session that this one belongs to: itself, or that of its branch."""
+        return self
 
     @property
     def is_runnable(self) -> bool:

@@ -235,8 +235,9 @@ class Proposal(_message.Message):
     source: _model_pb2.DraftSource.ValueType
     """What wrote the tokens; with no token, what was asked last."""
     device_seconds: _builtins.float
-    """This session's share of draft_seconds, in seconds: a shared step counts by the tokens that
-    each session brought to it.
+    """This session's share of the device's time, in seconds: of the steps in draft_seconds, and of
+    steps that drafted its branches. A shared step counts by the tokens that each session brought
+    to it. It can exceed draft_seconds.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -1,5 +1,6 @@
 """Branches: what is drafted beside the run of a session, and what comes of it at a rollback."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NoReturn
@@ -9,6 +10,7 @@ import pytest
 from amusd.engine.interface import NO_TOKEN
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import PassReport
 from amusd.protocol.draft_session import DraftLimits
 from amusd.protocol.errors import AmusdError, InternalError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback
@@ -25,7 +27,14 @@ class Bench:
 
     def __init__(self, model: SyntheticModel = MODEL) -> None:
         self.engine = SyntheticEngine(model)
-        self.worker = DraftWorker(model_drafter(self.engine, with_ngrams=False), LIMITS, 100)
+        self.reports: list[PassReport] = []
+        self.worker = DraftWorker(
+            model_drafter(self.engine, with_ngrams=False),
+            LIMITS,
+            100,
+            on_pass=self.reports.append,
+            clock=itertools.count().__next__,  # each step takes as long, whatever its rows
+        )
         self.sent: list[Proposal | AmusdError] = []
 
     def open(self, opening: DraftOpening = OPENING) -> None:
@@ -148,6 +157,58 @@ def test_branches_of_a_branch_are_prepared_from_the_alternatives_of_its_tokens(
     assert {one.position for one in bench.branches} >= {3, 4}
 
 
+def test_the_time_of_branches_counts_for_their_session(bench: Bench) -> None:
+    bench.open()
+    bench.run()
+    times = bench.worker.sequence("a").clock.take()
+    proposals = [one for one in bench.sent if isinstance(one, Proposal)]
+    shares = [*(one.device_seconds for one in proposals), times.share_seconds]
+    assert sum(shares) == pytest.approx(sum(one.seconds for one in bench.reports))
+    # Batches of branches alone are no steps of the session.
+    with_run = [one for one in bench.reports if one.num_tokens > one.num_branch_tokens]
+    assert len(with_run) < len(bench.reports)
+    assert sum(one.num_steps for one in proposals) == len(with_run)
+    steps_seconds = sum(one.draft_seconds for one in proposals)
+    assert steps_seconds == pytest.approx(sum(one.seconds for one in with_run))
+
+
+def test_branches_are_no_sessions_of_a_batch(bench: Bench) -> None:
+    bench.open()
+    bench.open(replace(OPENING, session_id="b"))
+    bench.run()
+    assert {one.num_sessions for one in bench.reports} <= {1, 2}
+    for report in bench.reports:
+        share = report.num_branch_tokens / report.num_tokens
+        assert report.branch_seconds == pytest.approx(report.seconds * share)
+    assert any(one.num_branch_tokens for one in bench.reports)
+
+
+def test_a_branch_that_its_session_cannot_hold_leaves_nothing_behind_its_rollback(
+    bench: Bench,
+) -> None:
+    bench.open()
+    brancher = bench.worker.sequence("a").brancher
+    assert brancher is not None
+
+    def drafting() -> list[tuple[int, int]]:
+        found = [one.branch for one in brancher._sequences if one.branch is not None]
+        return [(one.position, one.token) for one in found if one.depth >= 2]
+
+    bench.run(until=lambda: bool(drafting()))
+    position, token = drafting()[0]
+    final = [*(bench.run_tokens[one] for one in range(2, position)), token]
+    # The session learns that its run is wrong before it learns where it goes on.
+    bench.worker.receive("a", Advance(0, 2, tuple(final)))
+    bench.sent.clear()
+    bench.worker.rollback("a", Rollback(1, position + 1, token))
+    bench.run()
+    assert bench.branches
+    before = [1, 2, *final]
+    for branch in bench.branches:
+        run = [bench.run_tokens[one] for one in range(position + 1, branch.position)]
+        assert branch.token in MODEL.next_best([*before, *run])
+
+
 def test_without_a_limit_for_branches_in_the_opening_there_are_none(bench: Bench) -> None:
     bench.open(replace(OPENING, limits=DraftLimits(4, 60)))
     bench.run()
@@ -159,6 +220,16 @@ def test_a_full_batch_leaves_no_place_for_branches() -> None:
     bench.open()
     bench.run(until=lambda: len(bench.run_tokens) == 4)
     assert not bench.branches
+
+
+def test_where_rows_have_cost_too_much_the_session_drafts_alone(bench: Bench) -> None:
+    for num_tokens in (1, 2, 5) * 30:
+        bench.worker._drafting.passed(PassReport(0.01 * num_tokens, 1, num_tokens))
+        bench.worker._drafting.stepped(0.01 * num_tokens)
+    bench.open()
+    bench.run(until=lambda: len(bench.run_tokens) == 4)
+    assert len(bench.reports) == 4
+    assert not any(one.num_branch_tokens for one in bench.reports)
 
 
 def test_the_memory_of_branches_is_free_again_when_their_session_closes(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import pytest
 from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
+from amusd.observe.pass_listener import PassReport
 from amusd.protocol.errors import (
     AmusdError,
     DuplicateSessionError,
@@ -90,13 +91,13 @@ class Service:
         self.role = LoggingRole()
         model = replace(MODEL, batch=batch, memory=memory, pass_ms=pass_ms)
         self.engine = LoggingEngine(self.role, model)
-        self.batches: list[tuple[float, int]] = []
+        self.batches: list[PassReport] = []
         self.worker: EngineWorker[FakeSequence, FakeOpening, int] = EngineWorker(
             self.engine,
             self.role,
             LIMITS,
             prefill_budget,
-            on_pass=lambda seconds, num: self.batches.append((seconds, num)),
+            on_pass=self.batches.append,
         )
 
     def open(self, name: str, tokens: list[int], capacity: int = 200) -> FakeSequence:
@@ -154,8 +155,9 @@ def test_the_time_of_a_batch_is_whole_and_shared_by_tokens() -> None:
     short, long = service.open("a", [1]), service.open("b", [2, 3, 4])
     service.worker.step()
     times = [sequence.clock.take() for sequence in (short, long)]
-    [(seconds, num_sequences)] = service.batches
-    assert num_sequences == 2
+    [report] = service.batches
+    seconds = report.seconds
+    assert (report.num_sessions, report.num_tokens, report.num_branch_tokens) == (2, 4, 0)
     assert seconds >= 0.005
     assert [one.seconds for one in times] == [seconds, seconds]
     assert [one.num_batches for one in times] == [1, 1]
@@ -171,7 +173,7 @@ def test_a_sequence_that_records_times_knows_when_each_of_its_batches_ran() -> N
     service.worker.step()
     service.worker.step()
     times = sequence.clock.take()
-    assert [one.seconds for one in times.times] == [seconds for seconds, _ in service.batches]
+    assert [one.seconds for one in times.times] == [one.seconds for one in service.batches]
     first, second = times.times
     assert second.started_unix_nanos >= first.started_unix_nanos + int(first.seconds * 1e9)
 
@@ -190,7 +192,7 @@ def test_a_batch_that_fails_ends_the_session_that_causes_it_and_no_other() -> No
     assert service.role.outputs["c"] == [MODEL.next_token([3])]
     assert beside.errors == other.errors == []
     assert not service.worker.step()
-    assert [num for _, num in service.batches] == [1, 1]  # the ones that worked
+    assert [one.num_sessions for one in service.batches] == [1, 1]  # the ones that worked
 
 
 def test_a_batch_that_fails_leaves_the_kv_cache_as_it_was() -> None:

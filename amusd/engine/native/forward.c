@@ -125,6 +125,13 @@ static void run_layer(const Model *model, const Pass *pass, size_t index, const 
     wait_for_all(member);
 }
 
+static Top top_of(const Pass *pass, int index)
+{
+    size_t first = (size_t)index * (size_t)pass->num_outputs, count = (size_t)pass->num_top;
+    return (Top){pass->top_logits + first * count, pass->top_rows + first * count,
+                 pass->top_sums + first, count};
+}
+
 /* The largest logits of the outputs among this member's panels. */
 static void run_head(const Model *model, const Pass *pass, const Member *member)
 {
@@ -135,9 +142,22 @@ static void run_head(const Model *model, const Pass *pass, const Member *member)
         rms_norm(pass->hidden + (size_t)pass->output_rows[row] * stride, model->norm,
                  pass->normed + row * stride, hidden, model->eps);
     wait_for_all(member);
-    size_t mine = (size_t)member->index * rows;
-    linear_argmax(&model->head, pass->normed, rows, (size_t)model->num_outputs,
-                  pass->maxima + mine, pass->maxima_rows + mine, pass->logits, scratch, member);
+    Top top = top_of(pass, member->index);
+    linear_top(&model->head, pass->normed, rows, (size_t)model->num_outputs, &top, pass->logits,
+               scratch, member);
+}
+
+/* Merge the largest logits of all members into those of the first. */
+static void merge_heads(const Pass *pass, int num_members)
+{
+    size_t rows = (size_t)pass->num_outputs;
+    Top top = top_of(pass, 0);
+    for (int index = 1; index < num_members; index++) {
+        Top other = top_of(pass, index);
+        merge_top(&top, &other, rows);
+    }
+    if (top.count > 1)
+        top_probabilities(&top, rows, pass->probabilities);
 }
 
 /* Embed this member's tokens. The first norm has the same parts, so it needs no barrier. */
@@ -238,8 +258,8 @@ static void place_tokens(const Pass *pass)
     }
 }
 
-/* Run a pass and return 0. Thread t writes row t of pass->maxima and pass->maxima_rows. If a token
-   id is outside the vocabulary, nothing runs and the result is -1. */
+/* Run a pass and return 0. If a token id is outside the vocabulary, nothing runs and the result is
+   -1. */
 int amusd_forward(Team *team, const Model *model, const Pass *pass)
 {
     for (int64_t i = 0; i < pass->num_tokens; i++)
@@ -256,6 +276,7 @@ int amusd_forward(Team *team, const Model *model, const Pass *pass)
     }
     Member member = {team, 0, team->size};
     run_member(model, pass, &member);
+    merge_heads(pass, team->size);
     return 0;
 }
 

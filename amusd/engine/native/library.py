@@ -112,12 +112,15 @@ class Pass(Structure):
         ("gate_up", c_void_p),
         ("mixed", c_void_p),
         ("scratch", c_void_p),
-        ("maxima", c_void_p),
-        ("maxima_rows", c_void_p),
+        ("top_logits", c_void_p),
+        ("top_rows", c_void_p),
+        ("top_sums", c_void_p),
+        ("probabilities", c_void_p),
         ("logits", c_void_p),
         ("num_chunks", c_int64),
         ("num_tokens", c_int64),
         ("num_outputs", c_int64),
+        ("num_top", c_int64),
         ("scratch_size", c_int64),
     ]
 

@@ -223,13 +223,59 @@ INLINE int has_nan(const float *values, size_t width)
     return found != 0;
 }
 
-void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *maxima,
-                   int64_t *maxima_rows, float *logits, float *scratch, const Member *member)
+INLINE float exp_of(float x) { return _mm512_cvtss_f32(exp_vector(_mm512_set1_ps(x))); }
+
+/* Insert a value that is above the last of the largest. Of equal ones the first stays ahead. */
+INLINE void insert(float *logits, int64_t *rows, size_t count, float value, int64_t row)
+{
+    size_t at = count - 1;
+    for (; at > 0 && value > logits[at - 1]; at--)
+        logits[at] = logits[at - 1], rows[at] = rows[at - 1];
+    logits[at] = value, rows[at] = row;
+}
+
+/* Count the values of a panel, `width` of them from row `start` of the head on. */
+INLINE void take_panel(const float *values, size_t width, size_t start, float *logits,
+                       int64_t *rows, size_t count)
+{
+    for (size_t first = 0; first < width; first += LANES) {
+        size_t left = width - first < LANES ? width - first : LANES;
+        __mmask16 valid = (__mmask16)((1u << left) - 1);
+        __m512 part = _mm512_maskz_loadu_ps(valid, values + first);
+        unsigned above = _mm512_mask_cmp_ps_mask(valid, part, _mm512_set1_ps(logits[count - 1]),
+                                                 _CMP_GT_OQ);
+        for (; above; above &= above - 1) {
+            size_t i = first + (size_t)__builtin_ctz(above);
+            if (values[i] > logits[count - 1])
+                insert(logits, rows, count, values[i], (int64_t)(start + i));
+        }
+    }
+}
+
+/* The sum of e^(value - largest) of a panel. */
+INLINE float exp_sum(const float *values, size_t width, float largest)
+{
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t first = 0; first < width; first += LANES) {
+        size_t left = width - first < LANES ? width - first : LANES;
+        __mmask16 valid = (__mmask16)((1u << left) - 1);
+        __m512 part = _mm512_maskz_loadu_ps(valid, values + first);
+        part = exp_vector(_mm512_sub_ps(part, _mm512_set1_ps(largest)));
+        sum = _mm512_mask_add_ps(sum, valid, sum, part);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
+                float *all_logits, float *scratch, const Member *member)
 {
     size_t panels = padded((size_t)w->outputs) / PANEL, end = part_start(panels, member, 1);
+    size_t count = top->count;
     float *found = scratch + padded((size_t)w->inputs) * PANEL; /* [rows][48] */
+    for (size_t i = 0; i < rows * count; i++)
+        top->logits[i] = -__builtin_inff(), top->rows[i] = 0;
     for (size_t row = 0; row < rows; row++)
-        maxima[row] = -__builtin_inff(), maxima_rows[row] = 0;
+        top->sums[row] = 0;
     for (size_t panel = part_start(panels, member, 0); panel < end; panel++) {
         size_t start = panel * PANEL;
         if (start >= num_outputs)
@@ -238,14 +284,45 @@ void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outp
         panel_rows(w, panel, x, rows, found, PANEL, 0, scratch);
         for (size_t row = 0; row < rows; row++) {
             const float *values = found + row * PANEL;
+            float *logits = top->logits + row * count, before = logits[0];
             if (has_nan(values, width))
-                maxima[row] = __builtin_nanf(""); /* and stays: no value is greater */
-            for (size_t i = 0; i < width; i++)
-                if (values[i] > maxima[row])
-                    maxima[row] = values[i], maxima_rows[row] = (int64_t)(start + i);
-            if (logits)
-                __builtin_memcpy(logits + row * num_outputs + start, values, width * 4);
+                for (size_t i = 0; i < count; i++)
+                    logits[i] = __builtin_nanf(""); /* and stays: no value is greater */
+            take_panel(values, width, start, logits, top->rows + row * count, count);
+            if (count > 1 && logits[0] > -__builtin_inff()) {
+                if (logits[0] > before)
+                    top->sums[row] *= exp_of(before - logits[0]);
+                top->sums[row] += exp_sum(values, width, logits[0]);
+            }
+            if (all_logits)
+                __builtin_memcpy(all_logits + row * num_outputs + start, values, width * 4);
         }
+    }
+}
+
+void merge_top(const Top *into, const Top *other, size_t rows)
+{
+    size_t count = into->count;
+    for (size_t row = 0; row < rows; row++) {
+        float *logits = into->logits + row * count, before = logits[0];
+        const float *others = other->logits + row * count;
+        if (others[0] != others[0]) /* NaN */
+            for (size_t i = 0; i < count; i++)
+                logits[i] = others[i];
+        for (size_t i = 0; i < count && others[i] > logits[count - 1]; i++)
+            insert(logits, into->rows + row * count, count, others[i],
+                   other->rows[row * count + i]);
+        if (count > 1)
+            into->sums[row] = into->sums[row] * exp_of(before - logits[0]) +
+                              other->sums[row] * exp_of(others[0] - logits[0]);
+    }
+}
+
+void top_probabilities(const Top *top, size_t rows, float *probabilities)
+{
+    for (size_t i = 0; i < rows * top->count; i++) {
+        size_t row = i / top->count;
+        probabilities[i] = exp_of(top->logits[i] - top->logits[row * top->count]) / top->sums[row];
     }
 }
 

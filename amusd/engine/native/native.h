@@ -74,10 +74,12 @@ typedef struct {
     float *gate_up;        /* [num_tokens][2 intermediate] */
     float *mixed;          /* [num_tokens][intermediate] */
     float *scratch;        /* [num_threads][scratch_size] */
-    float *maxima;         /* [num_threads][num_outputs]: the largest logit of a thread's panels, or NaN */
-    int64_t *maxima_rows;  /* [num_threads][num_outputs]: its row of the head */
+    float *top_logits;     /* [num_threads][num_outputs][num_top]; of thread 0: the results */
+    int64_t *top_rows;     /* [num_threads][num_outputs][num_top]; of thread 0: the results */
+    float *top_sums;       /* [num_threads][num_outputs] */
+    float *probabilities;  /* [num_outputs][num_top], written if num_top is above 1 */
     float *logits;         /* [num_outputs][num_outputs of the model], or NULL */
-    int64_t num_chunks, num_tokens, num_outputs, scratch_size;
+    int64_t num_chunks, num_tokens, num_outputs, num_top, scratch_size;
 } Pass;
 
 /* Threads that run the same function, each on its part, and wait for one another. */
@@ -102,9 +104,23 @@ static inline size_t part_start(size_t count, const Member *member, int offset)
 void linear(const Matrix *w, const float *x, size_t rows, float *y, int adds, float *scratch,
             const Member *member);
 
-/* The largest of x w^T of each row, over the panels of this member. Of equal ones, the first. */
-void linear_argmax(const Matrix *w, const float *x, size_t rows, size_t num_outputs, float *maxima,
-                   int64_t *maxima_rows, float *logits, float *scratch, const Member *member);
+/* The `count` largest logits of each output and their rows of the head, [rows][count], the largest
+   first. Of equal ones the first row is ahead. All are NaN if any logit is. With a count above 1,
+   `sums` has the sum of e^(logit - largest) of each output, [rows]. */
+typedef struct {
+    float *logits;
+    int64_t *rows;
+    float *sums;
+    size_t count;
+} Top;
+
+/* The largest of x w^T of each row, over the panels of this member. */
+void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
+                float *all_logits, float *scratch, const Member *member);
+/* Add the largest of other panels, behind those of `into`. */
+void merge_top(const Top *into, const Top *other, size_t rows);
+/* Softmax of the logits in `top`, [rows][count]. */
+void top_probabilities(const Top *top, size_t rows, float *probabilities);
 
 void embed(const Model *model, int64_t id, float *y);
 void rms_norm(const float *x, const float *weight, float *y, size_t width, float eps);

@@ -9,22 +9,26 @@ import struct
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from amusd.engine.interface import MAX_ALTERNATIVES
 from amusd.engine.native import library as native
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
 from amusd.engine.runners.runner import Chunk
-from amusd.engine.sampling.sampler import Sampler
+from amusd.engine.sampling.sampler import Ranking, Sampler
 from amusd.protocol.errors import InvalidInputError
 
 _MAX_GROUP = 4  # query heads whose scores a thread holds at once
 _CHUNK = struct.Struct("PPqqqq")  # the fields of the C structure; faster than ctypes attributes
 _MIN_TOKENS = 16  # of a workspace
+
+_Number = TypeVar("_Number", np.int64, np.float32)
 
 
 @dataclass(slots=True)
@@ -110,32 +114,40 @@ class NativeRunner:
 
     def tokens(self, batch: Sequence[Chunk[NativeCache]]) -> list[int]:
         """Run the batch; return the sampled tokens of all outputs."""
-        return self._sampler.merge(*self._run(batch, None))
+        self._run(batch, num_top=1)
+        rows, largest = self._workspace.top()
+        return self._sampler.pick(rows[:, 0], largest)
+
+    def rankings(self, batch: Sequence[Chunk[NativeCache]]) -> list[Ranking]:
+        """Run the batch; return the sampled and the next-best tokens of all outputs."""
+        self._run(batch, num_top=1 + self._sampler.num_alternatives)
+        work = self._workspace
+        return self._sampler.rankings_of(*work.top(), work.probabilities())
 
     def logits(self, batch: Sequence[Chunk[NativeCache]]) -> Tensor:
         """Run the batch; return the logits of all outputs, [outputs, head]."""
         num_outputs = sum(chunk.num_outputs for chunk in batch)
         logits = torch.empty(num_outputs, self._model.num_outputs)
-        self._run(batch, logits)
+        self._run(batch, 1, logits)
         return logits
 
     def _run(
-        self, batch: Sequence[Chunk[NativeCache]], logits: Tensor | None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Run the batch; return the maxima of each thread's part and their rows of the head.
+        self, batch: Sequence[Chunk[NativeCache]], num_top: int, logits: Tensor | None = None
+    ) -> None:
+        """Run the batch, and find the ``num_top`` largest logits of each output.
 
-        Both are [threads, outputs] and valid until the next run.
+        The workspace has the results until the next run.
         """
         num_tokens = sum([len(chunk.tokens) for chunk in batch])
         if num_tokens > self._workspace.max_tokens:
             size = 1 << (num_tokens - 1).bit_length()
             self._workspace = _Workspace(self._model, self._context_length, self._num_threads, size)
         work = self._workspace
-        num_outputs = work.fill(batch)
+        work.fill(batch)
+        work.request.num_top = num_top
         work.request.logits = None if logits is None else logits.data_ptr()
         if self._forward(self._team, self._model.address, work.address):
             raise InvalidInputError("a token id is outside the model's vocabulary")
-        return work.maxima(num_outputs)
 
 
 class _Workspace:
@@ -145,7 +157,6 @@ class _Workspace:
         self, model: NativeModel, context_length: int, num_threads: int, max_tokens: int
     ) -> None:
         self.max_tokens = max_tokens
-        self._num_threads = num_threads
         widths = {
             "hidden": model.hidden,
             "normed": model.hidden,
@@ -160,24 +171,29 @@ class _Workspace:
         buffers["scratch"] = torch.zeros(num_threads, scratch_size)
         self._chunks = (native.Chunk * max_tokens)()
         self._ids = (ctypes.c_int64 * max_tokens)()
-        self._maxima = np.zeros(num_threads * max_tokens, dtype=np.float32)
-        self._maxima_rows = np.zeros(num_threads * max_tokens, dtype=np.int64)
+        most_top = max_tokens * (1 + MAX_ALTERNATIVES)
+        self._top_logits = np.zeros(num_threads * most_top, dtype=np.float32)
+        self._top_rows = np.zeros(num_threads * most_top, dtype=np.int64)
+        self._probabilities = np.zeros(most_top, dtype=np.float32)
+        top_sums = np.zeros(num_threads * max_tokens, dtype=np.float32)
         tokens, output_rows = (native.Token * max_tokens)(), (ctypes.c_int64 * max_tokens)()
-        self._referenced = (buffers, tokens, output_rows)  # C has their addresses
+        self._referenced = (buffers, tokens, output_rows, top_sums)  # C has their addresses
         self.request = Pass(
             chunks=ctypes.addressof(self._chunks),
             ids=ctypes.addressof(self._ids),
             tokens=ctypes.addressof(tokens),
             output_rows=ctypes.addressof(output_rows),
-            maxima=self._maxima.ctypes.data,
-            maxima_rows=self._maxima_rows.ctypes.data,
+            top_logits=self._top_logits.ctypes.data,
+            top_rows=self._top_rows.ctypes.data,
+            top_sums=top_sums.ctypes.data,
+            probabilities=self._probabilities.ctypes.data,
             scratch_size=scratch_size,
             **{name: buffer.data_ptr() for name, buffer in buffers.items()},
         )
         self.address = ctypes.addressof(self.request)
 
-    def fill(self, batch: Sequence[Chunk[NativeCache]]) -> int:
-        """Write the batch to where C reads it; return the number of outputs."""
+    def fill(self, batch: Sequence[Chunk[NativeCache]]) -> None:
+        """Write the batch to where C reads it."""
         offset = start = num_outputs = 0
         for chunk in batch:
             end = start + len(chunk.tokens)
@@ -196,9 +212,16 @@ class _Workspace:
         request = self.request
         request.num_chunks, request.num_tokens = len(batch), start
         request.num_outputs = num_outputs
-        return num_outputs
 
-    def maxima(self, num_outputs: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return each thread's largest logits and their rows, ``[threads, outputs]`` each."""
-        size, shape = self._num_threads * num_outputs, (self._num_threads, num_outputs)
-        return self._maxima[:size].reshape(shape), self._maxima_rows[:size].reshape(shape)
+    def top(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the rows of the largest logits, [outputs, top], and the largest, [outputs]."""
+        rows, logits = self._top(self._top_rows), self._top(self._top_logits)
+        return rows, logits[:, 0]
+
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """Return the probabilities of the rows with the largest logits, [outputs, top]."""
+        return self._top(self._probabilities)
+
+    def _top(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        num_outputs, num_top = self.request.num_outputs, self.request.num_top
+        return values[: num_outputs * num_top].reshape(num_outputs, num_top)

@@ -24,7 +24,7 @@ from amusd.engine.runners.padded_attention import PADDED_ATTENTION, PaddedCache
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.shape_buckets import MAX_PASS_TOKENS, Buckets, Shape
 from amusd.engine.runners.transformers_hooks import attention
-from amusd.engine.sampling.sampler import GREEDY, Sampler
+from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 
 class PaddedRunner:
@@ -83,9 +83,17 @@ class PaddedRunner:
     @torch.inference_mode()
     def tokens(self, batch: Sequence[Chunk[int]]) -> list[int]:
         """Return the sampled tokens of all outputs."""
-        tokens: list[int] = self._run_all(batch, lambda program: program.run()[1]).tolist()
+        ranked = self._run_all(batch, lambda program: program.run()[1])
+        tokens: list[int] = ranked[:, 0].tolist()
         self._clear_broken(batch, tokens)
         return tokens
+
+    @torch.inference_mode()
+    def rankings(self, batch: Sequence[Chunk[int]]) -> list[Ranking]:
+        """Return the sampled and the next-best tokens of all outputs."""
+        ranked = self._run_all(batch, lambda program: program.run()[1])
+        self._clear_broken(batch, ranked[:, 0].tolist())
+        return self._sampler.rankings(ranked)
 
     def _clear_broken(self, batch: Sequence[Chunk[int]], tokens: Sequence[int]) -> None:
         """Clear the columns from the first output without a token on.
@@ -155,7 +163,7 @@ class PaddedRunner:
                 padded=cache,
                 use_cache=True,
             ).logits  # [batch, query, head]
-        return self._keep(logits), self._sampler.sample(logits)
+        return self._keep(logits), self._sampler.rank(logits)
 
     def _keep(self, logits: Tensor) -> Tensor:
         """Copy logits to memory that all shapes share. Each graph would hold its own otherwise."""
@@ -183,7 +191,7 @@ class _Program:
         self._host = torch.zeros(size, dtype=torch.int64, pin_memory=self._on_cuda)
         self._inputs = torch.zeros(size, dtype=torch.int64, device=device)
         self._inputs[2] = pool.padding_column
-        self._tokens = torch.zeros(size[1:], dtype=torch.int64, pin_memory=self._on_cuda)
+        self._ranked: Tensor | None = None  # on the host
         self._replay: Replay = capture(functools.partial(forward, shape), self._inputs)
 
     def fill(self, batch: Sequence[Chunk[int]]) -> None:
@@ -200,16 +208,19 @@ class _Program:
             columns[row, :size] = places
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Run the pass: logits [batch, query, head] on its device, tokens [batch, query] on host.
+        """Run the pass: logits [batch, query, head] on its device; on the host, of each token
+        what ``Sampler.rank`` returns, [batch, query, columns].
 
-        The host waits once, for the tokens.
+        The host waits once, for the ranked tokens.
         """
         self._inputs.copy_(self._host, non_blocking=True)
-        logits, tokens = self._replay()
-        self._tokens.copy_(tokens, non_blocking=True)
+        logits, ranked = self._replay()
+        if self._ranked is None:
+            self._ranked = torch.empty(ranked.shape, dtype=ranked.dtype, pin_memory=self._on_cuda)
+        self._ranked.copy_(ranked, non_blocking=True)
         if self._on_cuda:
             torch.cuda.current_stream(self._inputs.device).synchronize()
-        return logits, self._tokens
+        return logits, self._ranked
 
 
 def _num_rows(batch: Sequence[Chunk[int]]) -> int:

@@ -20,7 +20,7 @@ from amusd.engine.runners.batch_splitting import PassLimits, run_split
 from amusd.engine.runners.ragged_attention import RAGGED_ATTENTION, RaggedCache
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.transformers_hooks import attention
-from amusd.engine.sampling.sampler import GREEDY, Sampler
+from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 _EXACT_TOKENS = 8
 _EXACT_TOKENS_BFLOAT16 = 16
@@ -76,6 +76,11 @@ class RaggedRunner:
         """Return the sampled tokens of all outputs."""
         tokens: list[int] = self._sampler.sample(self.logits(batch)).tolist()
         return tokens
+
+    @torch.inference_mode()
+    def rankings(self, batch: Sequence[Chunk[SequenceCache]]) -> list[Ranking]:
+        """Return the sampled and the next-best tokens of all outputs."""
+        return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
 
     def _run(self, batch: Sequence[Chunk[SequenceCache]]) -> Tensor:
         """Run one pass; return the logits of its outputs, [outputs, head]."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from amusd.engine.runners.runner import Buffer, Chunk, ModelRunner
-from amusd.engine.sampling.sampler import GREEDY, Sampler
+from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 
 class Factors(Enum):
@@ -95,6 +95,11 @@ class RopeSwitchingRunner(Generic[Buffer]):
         """Return the sampled tokens of all outputs."""
         tokens: list[int] = self._sampler.sample(self.logits(batch)).tolist()
         return tokens
+
+    @torch.inference_mode()
+    def rankings(self, batch: Sequence[Chunk[SwitchingBuffer[Buffer]]]) -> list[Ranking]:
+        """Return the sampled and the next-best tokens of all outputs."""
+        return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
 
     def _run(
         self,

@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from amusd.engine.sampling.sampler import Ranking
+
 Buffer = TypeVar("Buffer")
 """Keys and values of one sequence, in the form that a runner needs."""
 
@@ -59,3 +61,9 @@ class ModelRunner(Protocol[Buffer]):
 
     def tokens(self, batch: Sequence[Chunk[Buffer]]) -> list[int]:
         """Run the batch and return the sampled tokens of its outputs in order."""
+
+    def rankings(self, batch: Sequence[Chunk[Buffer]]) -> list[Ranking]:
+        """Run the batch; return the sampled and the next-best tokens of its outputs in order.
+
+        The sampler says how many next-best ones, 1 or more.
+        """

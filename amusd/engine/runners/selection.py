@@ -57,7 +57,8 @@ class RunnerSelection:
 
     ``reason`` is one line: why this runner and no faster one. ``unit`` is the granularity of a
     sequence's memory. A forward pass reads ``weight_bytes`` of weights in ``weight_format``.
-    ``checked`` is what the self-check found.
+    ``checked`` is what the self-check found. The runner gives ``num_alternatives`` next-best tokens
+    beside an output.
     """
 
     runner: ModelRunner[Any]
@@ -70,6 +71,7 @@ class RunnerSelection:
     weight_format: str = ""
     weight_bytes: int = 0
     checked: str = ""
+    num_alternatives: int = 0
 
 
 @torch.inference_mode()
@@ -81,7 +83,8 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
             back, or no runner can run it as the options ask.
     """
     refuse_not_finite(loaded)
-    case = _Case(loaded, options, Sampler(loaded.head_ids, loaded.num_outputs))
+    sampler = Sampler(loaded.head_ids, loaded.num_outputs, options.num_alternatives)
+    case = _Case(loaded, options, sampler)
     refusals: list[str] = []
     for name in _candidates(case):
         try:
@@ -89,7 +92,11 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
         except RunnerRefusedError as refusal:
             refusals.append(f"{name} runner refused: {refusal}")
         else:
-            selection = replace(selection, reason="; ".join(refusals) or selection.reason)
+            selection = replace(
+                selection,
+                reason="; ".join(refusals) or selection.reason,
+                num_alternatives=options.num_alternatives,
+            )
             _report(case, selection, logging.WARNING if refusals else logging.INFO)
             return selection
     raise InvalidInputError(_advice(case, "; ".join(refusals)))

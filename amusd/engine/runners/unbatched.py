@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from amusd.engine.kv.sequence_cache import CopyingCache, SequenceCache
 from amusd.engine.runners.runner import Chunk
-from amusd.engine.sampling.sampler import GREEDY, Sampler
+from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 AnyCache = SequenceCache | CopyingCache
 
@@ -53,6 +53,11 @@ class UnbatchedRunner:
         """Return the sampled tokens of all outputs."""
         tokens: list[int] = self._sampler.sample(self.logits(batch)).tolist()
         return tokens
+
+    @torch.inference_mode()
+    def rankings(self, batch: Sequence[Chunk[AnyCache]]) -> list[Ranking]:
+        """Return the sampled and the next-best tokens of all outputs."""
+        return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
 
     def _run(self, chunk: Chunk[AnyCache]) -> Tensor:
         chunk.buffer.truncate(chunk.start)

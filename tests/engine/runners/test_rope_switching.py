@@ -117,7 +117,7 @@ class Failing:
         self._runner = runner
         self.fails = False
         self.allocate, self.copy, self.free = runner.allocate, runner.copy, runner.free
-        self.tokens = runner.tokens
+        self.tokens, self.rankings = runner.tokens, runner.rankings
 
     def logits(self, batch: Sequence[Chunk[SequenceCache]]) -> Tensor:
         logits = self._runner.logits(batch)

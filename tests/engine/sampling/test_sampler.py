@@ -1,4 +1,4 @@
-"""One sampler for all runners: searching logits in parts gives the same tokens as at once."""
+"""One sampler for all runners: tokens, and the ranking of the next-best ones."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amusd.engine.interface import NO_TOKEN
-from amusd.engine.sampling.sampler import GREEDY, Sampler
+from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 # 2 outputs of a head with 5 rows
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 3.0, 7.0], [2.0, 1.0, 0.0, -1.0, 7.0]])
 HEAD_IDS = torch.tensor([10, 20, 30, 40, 50])
+RANKING = Sampler(HEAD_IDS, num_alternatives=2)
 
 
 @pytest.mark.parametrize(
@@ -31,26 +32,36 @@ def test_the_largest_logit_of_the_allowed_rows_wins(sampler: Sampler, tokens: li
 
 def test_no_outputs_give_no_tokens() -> None:
     assert GREEDY.sample(LOGITS[:0]).tolist() == []
-    for num_parts in (1, 3):
-        empty = np.zeros((num_parts, 0))
-        assert Sampler(HEAD_IDS).merge(empty.astype(np.float32), empty.astype(np.int64)) == []
+    assert RANKING.rankings(RANKING.rank(LOGITS[:0])) == []
+    assert Sampler(HEAD_IDS).pick(np.zeros(0, np.int64), np.zeros(0, np.float32)) == []
 
 
 few_values = st.lists(st.integers(-2, 2), min_size=12, max_size=12)  # so that many are equal
 
 
-@given(st.lists(few_values, min_size=1, max_size=4), st.integers(1, 5), st.booleans())
+@given(
+    st.lists(few_values, min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(2, 12),
+    st.booleans(),
+)
 @settings(deadline=None)
-def test_parts_merge_to_the_tokens_of_the_whole(
-    rows: list[list[int]], num_parts: int, is_reduced: bool
+def test_a_ranking_has_the_likeliest_tokens_and_their_probabilities(
+    rows: list[list[int]], num_alternatives: int, num_outputs: int, is_reduced: bool
 ) -> None:
     logits = torch.tensor(rows, dtype=torch.float32)  # [outputs, 12]
-    sampler = Sampler(torch.arange(12) * 7 % 13 if is_reduced else None)
-    bounds = [12 * part // num_parts for part in range(num_parts + 1)]
-    parts = [logits[:, bounds[i] : bounds[i + 1]] for i in range(num_parts)]
-    maxima = torch.stack([part.max(dim=-1).values for part in parts])
-    found = torch.stack([part.argmax(dim=-1) + bounds[i] for i, part in enumerate(parts)])
-    assert sampler.merge(maxima.numpy(), found.numpy()) == sampler.sample(logits).tolist()
+    ids = torch.arange(12) * 7 % 13 if is_reduced else torch.arange(12)
+    sampler = Sampler(ids if is_reduced else None, num_outputs, num_alternatives)
+    found = sampler.rankings(sampler.rank(logits))
+    assert [one.tokens[0] for one in found] == sampler.sample(logits).tolist()
+    expected = logits[:, :num_outputs].softmax(dim=-1)
+    for one, shares in zip(found, expected, strict=True):
+        assert len(one.tokens) == len(one.probabilities) == min(num_outputs, 1 + num_alternatives)
+        assert len(set(one.tokens)) == len(one.tokens)
+        by_token = dict(zip(ids.tolist(), shares.tolist(), strict=False))
+        assert one.probabilities == pytest.approx([by_token[token] for token in one.tokens])
+        best = shares.topk(len(one.tokens)).values.tolist()
+        assert one.probabilities == pytest.approx(best)
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -73,10 +84,20 @@ def test_rows_that_are_not_sampled_may_hold_anything() -> None:
     assert Sampler(num_outputs=2).sample(torch.tensor([[1.0, 2.0, NAN]])).tolist() == [1]
 
 
-@pytest.mark.parametrize("num_parts", [1, 2])
-def test_a_part_that_is_not_finite_leaves_the_whole_without_a_token(num_parts: int) -> None:
-    maxima = np.array([[NAN, 1.0, INFINITY, -INFINITY], [2.0, 2.0, 2.0, -INFINITY]], np.float32)
-    rows = np.array([[0, 1, 2, 3], [4, 4, 4, 4]])
-    for sampler in (GREEDY, Sampler(HEAD_IDS)):
-        found = sampler.merge(maxima[:num_parts], rows[:num_parts])
-        assert [token == NO_TOKEN for token in found] == [True, False, True, True]
+def test_an_output_that_is_not_finite_has_no_next_best_tokens() -> None:
+    rows = torch.tensor([[0.0, NAN, 1.0, 3.0, 0.0], [-INFINITY] * 5])
+    assert RANKING.rankings(RANKING.rank(rows)) == [Ranking((NO_TOKEN,), (0.0,))] * 2
+
+
+def test_masked_tokens_are_not_among_the_next_best() -> None:
+    [found] = RANKING.rankings(
+        RANKING.rank(torch.tensor([[-INFINITY, 1.0, 1.0] + [-INFINITY] * 2]))
+    )
+    assert found == Ranking((20, 30), (0.5, 0.5))
+
+
+def test_a_largest_logit_that_is_not_finite_gives_no_token() -> None:
+    largest = np.array([NAN, 1.0, INFINITY, -INFINITY], np.float32)
+    rows = np.array([0, 1, 2, 3])
+    assert GREEDY.pick(rows, largest) == [NO_TOKEN, 1, NO_TOKEN, NO_TOKEN]
+    assert Sampler(HEAD_IDS).pick(rows, largest) == [NO_TOKEN, 20, NO_TOKEN, NO_TOKEN]
