@@ -56,7 +56,10 @@ class StepTimes:
         self._num_batches = 0
 
     def ran(self, num_rows: int, seconds: float) -> bool:
-        """Count a batch over ``num_rows`` tokens, 1 or more; return whether its size was unknown."""
+        """Count a batch over ``num_rows`` tokens, 1 or more.
+
+        Return whether the time of its size was unknown.
+        """
         self._num_batches += 1
         size = _size(num_rows)
         found = self._averages.get(size)
