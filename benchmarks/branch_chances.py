@@ -113,15 +113,11 @@ def main(
         max_batch=8, cache_mib=256, reuse_prefixes=False, num_alternatives=MAX_ALTERNATIVES
     )
     drafts = load_model(draft, "draft", device, ranking)
-    if limit and max_tokens:
-        _print_chances(
-            drafts,
-            load_model(verify, "verify", device, options),
-            verify,
-            prompts,
-            limit,
-            max_tokens,
-        )
+    engine = load_model(verify, "verify", device, options)
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(verify, "verify"))
+    texts = [encode(prompt, tokenizer) for prompt in load_prompts(prompts, limit)]
+    print(f"{prompts}:")
+    _print_chances(list(_all_drafted(drafts, engine, texts, max_tokens)))
     plain = load_model(draft, "draft", device, options)
     _print_steps(time_interleaved({str(rows): steps(drafts, rows) for rows in _ROWS}, rounds))
     _print_cost(
@@ -136,19 +132,20 @@ def main(
     )
 
 
-def _print_chances(
-    draft: Engine, engine: Engine, verify: str, prompts: str, limit: int, max_tokens: int
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(locate_model(verify, "verify"))
-    found: list[Drafted] = []
+def _all_drafted(
+    draft: Engine, engine: Engine, texts: Sequence[list[int]], max_tokens: int
+) -> Iterator[Drafted]:
+    """Yield what ``draft`` predicts at each token of the answers of ``engine``."""
     ends = set(engine.description.eos_token_ids)
-    for prompt in load_prompts(prompts, limit):
-        tokens = encode(prompt, tokenizer)
+    for tokens in texts:
         answer = decode_autoregressive(engine, tokens, max_tokens)
         end = next((i for i, token in enumerate(answer, 1) if token in ends), len(answer))
-        found += drafted(draft, tokens, answer[:end])
+        yield from drafted(draft, tokens, answer[:end])
+
+
+def _print_chances(found: list[Drafted]) -> None:
     all_of_them = chances(found)
-    print(f"{prompts}: {all_of_them.num_tokens} tokens, acceptance {all_of_them.acceptance:.0%}")
+    print(f"  {all_of_them.num_tokens} tokens, acceptance {all_of_them.acceptance:.0%}")
     for most, share in enumerate(all_of_them.among_next, 1):
         print(f"  a rejection's token is among the next-best {most}: {share:.0%}")
     found.sort(key=lambda one: one.probability)

@@ -29,6 +29,7 @@ from amusd.cli.measure import ServiceRunner, measure
 from amusd.client import Client
 from amusd.observe.metrics import Metrics
 from amusd.observe.observer import Observer, RequestWatch
+from amusd.observe.pass_listener import PassReport
 from amusd.prompts import Prompt
 from amusd.protocol.events import Verdict
 from amusd.protocol.strategy import Strategy
@@ -157,7 +158,7 @@ def recording_cost() -> dict[str, float]:
     watch = RequestWatch(Observer("verify", metrics))
     verdict = Verdict(epoch=0, position=0, num_checked=4, num_accepted=4, next_token=0)
     return {
-        "pass_us": microseconds(lambda: metrics.passed(0.002, 8)),
+        "pass_us": microseconds(lambda: metrics.passed(PassReport(0.002, 8, 8))),
         "verdict_us": microseconds(lambda: watch.verified(verdict)),
     }
 

@@ -20,7 +20,7 @@ from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
 
-_MAX_CHUNK = 64  # tokens that a branch sequence computes in one batch
+_MAX_CHUNK = 16  # tokens that a branch sequence computes in one batch
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from amusd.engine.interface import NO_TOKEN
 from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
-from amusd.observe.pass_listener import OnPass, ignore_pass
+from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
+from amusd.policy.branch_budget import BranchBudget
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
@@ -26,7 +27,6 @@ from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
 """Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
-
 _MAX_BRANCH_SEQUENCES = 8
 """Branches of a session that are drafted at the same time."""
 _BRANCH_DEPTH = 6
@@ -75,6 +75,7 @@ class Drafting:
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._branching: deque[DraftSequence] = deque()  # the next in turn first
+        self._branch_budget = BranchBudget(_MAX_BRANCH_SEQUENCES)
         self.has_unread = False
         """Whether the proposers have more to read, without a message arriving."""
 
@@ -137,6 +138,8 @@ class Drafting:
             rollback.first_proposal,
             rollback.branch_tokens,
         )
+        if sequence.brancher is not None:
+            self._branch_budget.rolled_back(sequence.session.length > rollback.verified_position)
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
             self._engine.truncate(sequence.slot, length)
@@ -159,7 +162,14 @@ class Drafting:
         return has_sent
 
     def fill(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
-        """Draft branches in the free places of a batch, one session after the other."""
+        """Draft branches in the free places of a batch, one session after the other.
+
+        They take no more places than what they save is worth.
+        """
+        if not self._branching:
+            return
+        num_runs = self._engine.max_batch - num_places
+        num_places = min(num_places, self._branch_budget.places(num_runs))
         for _ in range(len(self._branching)):
             sequence = self._branching[0]
             self._branching.rotate(-1)
@@ -173,6 +183,12 @@ class Drafting:
                 continue
             num_places -= len(found)
             yield from found
+
+    def passed(self, report: PassReport) -> None:
+        """Take the time of a batch: what rows cost decides how many branches are drafted."""
+        has_run = report.num_tokens > report.num_branch_tokens
+        num_runs = report.num_sessions if has_run else 0
+        self._branch_budget.ran(report.num_tokens, num_runs, report.seconds)
 
     def settle(self, sequence: "DraftSequence | BranchSequence", predictions: list[int]) -> None:
         """Propose what the model wrote."""
@@ -321,8 +337,13 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         """Draft with ``drafter`` within ``limits``."""
         self.drafter = drafter
         self._drafting = Drafting(drafter, limits, prefill_budget)
+
+        def passed(report: PassReport) -> None:
+            self._drafting.passed(report)
+            on_pass(report)
+
         super().__init__(
-            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, on_pass, health
+            drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, passed, health
         )
 
     def step(self) -> bool:

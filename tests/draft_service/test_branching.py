@@ -163,7 +163,7 @@ def test_a_branch_that_its_session_cannot_hold_leaves_nothing_behind_its_rollbac
     assert brancher is not None
 
     def drafting() -> list[tuple[int, int]]:
-        found = [one for one in brancher._sequences if len(one.drafted) >= 3]
+        found = [one for one in brancher._sequences if len(one.drafted) >= 2]
         return [one.root for one in found if one.root is not None]
 
     bench.run(until=lambda: bool(drafting()))
@@ -192,6 +192,15 @@ def test_a_full_batch_leaves_no_place_for_branches() -> None:
     bench.open()
     bench.run(until=lambda: len(bench.run_tokens) == 4)
     assert not bench.branches
+
+
+def test_where_rows_have_cost_too_much_the_session_drafts_alone(bench: Bench) -> None:
+    for num_tokens in (1, 2, 5) * 30:
+        bench.worker._drafting.passed(PassReport(0.01 * num_tokens, 1, num_tokens))
+    bench.open()
+    bench.run(until=lambda: len(bench.run_tokens) == 4)
+    assert len(bench.reports) == 4
+    assert not any(one.num_branch_tokens for one in bench.reports)
 
 
 def test_the_memory_of_branches_is_free_again_when_their_session_closes(bench: Bench) -> None:
