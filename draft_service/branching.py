@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from amusd.engine.interface import NO_TOKEN, Engine
-from amusd.policy.branch_selection import BranchSelection, Candidate
+from amusd.policy.branch_selection import BranchSelection, Candidate, Choice
 from amusd.protocol.draft_session import DraftSession
-from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import CacheFullError
 from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
@@ -63,7 +62,7 @@ class _Drafted:
 
     branch: Candidate
     tokens: list[int] = field(default_factory=list)
-    alternatives: list[tuple[int, ...]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
 
 
 class Brancher:
@@ -80,15 +79,14 @@ class Brancher:
         self.owner = owner
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
-        self._selection = BranchSelection()
-        self._alternatives: dict[int, tuple[int, ...]] = {}  # beside the run, by position
+        self._selection = BranchSelection(session.length)
+        self._taken: _Drafted | None = None  # by the rollback that is under way
         self._drafted: dict[tuple[int, int], _Drafted] = {}  # by outcome, of this epoch
         self._grown: dict[tuple[int, int], _Drafted] = {}  # those that the session does not know
 
-    def wrote(self, position: int, alternatives: tuple[int, ...]) -> None:
-        """Take the next-best tokens beside the token that the session's run has at ``position``."""
-        self._alternatives[position] = alternatives
-        self._selection.add(position, alternatives)
+    def wrote(self, position: int, slot: int) -> None:
+        """Take what the model could have written at ``position`` of the session's run."""
+        self._selection.add(position, self._choice(slot))
 
     @property
     def is_overdue(self) -> bool:
@@ -135,34 +133,29 @@ class Brancher:
         root = branch.position, branch.token
         drafted = self._drafted[root]
         drafted.tokens.append(token)
-        drafted.alternatives.append(tuple(self._engine.alternatives(slot)))
+        choice = self._choice(slot)
+        drafted.choices.append(choice)
         self._grown[root] = drafted
-        sequence.branch = self._selection.next_of(branch)
+        sequence.branch = self._selection.next_of(branch, choice.probabilities[0])
 
     def before_rollback(self, position: int, token: int) -> None:
-        """End all branches, but give the session all that is drafted for this outcome."""
+        """End all branches, but give the session what is drafted for this outcome."""
         for sequence in self._sequences:
             sequence.branch = None
             sequence.num_shared = min(sequence.num_shared, position)
-        beside = self._alternatives.get(position, ())
-        if beside:
-            self._selection.odds.rejected(beside.index(token) if token in beside else None)
-        self._alternatives.clear()
-        taken = self._drafted.get((position, token))
-        if taken is not None:
-            self._hand_over(taken)
-            self._alternatives.update(enumerate(taken.alternatives, position + 1))
+        self._taken = self._drafted.get((position, token))
+        if self._taken is not None:
+            self._hand_over(self._taken)
 
     def after_rollback(self) -> None:
         """Start again, with the next-best tokens beside what the new run begins with."""
         self._drafted.clear()
         self._grown.clear()
-        counts = self._session.tracker.counts[DraftSource.MODEL]
-        self._selection.restart(counts.smoothed_acceptance)
-        known, self._alternatives = self._alternatives, {}
-        for position, alternatives in known.items():
-            if position < self._session.length:
-                self.wrote(position, alternatives)
+        start = self._session.verified_position
+        self._selection.restart(start)
+        choices = self._taken.choices if self._taken is not None else []
+        for position, choice in zip(range(start, self._session.length), choices, strict=False):
+            self._selection.add(position, choice)
 
     def close(self) -> None:
         """Free the memory of all branch sequences."""
@@ -202,6 +195,11 @@ class Brancher:
             self._engine.close(sequence.slot)
             self._sequences.remove(sequence)
             self._num_sequences -= 1
+
+    def _choice(self, slot: int) -> Choice:
+        """Return what the model could have written in its last batch."""
+        engine = self._engine
+        return Choice(tuple(engine.alternatives(slot)), tuple(engine.probabilities(slot)))
 
     def _hand_over(self, drafted: _Drafted) -> None:
         branch = drafted.branch

@@ -216,8 +216,7 @@ class Drafting:
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
-            found = tuple(self._engine.alternatives(sequence.slot))
-            sequence.brancher.wrote(position, found)
+            sequence.brancher.wrote(position, sequence.slot)
         self._send(sequence)
 
     def _start_branching(self, sequence: DraftSequence) -> None:

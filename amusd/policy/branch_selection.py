@@ -4,39 +4,29 @@ A branch is for one outcome of a pass: the run is right up to a position, and th
 writes one of the draft's next-best tokens. Its next token is of use if that outcome comes, and all
 tokens before it are right. The branch whose next token is likeliest of use is drafted first. So
 how many branches there are, and how deep they are, follows from one comparison.
+
+All probabilities are the draft model's own. For the embedded pair they are close to the share of
+tokens that are right, see docs/decisions.md.
 """
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-_PRIOR_WEIGHT = 4.0
-_RANK_DECAY = 0.5  # before anything is known, each rank is half as likely as the one before
-_MIN_ODDS = 0.001  # a token that is used less often is not drafted
+_UNKNOWN = 0.75  # probability of a token that the model did not write, such as of n-gram lookup
+_LEAST = 1e-6
+_MIN_USE = 0.001  # a token that is used less often is not drafted
 
 
-@dataclass(slots=True)
-class RankOdds:
-    """How often each next-best token of the draft was the right one, where its choice was wrong."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The next-best tokens at a position, best first, and the probabilities of all.
 
-    _num_rejected: float = _PRIOR_WEIGHT
-    _num_right: list[float] = field(default_factory=list)
+    ``probabilities`` has one more element than ``alternatives``: first that of the token itself.
+    """
 
-    def rejected(self, rank: int | None) -> None:
-        """Count a rejection in favor of the token of this rank, from 0; None: of none of them."""
-        self._num_rejected += 1
-        if rank is not None:
-            self._extend(rank + 1)
-            self._num_right[rank] += 1
-
-    def chance(self, rank: int) -> float:
-        """Return the probability that a rejection is in favor of this rank, 0 to 1."""
-        self._extend(rank + 1)
-        return self._num_right[rank] / self._num_rejected
-
-    def _extend(self, num_ranks: int) -> None:
-        while len(self._num_right) < num_ranks:
-            self._num_right.append(_PRIOR_WEIGHT * _RANK_DECAY ** (len(self._num_right) + 1))
+    alternatives: tuple[int, ...]
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,8 +34,8 @@ class Candidate:
     """A branch with its next token to draft; the one that is likeliest of use comes first.
 
     ``cost`` is the negative logarithm of the probability that the token is used, given that the run
-    is right before position 0. Costs of one epoch can be compared, also after further tokens became
-    final. The branch has ``depth`` tokens so far.
+    is right before the first position of the epoch. So costs of one epoch can be compared, also
+    after further tokens became final. The branch has ``depth`` tokens so far.
     """
 
     cost: float
@@ -57,26 +47,30 @@ class Candidate:
 class BranchSelection:
     """The branches of one epoch that are not drafted at the moment."""
 
-    def __init__(self) -> None:
-        """Start without any."""
-        self.odds = RankOdds()
+    def __init__(self, position: int) -> None:
+        """Start without any, with a run that begins at ``position``."""
         self._candidates: list[Candidate] = []
-        self._token_cost = -math.log(0.75)
+        self._start = position
+        self._run_costs = [0.0]  # of all tokens of the run before start, start + 1, ...
 
-    def restart(self, acceptance: float) -> None:
-        """Forget all branches: another epoch begins, with this acceptance, 0 to 1."""
+    def restart(self, position: int) -> None:
+        """Forget all branches: the run of another epoch begins at ``position``."""
         self._candidates.clear()
-        self._token_cost = -math.log(min(max(acceptance, 0.05), 0.99))
+        self._start = position
+        self._run_costs = [0.0]
 
-    def add(self, position: int, alternatives: tuple[int, ...]) -> None:
-        """Take the next-best tokens beside the one that the run has at ``position``."""
-        for rank, token in enumerate(alternatives):
-            cost = position * self._token_cost - math.log(self.odds.chance(rank))
-            heapq.heappush(self._candidates, Candidate(cost, position, token))
+    def add(self, position: int, choice: Choice) -> None:
+        """Take what the draft model could have written at ``position`` of the run."""
+        before = self._run_cost(position)
+        self._run_costs.append(before + _cost(choice.probabilities[0]))
+        for token, probability in zip(choice.alternatives, choice.probabilities[1:], strict=True):
+            heapq.heappush(
+                self._candidates, Candidate(before + _cost(probability), position, token)
+            )
 
-    def next_of(self, branch: Candidate) -> Candidate:
-        """Return a branch that has one token more."""
-        cost = branch.cost + self._token_cost
+    def next_of(self, branch: Candidate, probability: float) -> Candidate:
+        """Return a branch that has one token more, of this probability."""
+        cost = branch.cost + _cost(probability)
         return Candidate(cost, branch.position, branch.token, branch.depth + 1)
 
     def put_back(self, branch: Candidate) -> None:
@@ -96,5 +90,15 @@ class BranchSelection:
 
     def is_worth(self, branch: Candidate, verified: int) -> bool:
         """Whether the next token of a branch is used often enough to be drafted."""
-        rejected = -math.log(max(1e-3, 1.0 - math.exp(-self._token_cost)))
-        return branch.cost - verified * self._token_cost + rejected < -math.log(_MIN_ODDS)
+        return branch.cost - self._run_cost(verified) < _cost(_MIN_USE)
+
+    def _run_cost(self, position: int) -> float:
+        """Return the cost of the run before ``position``."""
+        index = max(0, position - self._start)
+        while len(self._run_costs) <= index:
+            self._run_costs.append(self._run_costs[-1] + _cost(_UNKNOWN))
+        return self._run_costs[index]
+
+
+def _cost(probability: float) -> float:
+    return -math.log(max(probability, _LEAST))

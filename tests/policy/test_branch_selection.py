@@ -1,12 +1,24 @@
 """Which token of which branch is drafted next."""
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amusd.policy.branch_selection import BranchSelection, Candidate, RankOdds
+from amusd.policy.branch_selection import BranchSelection, Candidate, Choice
 
-acceptances = st.floats(0.0, 1.0)
-positions = st.lists(st.integers(0, 30), min_size=1, max_size=10, unique=True)
+probabilities = st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3).map(tuple)
+runs = st.lists(probabilities, min_size=1, max_size=10)
+
+
+def selection_of(run: list[tuple[float, ...]], start: int = 0) -> BranchSelection:
+    """A selection whose run has a token and next-best ones of these probabilities."""
+    selection = BranchSelection(start)
+    for position, chances in enumerate(run, start):
+        alternatives = tuple(range(7, 7 + len(chances) - 1))
+        selection.add(position, Choice(alternatives, chances))
+    return selection
 
 
 def drain(selection: BranchSelection) -> list[Candidate]:
@@ -17,68 +29,64 @@ def drain(selection: BranchSelection) -> list[Candidate]:
 
 
 def test_without_branches_there_is_none() -> None:
-    assert BranchSelection().best(0) is None
+    assert BranchSelection(0).best(0) is None
 
 
-@given(acceptances, positions)
-def test_the_best_comes_first(acceptance: float, places: list[int]) -> None:
-    selection = BranchSelection()
-    selection.restart(acceptance)
-    for position in places:
-        selection.add(position, (7, 8, 9))
-    costs = [one.cost for one in drain(selection)]
+@given(runs)
+def test_the_best_comes_first(run: list[tuple[float, ...]]) -> None:
+    costs = [one.cost for one in drain(selection_of(run))]
     assert costs == sorted(costs)
-    assert len(costs) == 3 * len(places)
+    assert len(costs) == 2 * len(run)
+
+
+def test_the_cost_is_that_of_the_outcome() -> None:
+    found = drain(selection_of([(0.5, 0.3), (0.8, 0.1)], start=4))
+    assert [(one.position, one.token) for one in found] == [(4, 7), (5, 7)]
+    assert [math.exp(-one.cost) for one in found] == pytest.approx([0.3, 0.5 * 0.1])
 
 
 def test_a_second_choice_here_can_be_worth_more_than_a_first_choice_far_ahead() -> None:
-    selection = BranchSelection()
-    selection.restart(0.75)
-    selection.add(16, (5,))
-    selection.add(10, (6, 7))
-    assert [(one.position, one.token) for one in drain(selection)] == [(10, 6), (10, 7), (16, 5)]
+    found = drain(selection_of([(0.6, 0.3, 0.1), (0.5, 0.16, 0.01)]))
+    assert [(one.position, one.token) for one in found[:3]] == [(0, 7), (0, 8), (1, 7)]
 
 
 def test_a_branch_grows_until_the_first_token_of_another_is_likelier_of_use() -> None:
-    selection = BranchSelection()
-    selection.restart(0.5)
-    selection.add(4, (6, 7))
+    selection = selection_of([(0.5, 0.3, 0.2)])
     branch, other = selection.take_best(), selection.best(0)
     assert other is not None
-    while branch.cost < other.cost:
-        branch = selection.next_of(branch)
-    assert branch.depth == 1  # a token more halves the chance, as the second rank does
-    selection.put_back(selection.next_of(branch))
+    branch = selection.next_of(branch, 0.9)
+    assert (branch.depth, branch.cost < other.cost) == (1, True)
+    branch = selection.next_of(branch, 0.6)
+    assert (branch.depth, branch.cost < other.cost) == (2, False)
+    selection.put_back(branch)
     assert selection.take_best() == other
 
 
-@given(acceptances, st.integers(1, 40))
-def test_decided_branches_are_forgotten(acceptance: float, verified: int) -> None:
-    selection = BranchSelection()
-    selection.restart(acceptance)
-    for position in range(verified):
-        selection.add(position, (1, 2))
-    assert selection.best(verified) is None
+@given(runs)
+def test_decided_branches_are_forgotten(run: list[tuple[float, ...]]) -> None:
+    selection = selection_of(run)
+    assert selection.best(len(run)) is None
     assert not drain(selection)
 
 
 def test_a_token_that_is_hardly_ever_used_is_not_worth_drafting() -> None:
-    selection = BranchSelection()
-    selection.restart(0.5)
-    selection.add(10, (1,))
-    selection.add(40, (2,))
-    near, far = drain(selection)
-    assert selection.is_worth(near, 10)
-    assert not selection.is_worth(far, 10)
-    assert selection.is_worth(far, 39)
+    selection = selection_of([(0.5, 0.4)] * 20)
+    found = drain(selection)
+    assert [selection.is_worth(one, 0) for one in found] == [True] * 9 + [False] * 11
+    assert all(selection.is_worth(one, 15) for one in found if one.position >= 15)
 
 
-def test_the_odds_of_a_rank_follow_what_was_rejected() -> None:
-    odds = RankOdds()
-    before = [odds.chance(rank) for rank in range(3)]
-    assert before == sorted(before, reverse=True)
-    for _ in range(100):
-        odds.rejected(1)
-        odds.rejected(None)
-    assert odds.chance(1) > 0.4 > odds.chance(0)
-    assert sum(odds.chance(rank) for rank in range(8)) <= 1.0
+def test_tokens_that_the_model_did_not_write_lie_before_what_it_writes() -> None:
+    selection = BranchSelection(3)
+    selection.add(5, Choice((7,), (0.9, 0.1)))
+    [branch] = drain(selection)
+    assert branch.cost > -math.log(0.1)
+
+
+def test_another_epoch_begins_without_branches() -> None:
+    selection = selection_of([(0.5, 0.3)] * 4)
+    selection.restart(9)
+    assert selection.best(0) is None
+    selection.add(9, Choice((7,), (0.5, 0.25)))
+    [branch] = drain(selection)
+    assert math.exp(-branch.cost) == pytest.approx(0.25)
