@@ -352,7 +352,10 @@ async def test_a_draft_that_fails_is_replaced_once(serve: Serve, strategy: Strat
         await backends.connect(10)
         await all_used(backends.draft)
         outcome = await generate(backends, strategy)
-    assert sum(len(draft.opened) for draft in drafts) == 2
+    opened = sorted(len(draft.opened) for draft in drafts)
+    assert opened[:2] == [0, 0]
+    # gRPC may lose the status of a refusal; then the same replica is tried again.
+    assert all(1 <= number <= 2 for number in opened[2:])
     assert "draft service" in outcome.statistics.fallback_reason
 
 
