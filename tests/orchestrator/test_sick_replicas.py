@@ -103,7 +103,9 @@ async def test_a_pass_that_succeeds_elsewhere_costs_no_token(
         await all_used(backends.verify)
         await backends.connect(10)
         outcome = await generate(backends, strategy)  # checks the tokens
-    assert [len(one.opened) for one in (failing, other)] == [1, 1]
+    # gRPC may lose the status beside a write of the session; then the same replica is tried again.
+    assert len(failing.opened) in ((1, 2) if num_passes == 0 else (1,))
+    assert len(other.opened) == 1
     assert not outcome.statistics.fallback_reason
 
 
