@@ -69,7 +69,9 @@ def perturbed(model: PreTrainedModel, noise: float) -> PreTrainedModel:
     return copy
 
 
-def save(model: PreTrainedModel, folder: Path) -> str:
+def save(model: PreTrainedModel, folder: Path, chat_template: str | None = None) -> str:
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
     return str(folder)

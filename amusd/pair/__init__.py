@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from amusd.pair.cache import cache_root
-from amusd.pair.draft_model import ensure_draft
 from amusd.pair.pair_error import PairError
-from amusd.pair.verify_model import ensure_verify
 
 __all__ = ["SMOLLM2", "EmbeddedPair", "PairError", "ensure_smollm2", "resolve_model"]
 
@@ -32,6 +30,10 @@ def ensure_smollm2(progress: bool = True) -> EmbeddedPair:
         PairError: the weights are not installed, they have another checksum, or the cache cannot
             be written.
     """
+    # These load numpy and gguf, which services with other models do not need.
+    from amusd.pair.draft_model import ensure_draft  # noqa: PLC0415
+    from amusd.pair.verify_model import ensure_verify  # noqa: PLC0415
+
     folder = cache_root() / SMOLLM2
     verify = ensure_verify(folder / "verify", progress)
     return EmbeddedPair(verify=verify, draft=ensure_draft(folder / "draft", verify))

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +11,11 @@ from transformers import LlamaConfig
 from benchmarks import gpu
 from benchmarks.rounds import Times, ratio, time_interleaved
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.process.warm_commands import command_line_with_torch
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT
-    )
+    return command_line_with_torch().run("benchmarks", *arguments)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.process.warm_commands import command_line_with_torch
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def amusd(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "amusd", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return command_line_with_torch().run("amusd", *map(str, arguments))
 
 
 def distill(verify: str, output: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]":

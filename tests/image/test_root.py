@@ -195,7 +195,8 @@ def test_the_three_services_run_from_the_image(container: Container, tmp_path: P
         services.append(container.start(tmp_path / "draft", "draft"))
         addresses = "--verify", services[0].address, "--draft", services[1].address
         services.append(container.start(tmp_path / "orchestrator", "orchestrator", *addresses))
-        services[-1].wait_until_serving()
+        # The models are converted first, on a read-only root without compiled modules.
+        services[-1].wait_until_serving(within_seconds=300)
         for service in services:
             check_rights(service.process.pid)
         with Client(services[-1].address, timeout_seconds=60) as client:

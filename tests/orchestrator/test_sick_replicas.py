@@ -103,7 +103,9 @@ async def test_a_pass_that_succeeds_elsewhere_costs_no_token(
         await all_used(backends.verify)
         await backends.connect(10)
         outcome = await generate(backends, strategy)  # checks the tokens
-    assert [len(one.opened) for one in (failing, other)] == [1, 1]
+    # gRPC may lose the status beside a write of the session; then the same replica is tried again.
+    assert len(failing.opened) in ((1, 2) if num_passes == 0 else (1,))
+    assert len(other.opened) == 1
     assert not outcome.statistics.fallback_reason
 
 
@@ -352,7 +354,10 @@ async def test_a_draft_that_fails_is_replaced_once(serve: Serve, strategy: Strat
         await backends.connect(10)
         await all_used(backends.draft)
         outcome = await generate(backends, strategy)
-    assert sum(len(draft.opened) for draft in drafts) == 2
+    opened = sorted(len(draft.opened) for draft in drafts)
+    assert opened[:2] == [0, 0]
+    # gRPC may lose the status of a refusal; then the same replica is tried again.
+    assert all(1 <= number <= 2 for number in opened[2:])
     assert "draft service" in outcome.statistics.fallback_reason
 
 

@@ -3,10 +3,13 @@
 import socket
 import urllib.request
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process.services import Service, Starter, start_trio
+
+Key = TypeVar("Key")
 
 
 def free_port() -> int:
@@ -29,6 +32,19 @@ class Scrape:
 
     def __getitem__(self, name: str) -> float:
         return self.values.get(name, 0.0)
+
+    def since(self, before: "Scrape") -> "Scrape":
+        """Return what has been counted since another scrape; what has not changed is left out."""
+        return Scrape(
+            _increases(self.values, before.values),
+            _increases(self.labelled, before.labelled),
+            self.names,
+        )
+
+
+def _increases(after: dict[Key, float], before: dict[Key, float]) -> dict[Key, float]:
+    differences = {key: value - before.get(key, 0.0) for key, value in after.items()}
+    return {key: difference for key, difference in differences.items() if difference}
 
 
 def scrape(port: int) -> Scrape:
@@ -57,9 +73,15 @@ class WatchedTrio:
     draft: Service
     verify: Service
     ports: dict[str, int]
+    before: dict[str, Scrape] = field(default_factory=dict)
+    """Scrapes at the start of a test, by role."""
 
     def scrape(self, role: str) -> Scrape:
         return scrape(self.ports[role])
+
+    def counted(self, role: str) -> Scrape:
+        """Return what a service has counted in this test."""
+        return self.scrape(role).since(self.before[role])
 
 
 def start_watched(starter: Starter, verify_model: str, draft_model: str) -> WatchedTrio:

@@ -1,6 +1,5 @@
 """Starts real commands as processes on loopback."""
 
-import os
 import selectors
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.process.warm_commands import command_line
 
 START_SECONDS = 60.0
 VOCABULARY = 512
@@ -30,10 +31,10 @@ class Service:
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
-    def wait_until_serving(self) -> None:
+    def wait_until_serving(self, within_seconds: float = START_SECONDS) -> None:
         with self.channel() as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=START_SECONDS
+                health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=within_seconds
             )
             for answer in watch:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -55,7 +56,7 @@ class Service:
 def start_service(log: Path, role: str, *flags: str) -> Service:
     """Start ``amusd serve ROLE`` on a free port, unless the flags name one."""
     port = () if "--port" in flags else ("--port", "0")
-    with log.open("wb") as stderr:
+    with log.open("ab") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "amusd", "serve", role, "--grace", "1", *port, *flags],
             stdin=subprocess.DEVNULL,
@@ -117,12 +118,4 @@ def start_trio(
 
 def amusd(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "amusd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"COLUMNS": "120"},
-    )
+    return command_line().run("amusd", *arguments)

@@ -2,19 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.process.services import amusd
 
 pytestmark = pytest.mark.process
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "amusd", "consistency", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return amusd("consistency", *arguments)
 
 
 @pytest.fixture

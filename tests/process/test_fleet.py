@@ -31,7 +31,7 @@ Stubs = dict[int, "rpc.OrchestratorServiceAsyncStub"]
 
 # Slow passes that many share: generations last, but cost little of the test machine.
 SLOW_VERIFY = "synthetic:pass_ms=300,vocabulary=512,context=600,batch=128"
-SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=60,vocabulary=512,context=600,batch=128"
+SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=150,vocabulary=512,context=600,batch=128"
 
 
 def port_of(service: Service) -> str:

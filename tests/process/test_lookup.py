@@ -31,9 +31,16 @@ VERIFY = f"{VERIFY_MODEL},period={PERIOD}"
 DRAFT = f"{DRAFT_MODEL},period={PERIOD}"
 
 
-@pytest.fixture
-def repeating(start: Starter) -> Trio:
-    return start_trio(start, VERIFY, DRAFT, draft_flags=("--lookup",))
+@pytest.fixture(scope="module")
+def repeating(start_for_all: Starter) -> Trio:
+    return start_trio(start_for_all, VERIFY, DRAFT, draft_flags=("--lookup",))
+
+
+@pytest.fixture(scope="module")
+def lookup_alone(start_for_all: Starter) -> Service:
+    service = start_for_all("draft", "--model", "prompt-lookup")
+    service.wait_until_serving()
+    return service
 
 
 @pytest.fixture
@@ -74,21 +81,20 @@ def test_lookup_drafts_a_text_that_repeats_itself_and_changes_no_token(client: C
         assert found.tokens_per_pass > 1.5
 
 
-def test_a_draft_service_reports_its_sources(start: Starter, trio: Trio) -> None:
-    both = start("draft", "--model", DRAFT, "--lookup")
-    alone = start("draft", "--model", "prompt-lookup")
-    for service in (both, alone):
-        service.wait_until_serving()
+def test_a_draft_service_reports_its_sources(
+    repeating: Trio, lookup_alone: Service, trio: Trio
+) -> None:
+    both = repeating.draft
     assert sources_of(both) == [model_pb2.DRAFT_SOURCE_MODEL, model_pb2.DRAFT_SOURCE_LOOKUP]
-    assert sources_of(alone) == [model_pb2.DRAFT_SOURCE_LOOKUP]
+    assert sources_of(lookup_alone) == [model_pb2.DRAFT_SOURCE_LOOKUP]
     assert sources_of(trio.draft) == [model_pb2.DRAFT_SOURCE_MODEL]
     assert "drafting by lookup and model" in both.log.read_text()
 
 
-def test_proposals_of_a_lookup_take_no_step_and_no_time_of_the_device(start: Starter) -> None:
-    service = start("draft", "--model", "prompt-lookup")
-    service.wait_until_serving()
-    with service.channel() as channel:
+def test_proposals_of_a_lookup_take_no_step_and_no_time_of_the_device(
+    lookup_alone: Service,
+) -> None:
+    with lookup_alone.channel() as channel:
         stream = Stream(channel).open(
             token_ids=[7, 8, 9, 10, 11, 7, 8], record_times=True, tokens_per_proposal=4
         )

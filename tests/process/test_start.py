@@ -207,13 +207,6 @@ def test_lookup_can_be_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_a_draft_service_has_the_lookup_flag() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "amusd", "serve", "verify", "--lookup"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = amusd("serve", "verify", "--lookup")
     assert done.returncode == 2
     assert "--lookup" in done.stderr

@@ -1,6 +1,8 @@
 """``amusd timeline`` with real services: trace and picture of one generation."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,9 @@ def test_without_matplotlib_the_command_says_how_to_install_it(
     # None in sys.modules is how Python is told that a module is not there.
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['matplotlib'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    done = amusd("timeline", "hello", "--output", str(tmp_path / "one"))
+    done = subprocess.run(
+        [sys.executable, "-m", "amusd", "timeline", "hello", "--output", str(tmp_path / "one")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     assert done.returncode == 1
     assert "pip install 'amusd[timeline]'" in done.stderr

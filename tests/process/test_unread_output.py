@@ -1,5 +1,6 @@
 """Peers that do not read: their sessions end in time, and no other session is affected."""
 
+import os
 import queue
 import time
 from collections import deque
@@ -29,10 +30,21 @@ LITTLE_AHEAD = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0
 PROMPT = (1, 2)
 
 
-@pytest.fixture
-def trio(start: Starter) -> Trio:
-    flags = ("--client-write-timeout", str(TIMEOUT_SECONDS), "--grace", str(GRACE_SECONDS))
-    return start_trio(start, MODEL, MODEL, orchestrator_flags=flags)
+FLAGS = ("--client-write-timeout", str(TIMEOUT_SECONDS), "--grace", str(GRACE_SECONDS))
+
+
+@pytest.fixture(scope="module")
+def trio(start_for_all: Starter) -> Trio:
+    draft_flags = ("--max-lookahead", "30000")
+    return start_trio(
+        start_for_all, MODEL, MODEL, draft_flags=draft_flags, orchestrator_flags=FLAGS
+    )
+
+
+@pytest.fixture(autouse=True)
+def _empty_log(trio: Trio) -> None:
+    """Forget the sessions of the tests before."""
+    os.truncate(trio.orchestrator.log, 0)
 
 
 @pytest.fixture
@@ -124,24 +136,27 @@ def test_a_client_that_does_not_read_the_completion_is_given_up(
 
 
 def test_a_client_that_was_given_up_does_not_delay_the_end_of_the_service(
-    trio: Trio, stub: rpc.OrchestratorServiceStub
+    trio: Trio, start: Starter
 ) -> None:
-    call = stub.Generate(long_request(), timeout=60)
-    next(iter(call))
-    assert becomes_true(lambda: has_given_up(trio.orchestrator))
-    began = time.monotonic()
-    trio.orchestrator.process.terminate()
-    assert trio.orchestrator.process.wait(20) == 0
-    assert time.monotonic() - began < GRACE_SECONDS / 3
-    call.cancel()  # type: ignore[no-untyped-call]
+    addresses = ("--verify", trio.verify.address, "--draft", trio.draft.address)
+    orchestrator = start("orchestrator", *addresses, *FLAGS)
+    orchestrator.wait_until_serving()
+    with grpc.insecure_channel(orchestrator.address, options=LITTLE_AHEAD) as channel:
+        call = rpc.OrchestratorServiceStub(channel).Generate(long_request(), timeout=60)
+        next(iter(call))
+        assert becomes_true(lambda: has_given_up(orchestrator))
+        began = time.monotonic()
+        orchestrator.process.terminate()
+        assert orchestrator.process.wait(20) == 0
+        assert time.monotonic() - began < GRACE_SECONDS / 3
+        call.cancel()  # type: ignore[no-untyped-call]
 
 
 # The streams of the draft and verify service
 
 
-def test_a_verify_stream_that_nobody_reads_loses_its_session(start: Starter) -> None:
-    service = start("verify", "--model", MODEL)
-    service.wait_until_serving()
+def test_a_verify_stream_that_nobody_reads_loses_its_session(trio: Trio) -> None:
+    service = trio.verify
     opening = verify_pb2.VerifyOpen(session_id="unread", token_ids=PROMPT, max_position=40_000)
     passes = verify_pb2.VerifyProposals(position=30_000)  # as many passes without proposals
     requests: queue.SimpleQueue[verify_pb2.VerifyRequest | None] = queue.SimpleQueue()
@@ -160,9 +175,8 @@ def test_a_verify_stream_that_nobody_reads_loses_its_session(start: Starter) -> 
         requests.put(None)
 
 
-def test_a_propose_stream_that_nobody_reads_loses_its_session(start: Starter) -> None:
-    service = start("draft", "--model", MODEL, "--max-lookahead", "30000")
-    service.wait_until_serving()
+def test_a_propose_stream_that_nobody_reads_loses_its_session(trio: Trio) -> None:
+    service = trio.draft
     opening = draft_pb2.ProposeOpen(
         session_id="unread", token_ids=PROMPT, max_position=40_000, lookahead=30_000
     )

@@ -160,7 +160,7 @@ def test_without_the_position_check_of_verdicts_output_goes_wrong() -> None:
 
 
 def test_without_the_epoch_checks_of_both_sides_output_goes_wrong() -> None:
-    found = outcomes(ledger=EpochBlindLedger, verify=EpochBlindVerifySession)
+    found = outcomes(EpochBlindLedger, EpochBlindVerifySession, num_branches=0)
     assert "wrong output" in found
 
 
@@ -170,7 +170,9 @@ def test_without_the_epoch_check_of_the_verify_service_a_session_fails() -> None
 
 def test_a_verify_service_that_ignores_epochs_changes_the_output() -> None:
     # It may accept a stale token where the ledger holds another one: verdicts count tokens only.
-    assert "wrong output" in outcomes(verify=EpochBlindVerifySession)
+    # A draft that is often wrong leaves many stale tokens.
+    found = outcomes(verify=EpochBlindVerifySession, agreement=0.3, num_branches=0)
+    assert "wrong output" in found
 
 
 def test_without_the_epoch_check_of_proposals_a_lawful_draft_looks_broken() -> None:
@@ -185,12 +187,13 @@ def test_without_a_look_at_late_proposals_output_stays_right_but_a_mismatch_is_m
 
 
 def test_without_branches_at_the_verify_service_a_session_fails_or_stops() -> None:
-    found = set(islice(outcomes(verify=BranchlessVerifySession), NUM_SEEDS))
-    assert found & {"PreconditionError", "AssertionError", "wrong output"}
+    found = islice(outcomes(verify=BranchlessVerifySession), NUM_SEEDS)
+    assert any(one in ("PreconditionError", "AssertionError", "wrong output") for one in found)
 
 
 def test_without_late_branches_at_the_verify_service_a_session_fails_or_stops() -> None:
-    assert any(one != "right output" for one in outcomes(verify=PunctualVerifySession))
+    found = outcomes(verify=PunctualVerifySession, strategy=Strategy.AMUSD, num_branches=2)
+    assert any(one != "right output" for one in found)
 
 
 @pytest.mark.parametrize("rule", [FirstOnly, BegunOnly])
@@ -216,9 +219,9 @@ def outcomes(
     ledger: type[Ledger] = Ledger,
     verify: type[VerifySession] = VerifySession,
     watched: bool = False,
-    grows_branches: bool = True,
+    **fixed: Any,
 ) -> Iterator[str]:
-    """Yield how runs with altered parts end, one for each seed."""
+    """Yield how runs with altered parts end, one for each seed; some settings may be fixed."""
     for seed in range(MANY_SEEDS):
         setup = Setup(
             strategy=(Strategy.AMUSD, Strategy.SPECULATIVE)[seed % 2],
@@ -229,8 +232,9 @@ def outcomes(
             impatient=True,
             num_branches=seed % 4,
             branch_depth=1 + seed % 3,
-            grows_branches=grows_branches and seed % 5 < 3,
+            grows_branches=seed % 5 < 3,
         )
+        setup = replace(setup, **fixed)
         run = Simulation(
             setup,
             ledger(setup.prompt, max_branches=setup.max_branches),
