@@ -175,14 +175,14 @@ def _mean_error(runs: Sequence[MeasuredRun], message_seconds: float) -> float:
 
 
 def main(
-    grid: Annotated[Path, typer.Option(help="Report that the grid has written.")],
+    grid: Annotated[list[Path], typer.Option(help="Report of the grid; several are joined.")],
     message_ms: Annotated[
         float | None,
         typer.Option(min=0, help="Time of a message in ms.", show_default="fitted"),
     ] = None,
 ) -> None:
     """Print the error of each strategy in each combination."""
-    cells = load_cells(grid)
+    cells = [cell for path in grid for cell in load_cells(path)]
     fitted = [one for cell in cells[::2] for one in cell if one.method is not AUTOREGRESSIVE]
     is_fit = message_ms is None
     message_seconds = fit_message_seconds(fitted) if is_fit else 1e-3 * (message_ms or 0.0)
