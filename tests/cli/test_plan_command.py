@@ -55,7 +55,7 @@ def test_the_table_fits_80_columns_and_ends_with_what_pays(
     assert len(names) == 5
     for name in names:
         assert any(line.strip().startswith(name) for line in lines)
-    assert found["deployment"]["verify_seconds"] == {"1": 0.008, "8": 0.009}
+    assert found["deployment"]["verify_seconds"] == pytest.approx({"1": 0.008, "8": 0.009})
 
 
 def test_a_plot_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
