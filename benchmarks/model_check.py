@@ -1,9 +1,9 @@
 """The performance model against a report of the grid of synthetic models.
 
 ``python -m benchmarks.model_check --grid grid.json`` simulates each strategy of each combination on
-the same texts, and prints the errors. The work of a pass and of a request come from the runs of
-autoregressive decoding. The time of a message is fitted on every other combination, and has to hold
-for the rest.
+the same texts, and prints the errors. The model gets the measured times of a pass and of the first
+token of each run, and of a draft step of each combination. The time of a message is fitted on every
+other combination, and has to hold for the rest.
 """
 
 import json
@@ -69,15 +69,15 @@ class MeasuredRun:
 
     agreement: float
     ratio: float
-    pass_seconds: float
     latency_seconds: float
     alternatives: int
     num_prompts: int
     strategy: str
-    seconds_per_token: float
     num_tokens: int
-    start_seconds: float
-    pass_overhead_seconds: float
+    seconds_per_token: float
+    first_token_seconds: float
+    pass_seconds: float
+    draft_seconds: float
 
     @property
     def method(self) -> Method:
@@ -93,10 +93,10 @@ class MeasuredRun:
 
     def simulate(self, message_seconds: float) -> float:
         """Return the simulated seconds per token, for messages that take so long to handle."""
-        overhead, hop = self.pass_overhead_seconds, self.latency_seconds
+        hop = self.latency_seconds
         deployment = Deployment(
-            draft=StepSeconds.constant(self.ratio * self.pass_seconds + overhead),
-            verify=StepSeconds.constant(self.pass_seconds + overhead),
+            draft=StepSeconds.constant(self.draft_seconds),
+            verify=StepSeconds.constant(self.pass_seconds),
             acceptance=(self.agreement,),
             messages=MessageSeconds.by_hop(hop, hop, message_seconds),
             branching=Branching.of_total(0.8, self.alternatives) if self.alternatives else None,
@@ -104,7 +104,9 @@ class MeasuredRun:
         each = self.num_tokens // self.num_prompts
         texts = _texts(self.agreement, self.alternatives, self.num_prompts, each)
         total = sum(Simulation(deployment, self.method, each, [one]).run().seconds for one in texts)
-        return (total + self.num_prompts * self.start_seconds) / self.num_tokens
+        first = self.pass_seconds + hop + message_seconds  # what the simulation takes for it
+        start = max(0.0, self.first_token_seconds - first)
+        return (total + self.num_prompts * start) / self.num_tokens
 
 
 @cache
@@ -122,40 +124,43 @@ def load_cells(path: Path) -> list[list[MeasuredRun]]:
     """Return the runs of each combination of a report of the grid.
 
     Raises:
-        InvalidInputError: the file cannot be read, or has no autoregressive runs.
+        InvalidInputError: the file cannot be read, or has no speculative runs.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         return [list(_runs(report, cell)) for cell in report["cells"]]
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, ArithmeticError):
         raise InvalidInputError(
-            f"{path} is no report of the grid with autoregressive among its strategies"
+            f"{path} is no report of the grid with speculative among its strategies"
         ) from None
 
 
 def _runs(report: dict[str, Any], cell: dict[str, Any]) -> Iterator[MeasuredRun]:
-    by_name = {one["strategy"]: one for one in cell["runs"]}
-    base, num_prompts = by_name[Strategy.AUTOREGRESSIVE.value], report["num_prompts"]
-    pass_seconds = 1e-3 * cell["pass_ms"]
-    first_seconds = 1e-3 * base["time_to_first_token_ms"]
-    rest_seconds = 1e-3 * base["ms_per_token"] * base["tokens"] / num_prompts - first_seconds
-    overhead = rest_seconds / (base["tokens"] / num_prompts - 1) - pass_seconds
-    for name, run in by_name.items():
+    draft_seconds = _draft_seconds(cell["runs"])
+    for run in cell["runs"]:
+        seconds_per_token = 1e-3 * run["ms_per_token"]
         yield MeasuredRun(
             cell["agreement"],
             cell["ratio"],
-            pass_seconds,
             1e-3 * cell.get("latency_ms", 0.0),
             report["alternatives"],
-            num_prompts,
-            name,
-            1e-3 * run["ms_per_token"],
+            report["num_prompts"],
+            run["strategy"],
             run["tokens"],
-            max(0.0, first_seconds - pass_seconds),
-            max(0.0, overhead),
+            seconds_per_token,
+            1e-3 * run["time_to_first_token_ms"],
+            run["verify_busy"] * seconds_per_token * run["tokens"] / run["passes"],
+            draft_seconds,
         )
+
+
+def _draft_seconds(runs: Sequence[dict[str, Any]]) -> float:
+    """Return the time of a draft step: in lockstep each step's token is counted."""
+    lockstep = [run for run in runs if run["strategy"].startswith(Strategy.SPECULATIVE.value)]
+    busy = sum(1e-3 * run["ms_per_token"] * run["tokens"] * run["draft_busy"] for run in lockstep)
+    return float(busy / sum(run["drafted"] for run in lockstep))
 
 
 def fit_message_seconds(runs: Sequence[MeasuredRun]) -> float:

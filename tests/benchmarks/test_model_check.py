@@ -19,28 +19,31 @@ from benchmarks.model_check import (
 RUN = MeasuredRun(
     agreement=0.75,
     ratio=0.2,
-    pass_seconds=0.008,
     latency_seconds=0.0,
     alternatives=0,
     num_prompts=1,
     strategy="speculative:2",
-    seconds_per_token=1.0,
     num_tokens=60,
-    start_seconds=0.004,
-    pass_overhead_seconds=0.0005,
+    seconds_per_token=1.0,
+    first_token_seconds=0.012,
+    pass_seconds=0.0085,
+    draft_seconds=0.002,
 )
 
 
 def report(**changes: object) -> str:
-    runs = [
-        {
-            "strategy": "autoregressive",
-            "tokens": 20,
-            "ms_per_token": 9,
-            "time_to_first_token_ms": 12,
-        }
-    ]
-    cell = {"agreement": 0.75, "ratio": 0.2, "pass_ms": 8.0, "runs": runs}
+    """Return a report with one run of 20 tokens in 160 ms: 10 passes and 16 draft steps."""
+    run = {
+        "strategy": "speculative:2",
+        "tokens": 20,
+        "ms_per_token": 8,
+        "drafted": 16,
+        "time_to_first_token_ms": 12,
+        "verify_busy": 0.5,
+        "passes": 10,
+        "draft_busy": 0.2,
+    }
+    cell = {"agreement": 0.75, "ratio": 0.2, "pass_ms": 8.0, "latency_ms": 3.0, "runs": [run]}
     return json.dumps({"num_prompts": 2, "alternatives": 0, "cells": [cell], **changes})
 
 
@@ -49,14 +52,20 @@ def test_the_fit_finds_the_time_of_a_message() -> None:
     assert fit_message_seconds([measured]) == pytest.approx(0.0007, abs=0.00015)
 
 
-def test_start_and_overhead_come_from_the_autoregressive_run(tmp_path: Path) -> None:
+def test_step_times_come_from_the_report(tmp_path: Path) -> None:
     path = tmp_path / "grid.json"
     path.write_text(report())
     ((found,),) = load_cells(path)
-    assert found.start_seconds == pytest.approx(0.004)
-    # Of 90 ms an output, 12 are the first token's, and nine passes take the rest.
-    assert found.pass_overhead_seconds == pytest.approx(0.078 / 9 - 0.008)
-    assert found.simulate(0.0) == pytest.approx(0.009, rel=0.02)
+    assert found.pass_seconds == pytest.approx(0.5 * 0.16 / 10)
+    assert found.draft_seconds == pytest.approx(0.2 * 0.16 / 16)
+    assert found.first_token_seconds == pytest.approx(0.012)
+    assert found.latency_seconds == pytest.approx(0.003)
+
+
+def test_the_start_of_a_request_counts_once() -> None:
+    """What the first token takes beyond its pass is added to the simulated time."""
+    later = replace(RUN, first_token_seconds=RUN.first_token_seconds + 0.06)
+    assert later.simulate(0.0) - RUN.simulate(0.0) == pytest.approx(0.06 / 60)
 
 
 def test_texts_are_those_of_the_synthetic_models() -> None:
