@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import amusd
 from amusd.fleet.model_description import ModelDescription
 from amusd.observe.observer import Observer
+from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import (
     InvalidInputError,
     LimitExceededError,
@@ -140,6 +141,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         stop_tokens = set(request.stop_token_ids)
         if not request.ignore_eos:
             stop_tokens.update(backends.verify_model.eos_token_ids)
+        is_adaptive = self._settings.speculation_policy is AsynchronousPolicy.ADAPTIVE
+        uses_branches = strategy is Strategy.AMUSD and is_adaptive
         return SessionPlan(
             session_id=uuid.uuid4().hex,
             tokens=tokens,
@@ -153,7 +156,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
             replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
-            max_branches=backends.limits.max_branches if strategy is Strategy.AMUSD else 0,
+            max_branches=backends.limits.max_branches if uses_branches else 0,
+            policy=self._settings.speculation_policy,
         )
 
     async def _prompt(
@@ -205,15 +209,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, strategy: Strategy, most: int
     ) -> int:
         if not request.HasField("lookahead"):
-            default = (
-                self._settings.speculative_lookahead
-                if strategy is Strategy.SPECULATIVE
-                else self._settings.amusd_lookahead
-            )
-            return min(default, most)
+            return min(self._default_lookahead(strategy, most), most)
         if not 1 <= request.lookahead <= most:
             raise InvalidInputError(f"lookahead is {request.lookahead}: ask for 1 to {most}")
         return int(request.lookahead)
+
+    def _default_lookahead(self, strategy: Strategy, most: int) -> int:
+        if strategy is Strategy.SPECULATIVE:
+            return self._settings.speculative_lookahead
+        if self._settings.speculation_policy is AsynchronousPolicy.PUBLISHED:
+            return most
+        return self._settings.amusd_lookahead
 
 
 def _continues(request: orchestrator_pb2.GenerateRequest) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from amusd.observe.observer import ObservationSettings
+from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
@@ -60,6 +61,11 @@ class OrchestratorSettings:
         "Maximum look-ahead of the draft for a request with the strategy amusd that sets none.",
         unit="tokens",
         at_least=1,
+    )
+    speculation_policy: AsynchronousPolicy = setting(
+        AsynchronousPolicy.ADAPTIVE,
+        "Policy of the strategy amusd: adaptive, or as in the AMUSD paper to compare with. That "
+        "one drafts up to the services' max-lookahead and uses no branches.",
     )
     startup_timeout_seconds: float = setting(
         300.0, "Time to wait for the other services at startup.", above=0

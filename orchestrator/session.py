@@ -19,7 +19,7 @@ from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
 from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
-from amusd.policy.speculation_policy import make_policy
+from amusd.policy.speculation_policy import AsynchronousPolicy, make_policy
 from amusd.protocol.errors import (
     AmusdError,
     InternalError,
@@ -59,6 +59,7 @@ class SessionPlan:
     replica_timeout_seconds: float = 10.0
     records_timeline: bool = False
     max_branches: int = 0
+    policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,10 @@ class Session:
         self._emit = emit
         self._ledger = Ledger(list(plan.tokens), max_branches=plan.max_branches)
         self._drafting = draft_plan(plan.strategy, plan.lookahead)
+        times, timeout = backends.step_times, plan.draft_timeout_seconds
         self._controller = SessionController(
             self._ledger,
-            make_policy(
-                plan.strategy, plan.lookahead, backends.step_times, plan.draft_timeout_seconds
-            ),
+            make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
             plan.finish,
             has_draft=self._drafting is not None,
         )

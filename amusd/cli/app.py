@@ -12,6 +12,7 @@ from amusd.cli.consistency_command import consistency
 from amusd.cli.declared_options import mount
 from amusd.cli.distill_command import distill
 from amusd.cli.generate_command import generate
+from amusd.cli.plan_command import plan
 from amusd.cli.serve_command import serve
 from amusd.cli.timeline_command import timeline
 from amusd.cli.up_command import up
@@ -33,6 +34,7 @@ app.command()(distill)
 app.command()(acceptance)
 app.command()(consistency)
 app.command()(timeline)
+app.command()(plan)
 
 
 def _show_version(wanted: bool) -> None:

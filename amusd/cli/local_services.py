@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
 from amusd.observe.metrics import Role
 from amusd.observe.observer import ObservationSettings
+from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import AmusdError, UnavailableError
 from amusd.resource_limits import usable_cpus
 from amusd.settings import flags_for, flags_of, like, setting
@@ -58,8 +59,8 @@ class Placement:
 class LocalSettings:
     """What to start. A port of 0 is any free port; an empty draft starts no draft service.
 
-    Options and a traces endpoint of None leave the choice to the environment of each service,
-    then to its defaults.
+    Options, a traces endpoint and a speculation policy of None leave the choice to the environment
+    of each service, then to its defaults.
     """
 
     draft: str = setting(
@@ -96,6 +97,9 @@ class LocalSettings:
     log_level: LogLevel = like(
         ObservationSettings, "log_level", default=LogLevel.WARNING, variable=""
     )
+    speculation_policy: AsynchronousPolicy | None = None
+    route: Callable[[str], str] = str
+    """How the orchestrator reaches a draft or verify service that listens at an address."""
     start_seconds: float = 600.0
 
     def __post_init__(self) -> None:
@@ -211,13 +215,17 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
             lookup=wants_lookup(settings.draft, settings.lookup),
         )
         services.running.insert(0, draft)
-        draft_address = draft.address
+        draft_address = settings.route(draft.address)
+    values: dict[str, Any] = {}
+    if settings.speculation_policy is not None:
+        values["speculation_policy"] = settings.speculation_policy
     orchestrator = _start(
         "orchestrator",
         settings,
-        verify=verify.address,
+        verify=settings.route(verify.address),
         draft=draft_address,
         startup_timeout=settings.start_seconds,
+        **values,
     )
     services.running.insert(0, orchestrator)
     _wait_until_serving(services, settings.start_seconds)

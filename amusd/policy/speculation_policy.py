@@ -3,9 +3,11 @@
 It decides about time only, never about tokens. Times are seconds of one monotonic clock.
 """
 
+import enum
 import math
 from typing import Protocol
 
+from amusd.policy.published_policy import Published
 from amusd.policy.speculation_length import SpeculationLength, StepTimes
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Proposal, Verdict
@@ -16,6 +18,13 @@ _MAX_EXPIRED_WAITS = 2
 _MAX_STEP_OVERHEAD = 1.5  # of the interval between two tokens over a step; more is a pause
 _WRITTEN_SHARE = 0.65  # of a pass, within which all tokens have to arrive after a rollback
 _COLLECTED_SHARE = 1 / 10  # of a pass, for which drafted tokens are collected while it runs
+
+
+class AsynchronousPolicy(enum.Enum):
+    """How the strategy amusd decides when a pass starts, and how far the draft runs ahead."""
+
+    ADAPTIVE = "adaptive"
+    PUBLISHED = "published"
 
 
 class SpeculationPolicy(Protocol):
@@ -218,9 +227,15 @@ class Asynchronous:
 
 
 def make_policy(
-    strategy: Strategy, lookahead: int, times: StepTimes, draft_timeout_seconds: float
+    strategy: Strategy,
+    lookahead: int,
+    times: StepTimes,
+    draft_timeout_seconds: float,
+    asynchronous: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE,
 ) -> SpeculationPolicy:
-    """Return the speculation policy of a strategy."""
-    if strategy is Strategy.AMUSD:
-        return Asynchronous(lookahead, times, draft_timeout_seconds)
-    return Lockstep(draft_timeout_seconds)
+    """Return the speculation policy of a strategy; ``asynchronous`` is that of amusd."""
+    if strategy is not Strategy.AMUSD:
+        return Lockstep(draft_timeout_seconds)
+    if asynchronous is AsynchronousPolicy.PUBLISHED:
+        return Published(draft_timeout_seconds)
+    return Asynchronous(lookahead, times, draft_timeout_seconds)

@@ -22,20 +22,36 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_chosen_strategies_are_measured_against_the_bound(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     grid = ["--pass-ms", "4", "--ratios", "0.2,0.5", "--agreements", "0.9"]
-    few = ["--strategies", "amusd,autoregressive", "--num-prompts", "1", "--max-tokens", "16"]
+    grid += ["--latency-ms", "2"]
+    few = [
+        "--strategies",
+        "amusd,autoregressive,published",
+        "--num-prompts",
+        "1",
+        "--max-tokens",
+        "16",
+    ]
     done = run(*grid, *few, "--output", str(report))
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     cells = found["cells"]
     assert [(cell["agreement"], cell["ratio"]) for cell in cells] == [(0.9, 0.2), (0.9, 0.5)]
     for cell in cells:
-        assert [one["strategy"] for one in cell["runs"]] == ["amusd", "autoregressive"]
+        assert [one["strategy"] for one in cell["runs"]] == [
+            "amusd",
+            "autoregressive",
+            "published",
+        ]
         assert all(one["outputs_identical"] for one in cell["runs"])
-        assert list(cell["amusd_speedup_over"]) == ["autoregressive"]
+        assert list(cell["amusd_speedup_over"]) == ["autoregressive", "published"]
+        assert cell["latency_ms"] == 2.0
         assert 0 < cell["share_of_bound"] == cell["bound_ms_per_token"] / cell["amusd_ms_per_token"]
     shares = [cell["share_of_bound"] for cell in cells]
     assert found["lowest_share_of_bound"] == min(shares)
     assert found["mean_share_of_bound"] == pytest.approx(sum(shares) / 2)
+    over = [cell["amusd_speedup_over"]["published"] for cell in cells]
+    assert found["speedups"]["published"]["lowest"] == min(over)
+    assert list(found["speedups"]) == ["published"]
     words = f"mean {found['mean_share_of_bound']:.1%}, lowest {min(shares):.1%}"
     assert words in done.stdout
 
@@ -46,6 +62,7 @@ def test_chosen_strategies_are_measured_against_the_bound(tmp_path: Path) -> Non
         (["--strategies", "autoregressive"], "name it in --strategies"),
         (["--strategies", "amusd,fast"], "unknown strategy 'fast'"),
         (["--ratios", "a"], "cannot read ratios 'a'"),
+        (["--latency-ms", "-1"], "a latency is negative"),
         (["--output", "/nowhere/report.json"], "no folder /nowhere"),
     ],
 )

@@ -18,6 +18,7 @@ from amusd.engine.loading.device import DeviceSettings
 from amusd.observe.log_format import LogFormat
 from amusd.observe.logging_setup import LogLevel
 from amusd.observe.observer import ObservationSettings
+from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.strategy import Strategy
 from amusd.rpc.server import Listen
@@ -77,6 +78,7 @@ EXPECTED = {
         ("--default-strategy", "AMUSD_DEFAULT_STRATEGY", Strategy.AMUSD),
         ("--speculative-lookahead", "AMUSD_SPECULATIVE_LOOKAHEAD", 5),
         ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
+        ("--speculation-policy", "AMUSD_SPECULATION_POLICY", AsynchronousPolicy.ADAPTIVE),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
         ("--replica-timeout", "AMUSD_REPLICA_TIMEOUT", 10.0),
