@@ -33,7 +33,6 @@ GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
 
 
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to measure, on which models and cores, and how often."""
@@ -84,7 +83,9 @@ def main(
         raise InvalidInputError("a synthetic model has no engine to measure: name a real one")
     loaded = load_prompts(prompts, limit) if set(wanted) & set(SERVICES) else []
     cores = parse_cpus(cpus) or verify_cores()
-    plan = Plan(verify, draft, rounds, loaded, max_tokens, cores, _formats(weights), _counts(clients))
+    plan = Plan(
+        verify, draft, rounds, loaded, max_tokens, cores, _formats(weights), _counts(clients)
+    )
     report = _head(plan, prompts)
     for name, make in _makers(plan):
         if name not in wanted:

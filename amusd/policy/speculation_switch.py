@@ -1,0 +1,241 @@
+"""The speculation switch: whether the sessions of a verify device speculate at all.
+
+Rules of this file
+- Measured speed decides, not a model: a draft that shares cores or memory with the verify model
+  slows it down, and no pass time shows by how much.
+- All sessions of a device speculate, or none does: each one affects the passes of all others.
+- Both ways are measured for each number of sessions. The way that is not in use is tried now and
+  then, for a few tokens. The intervals between the trials grow, and a trial costs about 1 %.
+- A single session decides for itself: it starts with speculation, whatever the session before did.
+- It has no clock: every event comes with the time, in seconds of one monotonic clock.
+"""
+
+from dataclasses import dataclass, field
+
+from amusd.policy.speculation_length import StepTimes
+from amusd.protocol.events import Verdict
+
+# Tokens are those of one session; all sessions together write as many times more.
+_FIRST_TOKENS = 32.0  # before the first trial
+_TRIAL_TOKENS = 16.0
+_MIN_INTERVAL = 64.0  # between two trials, in tokens
+_MAX_INTERVAL = 1024.0
+_TRIAL_COST = 0.01  # of the tokens between two trials
+_MARGIN = 0.02  # by which the other way has to be faster
+_MAX_SLOWDOWN = 1.5  # of a pass, by a draft beside it
+_HORIZON_TOKENS = 128.0  # that a speed is averaged over
+_KEPT_TOKENS = 8.0  # weight of what another session has shown
+_DECIDING_TOKENS = 24.0  # that show that speculation does not pay
+_MAX_STALL = 4.0  # an interval counts as at most so many usual ones
+_MAX_SETTLING = 8  # verdicts after a change that do not count
+_SETTLED_PLAIN = 2  # the same for the change to plain decoding
+
+
+@dataclass(slots=True)
+class _Speed:
+    """Tokens per second of one session, averaged over recent tokens of all sessions."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    verdicts: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second; 0 if none is known."""
+        return self.tokens / self.seconds if self.seconds > 0.0 else 0.0
+
+    def observe(self, num_tokens: int, seconds: float, horizon: float) -> None:
+        """Learn from the interval between two verdicts; a stall counts in part."""
+        if self.verdicts >= _SETTLED_PLAIN:
+            seconds = min(seconds, _MAX_STALL * self.seconds / self.verdicts)
+        self.keep(horizon - num_tokens)
+        self.tokens += num_tokens
+        self.seconds += seconds
+        self.verdicts += 1.0
+
+    def keep(self, num_tokens: float) -> None:
+        """Give what is known the weight of at most ``num_tokens``."""
+        if self.tokens > num_tokens:
+            share = max(0.0, num_tokens) / self.tokens
+            self.tokens *= share
+            self.seconds *= share
+            self.verdicts *= share
+
+
+@dataclass(slots=True)
+class _Level:
+    """What is known for one number of sessions, and what is done there."""
+
+    is_on: bool = True
+    is_trial: bool = False  # the other way is in use, for a few tokens
+    num_left: float = _FIRST_TOKENS
+    interval: float = _MIN_INTERVAL
+    on: _Speed = field(default_factory=_Speed)
+    off: _Speed = field(default_factory=_Speed)
+
+    @property
+    def speculates(self) -> bool:
+        return self.is_on != self.is_trial
+
+    @property
+    def used(self) -> _Speed:
+        """The speed of the usual way."""
+        return self.on if self.is_on else self.off
+
+    @property
+    def other(self) -> _Speed:
+        """The speed of the other way."""
+        return self.off if self.is_on else self.on
+
+    def begin_trial(self) -> None:
+        self.is_trial, self.num_left = True, _TRIAL_TOKENS
+
+    def change(self, is_on: bool) -> None:
+        """Use a way from now on."""
+        self.is_on, self.is_trial = is_on, False
+        self.num_left = self.interval = _MIN_INTERVAL
+
+    def end_trial(self) -> None:
+        """Use the faster way, and try the other one again later."""
+        if self.other.rate > self.used.rate * (1.0 + _MARGIN):
+            self.change(not self.is_on)
+            return
+        loss = 1.0 - self.other.rate / self.used.rate if self.used.rate else 0.0
+        self.interval = min(
+            max(2.0 * self.interval, _TRIAL_TOKENS * loss / _TRIAL_COST), _MAX_INTERVAL
+        )
+        self.is_trial, self.num_left = False, self.interval
+
+
+class SpeculationSwitch:
+    """Decides for all sessions of one verify device, and learns from their verdicts."""
+
+    def __init__(self, times: StepTimes) -> None:
+        """Start with speculation; ``times`` are the pass times of the device."""
+        self._times = times
+        self._levels: dict[int, _Level] = {1: _Level()}
+        self._level = self._levels[1]
+        self.num_sessions = 0
+        """Sessions that are open on the device, of every strategy."""
+        self.num_changes = 0
+        """How often sessions had to begin or to stop speculating."""
+
+    @property
+    def speculates(self) -> bool:
+        """Whether sessions speculate now."""
+        return self._level.speculates
+
+    def join(self) -> "SwitchMember":
+        """Return the place of a new session."""
+        self._resize(self.num_sessions + 1)
+        if self.num_sessions == 1:
+            self._begin_single()
+        return SwitchMember(self)
+
+    def leave(self) -> None:
+        """Count a session that has ended."""
+        self._resize(self.num_sessions - 1)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learn that a session took ``seconds`` for its last ``num_tokens``."""
+        level, num_sessions = self._level, max(1, self.num_sessions)
+        speed = level.on if level.speculates else level.off
+        speed.observe(num_tokens, seconds, _HORIZON_TOKENS * num_sessions)
+        level.num_left -= num_tokens / num_sessions
+        before = level.speculates
+        if level.num_left <= 0.0:
+            self._next_phase(level)
+        elif before and not level.is_trial and self._loses(level):
+            level.change(is_on=False)
+        self.num_changes += before != level.speculates
+
+    def _next_phase(self, level: _Level) -> None:
+        if level.is_trial:
+            level.end_trial()
+        elif self._may_pay(level):
+            level.begin_trial()
+        else:
+            level.num_left = level.interval
+
+    def _loses(self, level: _Level) -> bool:
+        """Whether speculation is known to be slower."""
+        is_known = level.on.tokens >= _DECIDING_TOKENS * max(1, self.num_sessions)
+        return is_known and level.on.rate * (1.0 + _MARGIN) < level.off.rate
+
+    def _may_pay(self, level: _Level) -> bool:
+        """Whether the other way can be faster.
+
+        Plain passes take no less than those beside a draft, but for what the draft slows down.
+        """
+        pass_seconds = self._times.pass_seconds(max(1, self.num_sessions))
+        if not level.is_on or pass_seconds is None:
+            return True
+        return level.on.rate * pass_seconds < _MAX_SLOWDOWN
+
+    def _begin_single(self) -> None:
+        """Forget most of what the session before has shown: its text was another one."""
+        level, before = self._level, self._level.speculates
+        level.on.keep(_KEPT_TOKENS)
+        level.interval = _MIN_INTERVAL
+        if not level.is_on:
+            level.begin_trial()
+        self.num_changes += before != level.speculates
+
+    def _resize(self, num_sessions: int) -> None:
+        before = self._level.speculates
+        self.num_sessions = max(0, num_sessions)
+        self._level = self._level_of(max(1, self.num_sessions))
+        self.num_changes += before != self._level.speculates
+
+    def _level_of(self, num_sessions: int) -> _Level:
+        """Return what is known for a number of sessions; a new one starts like the nearest."""
+        step = 1 << max(0, num_sessions.bit_length() - 4)
+        size = num_sessions // step * step
+        level = self._levels.get(size)
+        if level is None:
+            nearest = min(self._levels, key=lambda known: (abs(known - size), known))
+            level = self._levels[size] = _Level(is_on=self._levels[nearest].is_on)
+        return level
+
+
+class SwitchMember:
+    """One session at the switch of its verify device."""
+
+    def __init__(self, switch: SpeculationSwitch) -> None:
+        """Take a place that ``switch`` has counted."""
+        self._switch = switch
+        self._seen = (-1, 0)  # changes and sessions at the last verdict
+        self._last_seconds: float | None = None
+        self._num_settling = 0  # verdicts that do not count yet
+        self._has_left = False
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the session has to speculate now."""
+        return self._switch.speculates
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other session is open on the device."""
+        return self._switch.num_sessions <= 1
+
+    def passed(self, verdict: Verdict, num_tokens: int, now_seconds: float, is_first: bool) -> None:
+        """Report a verdict that made ``num_tokens`` final; the first one includes the prefill."""
+        switch, last_seconds = self._switch, self._last_seconds
+        seen = (switch.num_changes, switch.num_sessions)
+        is_steady, has_changed = seen == self._seen, seen[0] != self._seen[0]
+        self._seen, self._last_seconds = seen, now_seconds
+        if has_changed:
+            self._num_settling = _MAX_SETTLING if switch.speculates else _SETTLED_PLAIN
+        if self._num_settling:
+            # The draft first computes what it has missed.
+            is_back = switch.speculates and verdict.num_checked > 0
+            self._num_settling = 0 if is_back else self._num_settling - 1
+        elif is_steady and not is_first and last_seconds is not None:
+            switch.observe(num_tokens, max(0.0, now_seconds - last_seconds))
+
+    def leave(self) -> None:
+        """End the session's part; further calls change nothing."""
+        if not self._has_left:
+            self._has_left = True
+            self._switch.leave()
