@@ -23,12 +23,13 @@ class RowBudget:
         """Learn from a pass over ``num_rows`` tokens of all sessions."""
         self.times.observe_pass(num_rows, pass_seconds)
 
-    def allot(self, chances: Sequence[Sequence[float]]) -> list[int]:
+    def allot(self, chances: Sequence[Sequence[float]], num_others: int = 0) -> list[int]:
         """Return how many proposals of each session the next pass checks, [sessions].
 
         ``chances`` has for each session in the pass the probabilities that its next proposals are
-        accepted, in order; they never rise. The choice maximizes tokens per second: a pass yields
-        one token for each session, and one more for each accepted proposal.
+        accepted, in order; they never rise. ``num_others`` more rows take part in any case. The
+        choice maximizes tokens per second: a pass yields one token for each session, and one more
+        for each accepted proposal.
         """
         ranked = sorted(
             (
@@ -39,14 +40,15 @@ class RowBudget:
             reverse=True,
         )[:MAX_ROWS]
         num_sessions = len(chances)
-        seconds = self.times.seconds_of_lengths(num_sessions + len(ranked) - 1, 1.0)
+        num_rows = num_sessions + num_others
+        seconds = self.times.seconds_of_lengths(num_rows + len(ranked) - 1, 1.0)
         if not seconds:
             return [len(of_session) for of_session in chances]
         tokens = float(num_sessions)
-        best_rate, num_best = tokens / seconds[num_sessions - 1], 0
+        best_rate, num_best = tokens / seconds[num_rows - 1], 0
         for index, (chance, _) in enumerate(ranked):
             tokens += chance
-            rate = tokens / seconds[num_sessions + index]
+            rate = tokens / seconds[num_rows + index]
             if rate > best_rate:
                 best_rate, num_best = rate, index + 1
         allotted = [0] * num_sessions
