@@ -5,27 +5,36 @@ Rules of this file
   slows it down, and no pass time shows by how much.
 - All sessions of a device speculate, or none does: each one affects the passes of all others.
 - Both ways are measured for each number of sessions. The way that is not in use is tried now and
-  then, for a few tokens. The intervals between the trials grow, and a trial costs about 1 %.
+  then, for a few tokens. A trial costs time, also because the draft first computes what it has
+  missed. The intervals between trials grow until a trial costs 1 % of the time at most.
+- Where even a good draft cannot make up for its rows, by the pass times, nothing is tried.
 - A single session decides for itself: it starts with speculation, whatever the session before did.
 - It has no clock: every event comes with the time, in seconds of one monotonic clock.
 """
 
+import math
 from dataclasses import dataclass, field
 
+from amusd.policy.performance_model import expected_tokens
 from amusd.policy.speculation_length import StepTimes
 from amusd.protocol.events import Verdict
 
-# Tokens are those of one session; all sessions together write as many times more.
+# Tokens of a single session. Of n sessions each writes 1/sqrt(n) as many, and together they show
+# more.
 _FIRST_TOKENS = 32.0  # before the first trial
 _TRIAL_TOKENS = 16.0
-_MIN_INTERVAL = 64.0  # between two trials, in tokens
-_MAX_INTERVAL = 1024.0
+_DECIDING_TOKENS = 24.0  # that show that speculation does not pay
+# Tokens of each session.
+_MIN_INTERVAL = 64.0  # between two trials
+_MAX_INTERVAL = 4096.0
 _TRIAL_COST = 0.01  # of the tokens between two trials
 _MARGIN = 0.02  # by which the other way has to be faster
 _MAX_SLOWDOWN = 1.5  # of a pass, by a draft beside it
+_GOOD_ACCEPTANCE = 0.8  # few drafts are right more often
+_LEAST_GAIN = 1.05  # that is worth a trial
+_MAX_WEIGHED = 8  # proposals of a pass that are weighed
 _HORIZON_TOKENS = 128.0  # that a speed is averaged over
 _KEPT_TOKENS = 8.0  # weight of what another session has shown
-_DECIDING_TOKENS = 24.0  # that show that speculation does not pay
 _MAX_STALL = 4.0  # an interval counts as at most so many usual ones
 _MAX_SETTLING = 8  # verdicts after a change that do not count
 _SETTLED_PLAIN = 2  # the same for the change to plain decoding
@@ -66,16 +75,26 @@ class _Speed:
 class _Level:
     """What is known for one number of sessions, and what is done there."""
 
+    num_sessions: int = 1
     is_on: bool = True
     is_trial: bool = False  # the other way is in use, for a few tokens
-    num_left: float = _FIRST_TOKENS
+    num_left: float = 0.0  # tokens of each session until the phase ends
     interval: float = _MIN_INTERVAL
+    trial_started: float = 0.0
+    trial_tokens: int = 0  # of all sessions
     on: _Speed = field(default_factory=_Speed)
     off: _Speed = field(default_factory=_Speed)
+
+    def __post_init__(self) -> None:
+        self.num_left = self.shared(_FIRST_TOKENS)
 
     @property
     def speculates(self) -> bool:
         return self.is_on != self.is_trial
+
+    def shared(self, num_tokens: float) -> float:
+        """Return the tokens of each session that show as much as ``num_tokens`` of a single one."""
+        return num_tokens / math.sqrt(self.num_sessions)
 
     @property
     def used(self) -> _Speed:
@@ -87,23 +106,23 @@ class _Level:
         """The speed of the other way."""
         return self.off if self.is_on else self.on
 
-    def begin_trial(self) -> None:
-        self.is_trial, self.num_left = True, _TRIAL_TOKENS
+    def begin_trial(self, now_seconds: float) -> None:
+        self.is_trial, self.num_left = True, self.shared(_TRIAL_TOKENS)
+        self.trial_started, self.trial_tokens = now_seconds, 0
 
     def change(self, is_on: bool) -> None:
         """Use a way from now on."""
         self.is_on, self.is_trial = is_on, False
         self.num_left = self.interval = _MIN_INTERVAL
 
-    def end_trial(self) -> None:
+    def end_trial(self, now_seconds: float) -> None:
         """Use the faster way, and try the other one again later."""
         if self.other.rate > self.used.rate * (1.0 + _MARGIN):
             self.change(not self.is_on)
             return
-        loss = 1.0 - self.other.rate / self.used.rate if self.used.rate else 0.0
-        self.interval = min(
-            max(2.0 * self.interval, _TRIAL_TOKENS * loss / _TRIAL_COST), _MAX_INTERVAL
-        )
+        usual_tokens = self.used.rate * (now_seconds - self.trial_started)
+        num_lost = usual_tokens - self.trial_tokens / self.num_sessions
+        self.interval = min(max(2.0 * self.interval, num_lost / _TRIAL_COST), _MAX_INTERVAL)
         self.is_trial, self.num_left = False, self.interval
 
 
@@ -125,60 +144,76 @@ class SpeculationSwitch:
         """Whether sessions speculate now."""
         return self._level.speculates
 
-    def join(self) -> "SwitchMember":
+    def join(self, now_seconds: float) -> "SwitchMember":
         """Return the place of a new session."""
         self._resize(self.num_sessions + 1)
         if self.num_sessions == 1:
-            self._begin_single()
+            self._begin_single(now_seconds)
         return SwitchMember(self)
 
     def leave(self) -> None:
         """Count a session that has ended."""
         self._resize(self.num_sessions - 1)
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Learn that a session took ``seconds`` for its last ``num_tokens``."""
-        level, num_sessions = self._level, max(1, self.num_sessions)
-        speed = level.on if level.speculates else level.off
-        speed.observe(num_tokens, seconds, _HORIZON_TOKENS * num_sessions)
-        level.num_left -= num_tokens / num_sessions
-        before = level.speculates
+    def passed(self, num_tokens: int, seconds: float | None, now_seconds: float) -> None:
+        """Take a verdict that made ``num_tokens`` of a session final.
+
+        ``seconds`` is the time since the verdict before; None: it does not show the usual speed.
+        """
+        level, before = self._level, self._level.speculates
+        level.trial_tokens += num_tokens
+        if seconds is not None:
+            speed = level.on if before else level.off
+            speed.observe(num_tokens, seconds, _HORIZON_TOKENS * level.num_sessions)
+            level.num_left -= num_tokens / level.num_sessions
         if level.num_left <= 0.0:
-            self._next_phase(level)
+            self._next_phase(level, now_seconds)
         elif before and not level.is_trial and self._loses(level):
             level.change(is_on=False)
         self.num_changes += before != level.speculates
 
-    def _next_phase(self, level: _Level) -> None:
+    def _next_phase(self, level: _Level, now_seconds: float) -> None:
         if level.is_trial:
-            level.end_trial()
+            level.end_trial(now_seconds)
         elif self._may_pay(level):
-            level.begin_trial()
+            level.begin_trial(now_seconds)
         else:
             level.num_left = level.interval
 
     def _loses(self, level: _Level) -> bool:
-        """Whether speculation is known to be slower."""
-        is_known = level.on.tokens >= _DECIDING_TOKENS * max(1, self.num_sessions)
+        """Whether speculation is known to be slower, or cannot be faster by the pass times."""
+        if not level.off.tokens:
+            return not self._can_speed_up(level.num_sessions)
+        is_known = level.on.tokens >= level.shared(_DECIDING_TOKENS) * level.num_sessions
         return is_known and level.on.rate * (1.0 + _MARGIN) < level.off.rate
 
     def _may_pay(self, level: _Level) -> bool:
-        """Whether the other way can be faster.
+        """Whether the other way can be faster, by the pass times.
 
-        Plain passes take no less than those beside a draft, but for what the draft slows down.
+        A plain pass is faster than one beside a draft only by what the draft slows it down.
         """
-        pass_seconds = self._times.pass_seconds(max(1, self.num_sessions))
-        if not level.is_on or pass_seconds is None:
+        plain_seconds = self._times.pass_seconds(level.num_sessions)
+        if plain_seconds is None:
             return True
-        return level.on.rate * pass_seconds < _MAX_SLOWDOWN
+        if level.is_on:
+            return level.on.rate * plain_seconds < _MAX_SLOWDOWN
+        return self._can_speed_up(level.num_sessions)
 
-    def _begin_single(self) -> None:
+    def _can_speed_up(self, num_sessions: int) -> bool:
+        """Whether a good draft makes passes of so many sessions worth their rows."""
+        seconds = self._times.seconds_of_lengths(_MAX_WEIGHED, num_sessions)
+        return not seconds or any(
+            expected_tokens(_GOOD_ACCEPTANCE, length) * seconds[0] > _LEAST_GAIN * seconds[length]
+            for length in range(1, _MAX_WEIGHED + 1)
+        )
+
+    def _begin_single(self, now_seconds: float) -> None:
         """Forget most of what the session before has shown: its text was another one."""
         level, before = self._level, self._level.speculates
         level.on.keep(_KEPT_TOKENS)
         level.interval = _MIN_INTERVAL
         if not level.is_on:
-            level.begin_trial()
+            level.begin_trial(now_seconds)
         self.num_changes += before != level.speculates
 
     def _resize(self, num_sessions: int) -> None:
@@ -194,7 +229,8 @@ class SpeculationSwitch:
         level = self._levels.get(size)
         if level is None:
             nearest = min(self._levels, key=lambda known: (abs(known - size), known))
-            level = self._levels[size] = _Level(is_on=self._levels[nearest].is_on)
+            is_on = self._levels[nearest].is_on and self._can_speed_up(size)
+            level = self._levels[size] = _Level(size, is_on)
         return level
 
 
@@ -227,12 +263,14 @@ class SwitchMember:
         self._seen, self._last_seconds = seen, now_seconds
         if has_changed:
             self._num_settling = _MAX_SETTLING if switch.speculates else _SETTLED_PLAIN
+        seconds = None
         if self._num_settling:
             # The draft first computes what it has missed.
             is_back = switch.speculates and verdict.num_checked > 0
             self._num_settling = 0 if is_back else self._num_settling - 1
         elif is_steady and not is_first and last_seconds is not None:
-            switch.observe(num_tokens, max(0.0, now_seconds - last_seconds))
+            seconds = max(0.0, now_seconds - last_seconds)
+        switch.passed(num_tokens, seconds, now_seconds)
 
     def leave(self) -> None:
         """End the session's part; further calls change nothing."""
