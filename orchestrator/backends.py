@@ -47,6 +47,7 @@ class Backends:
             DRAFT, draft, self._validate_draft, resolver, interval, timeout, settings.use_proxy
         )
         self.step_times = StepTimes()
+        self.adapts_speculation = settings.adaptive_speculation
         self._switches: dict[str, SpeculationSwitch] = {}
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None

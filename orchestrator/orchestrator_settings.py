@@ -61,6 +61,11 @@ class OrchestratorSettings:
         unit="tokens",
         at_least=1,
     )
+    adaptive_speculation: bool = setting(
+        True,
+        "Adaptive speculation: sessions of the strategy amusd decode without proposals while that "
+        "is faster.",
+    )
     startup_timeout_seconds: float = setting(
         300.0, "Time to wait for the other services at startup.", above=0
     )

@@ -380,8 +380,8 @@ class Session:
     def _join(self, verify_address: str) -> None:
         """Count the session at its verify device, whose other sessions it affects."""
         self._leave()
-        self._member = self._backends.switch_of(verify_address).join(time.monotonic())
-        if self._plan.strategy is Strategy.AMUSD:
+        self._member = self._backends.switch_of(verify_address).join()
+        if self._plan.strategy is Strategy.AMUSD and self._backends.adapts_speculation:
             self._controller.join(self._member)
 
     def _leave(self) -> None:

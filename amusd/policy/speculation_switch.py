@@ -29,6 +29,7 @@ _MIN_INTERVAL = 64.0  # between two trials
 _MAX_INTERVAL = 4096.0
 _TRIAL_COST = 0.01  # of the tokens between two trials
 _MARGIN = 0.02  # by which the other way has to be faster
+_DOUBT = 0.3  # the same for plain decoding, over the square root of the verdicts that show it
 _MAX_SLOWDOWN = 1.5  # of a pass, by a draft beside it
 _GOOD_ACCEPTANCE = 0.8  # few drafts are right more often
 _LEAST_GAIN = 1.05  # that is worth a trial
@@ -106,6 +107,11 @@ class _Level:
         """The speed of the other way."""
         return self.off if self.is_on else self.on
 
+    @property
+    def doubt(self) -> float:
+        """By how much plain decoding has to be faster: little, if much is known."""
+        return max(_MARGIN, _DOUBT / math.sqrt(max(1.0, self.on.verdicts)))
+
     def begin_trial(self, now_seconds: float) -> None:
         self.is_trial, self.num_left = True, self.shared(_TRIAL_TOKENS)
         self.trial_started, self.trial_tokens = now_seconds, 0
@@ -117,7 +123,8 @@ class _Level:
 
     def end_trial(self, now_seconds: float) -> None:
         """Use the faster way, and try the other one again later."""
-        if self.other.rate > self.used.rate * (1.0 + _MARGIN):
+        margin = self.doubt if self.is_on else _MARGIN
+        if self.other.rate > self.used.rate * (1.0 + margin):
             self.change(not self.is_on)
             return
         usual_tokens = self.used.rate * (now_seconds - self.trial_started)
@@ -144,11 +151,11 @@ class SpeculationSwitch:
         """Whether sessions speculate now."""
         return self._level.speculates
 
-    def join(self, now_seconds: float) -> "SwitchMember":
+    def join(self) -> "SwitchMember":
         """Return the place of a new session."""
         self._resize(self.num_sessions + 1)
         if self.num_sessions == 1:
-            self._begin_single(now_seconds)
+            self._begin_single()
         return SwitchMember(self)
 
     def leave(self) -> None:
@@ -185,7 +192,7 @@ class SpeculationSwitch:
         if not level.off.tokens:
             return not self._can_speed_up(level.num_sessions)
         is_known = level.on.tokens >= level.shared(_DECIDING_TOKENS) * level.num_sessions
-        return is_known and level.on.rate * (1.0 + _MARGIN) < level.off.rate
+        return is_known and level.on.rate * (1.0 + level.doubt) < level.off.rate
 
     def _may_pay(self, level: _Level) -> bool:
         """Whether the other way can be faster, by the pass times.
@@ -207,13 +214,12 @@ class SpeculationSwitch:
             for length in range(1, _MAX_WEIGHED + 1)
         )
 
-    def _begin_single(self, now_seconds: float) -> None:
+    def _begin_single(self) -> None:
         """Forget most of what the session before has shown: its text was another one."""
         level, before = self._level, self._level.speculates
         level.on.keep(_KEPT_TOKENS)
-        level.interval = _MIN_INTERVAL
-        if not level.is_on:
-            level.begin_trial(now_seconds)
+        if not level.is_on or level.is_trial:
+            level.change(is_on=True)
         self.num_changes += before != level.speculates
 
     def _resize(self, num_sessions: int) -> None:

@@ -77,6 +77,7 @@ EXPECTED = {
         ("--default-strategy", "AMUSD_DEFAULT_STRATEGY", Strategy.AMUSD),
         ("--speculative-lookahead", "AMUSD_SPECULATIVE_LOOKAHEAD", 5),
         ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
+        ("--adaptive-speculation/--no-adaptive-speculation", "AMUSD_ADAPTIVE_SPECULATION", True),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
         ("--replica-timeout", "AMUSD_REPLICA_TIMEOUT", 10.0),

@@ -46,6 +46,8 @@ class Setup:
     as the model. ``collects``: the draft is told how many tokens to collect into a proposal.
     ``num_branches``: how many branches of up to ``branch_depth`` tokens the draft hangs on each
     token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
+    ``rest``: speculation is off in every other span of so many positions; 0: never. ``is_shared``:
+    other sessions use the verify device, so passes are asked for ahead of time.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -69,6 +71,8 @@ class Setup:
     num_branches: int = 0
     branch_depth: int = 1
     max_branches: int = 4
+    rest: int = 0
+    is_shared: bool = False
 
     @property
     def prompt(self) -> list[int]:
