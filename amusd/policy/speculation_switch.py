@@ -26,6 +26,7 @@ _TRIAL_TOKENS = 16.0
 _DECIDING_TOKENS = 24.0  # that show that speculation does not pay
 # Tokens of each session.
 _MIN_INTERVAL = 64.0  # between two trials
+_MAX_FIRST_INTERVAL = 512.0  # after a change
 _MAX_INTERVAL = 4096.0
 _TRIAL_COST = 0.01  # of the tokens between two trials
 _MARGIN = 0.02  # by which the other way has to be faster
@@ -35,7 +36,7 @@ _GOOD_ACCEPTANCE = 0.8  # few drafts are right more often
 _LEAST_GAIN = 1.05  # that is worth a trial
 _MAX_WEIGHED = 8  # proposals of a pass that are weighed
 _HORIZON_TOKENS = 128.0  # that a speed is averaged over
-_KEPT_TOKENS = 8.0  # weight of what another session has shown
+_KEPT_TOKENS = 8.0  # weight of what another session, or an earlier trial, has shown
 _MAX_STALL = 4.0  # an interval counts as at most so many usual ones
 _MAX_SETTLING = 8  # verdicts after a change that do not count
 _SETTLED_PLAIN = 2  # the same for the change to plain decoding
@@ -98,6 +99,11 @@ class _Level:
         return num_tokens / math.sqrt(self.num_sessions)
 
     @property
+    def is_known(self) -> bool:
+        """Whether either way has been measured."""
+        return self.on.tokens + self.off.tokens > 0.0
+
+    @property
     def used(self) -> _Speed:
         """The speed of the usual way."""
         return self.on if self.is_on else self.off
@@ -114,12 +120,16 @@ class _Level:
 
     def begin_trial(self, now_seconds: float) -> None:
         self.is_trial, self.num_left = True, self.shared(_TRIAL_TOKENS)
+        self.other.keep(_KEPT_TOKENS)  # what it showed at the last trial may be over
         self.trial_started, self.trial_tokens = now_seconds, 0
 
     def change(self, is_on: bool) -> None:
         """Use a way from now on."""
         self.is_on, self.is_trial = is_on, False
-        self.num_left = self.interval = _MIN_INTERVAL
+        slower = self.used.rate / self.other.rate if self.other.rate else 1.0
+        by_cost = self.shared(_TRIAL_TOKENS) * (slower - 1.0) / _TRIAL_COST
+        self.interval = min(max(_MIN_INTERVAL, by_cost), _MAX_FIRST_INTERVAL)
+        self.num_left = self.interval
 
     def end_trial(self, now_seconds: float) -> None:
         """Use the faster way, and try the other one again later."""
@@ -229,13 +239,14 @@ class SpeculationSwitch:
         self.num_changes += before != self._level.speculates
 
     def _level_of(self, num_sessions: int) -> _Level:
-        """Return what is known for a number of sessions; a new one starts like the nearest."""
+        """Return what is known for a number of sessions; else do as with the nearest number."""
         step = 1 << max(0, num_sessions.bit_length() - 4)
         size = num_sessions // step * step
         level = self._levels.get(size)
-        if level is None:
-            nearest = min(self._levels, key=lambda known: (abs(known - size), known))
-            is_on = self._levels[nearest].is_on and self._can_speed_up(size)
+        if level is None or not level.is_known:
+            known = [one for one in self._levels.values() if one.is_known]
+            nearest = min(known, key=lambda one: abs(one.num_sessions - size), default=_Level())
+            is_on = nearest.is_on and self._can_speed_up(size)
             level = self._levels[size] = _Level(size, is_on)
         return level
 
