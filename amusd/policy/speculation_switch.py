@@ -21,13 +21,14 @@ from amusd.protocol.events import Verdict
 
 # Tokens of a single session. Of n sessions each writes 1/sqrt(n) as many, and together they show
 # more.
-_FIRST_TOKENS = 32.0  # before the first trial
+_FIRST_TOKENS = 24.0  # before the first trial
 _TRIAL_TOKENS = 16.0
 _DECIDING_TOKENS = 24.0  # that show that speculation does not pay
 # Tokens of each session.
 _MIN_INTERVAL = 64.0  # between two trials
 _MAX_FIRST_INTERVAL = 512.0  # after a change
 _MAX_INTERVAL = 4096.0
+_MAX_TRIAL = 4.0  # times as long as its tokens usually take
 _TRIAL_COST = 0.01  # of the tokens between two trials
 _MARGIN = 0.02  # by which the other way has to be faster
 _DOUBT = 0.3  # the same for plain decoding, over the square root of the verdicts that show it
@@ -123,6 +124,13 @@ class _Level:
         self.other.keep(_KEPT_TOKENS)  # what it showed at the last trial may be over
         self.trial_started, self.trial_tokens = now_seconds, 0
 
+    def is_long_trial(self, now_seconds: float) -> bool:
+        """Whether a trial takes much longer than its tokens usually do."""
+        if not self.is_trial or not self.used.rate:
+            return False
+        usual_seconds = self.shared(_TRIAL_TOKENS) / self.used.rate
+        return now_seconds - self.trial_started > _MAX_TRIAL * usual_seconds
+
     def change(self, is_on: bool) -> None:
         """Use a way from now on."""
         self.is_on, self.is_trial = is_on, False
@@ -183,7 +191,7 @@ class SpeculationSwitch:
             speed = level.on if before else level.off
             speed.observe(num_tokens, seconds, _HORIZON_TOKENS * level.num_sessions)
             level.num_left -= num_tokens / level.num_sessions
-        if level.num_left <= 0.0:
+        if level.num_left <= 0.0 or level.is_long_trial(now_seconds):
             self._next_phase(level, now_seconds)
         elif before and not level.is_trial and self._loses(level):
             level.change(is_on=False)

@@ -136,7 +136,7 @@ def test_the_interval_of_a_change_does_not_count_for_either_way() -> None:
     member: SwitchMember = switch.join()
     now = 0.0
     member.passed(VERDICT, 1, now, is_first=True)
-    for _ in range(31):
+    for _ in range(20):
         now += 0.01
         member.passed(VERDICT, 1, now, is_first=False)
     before = switch.num_changes
@@ -144,7 +144,7 @@ def test_the_interval_of_a_change_does_not_count_for_either_way() -> None:
         now += 0.01
         member.passed(VERDICT, 1, now, is_first=False)
     assert not member.speculates
-    for seconds in (5.0, 5.0):  # the last passes with proposals, and the first without
+    for seconds in (0.2, 0.2):  # the last passes with proposals, and the first without
         now += seconds
         member.passed(VERDICT, 1, now, is_first=False)
     for _ in range(16):
