@@ -32,8 +32,6 @@ SERVICES = ("strategies", "clients")
 GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
 
-_MAX_CLIENTS = 8  # each has a prompt of its own
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -46,6 +44,7 @@ class Plan:
     max_tokens: int
     cpus: tuple[int, ...]
     weights: tuple[WeightFormat, ...]
+    clients: tuple[int, ...]
 
 
 def main(
@@ -72,6 +71,9 @@ def main(
     ] = "humaneval",
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each output.")] = 128,
+    clients: Annotated[
+        str, typer.Option(help="Numbers of concurrent clients of the table clients, as 1,8.")
+    ] = "1,2,4,8",
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure and print the tables; write all figures to a file."""
@@ -81,7 +83,9 @@ def main(
         raise InvalidInputError("a synthetic model has no engine to measure: name a real one")
     loaded = load_prompts(prompts, limit) if set(wanted) & set(SERVICES) else []
     cores = parse_cpus(cpus) or verify_cores()
-    plan = Plan(verify, draft, rounds, loaded, max_tokens, cores, _formats(weights))
+    plan = Plan(
+        verify, draft, rounds, loaded, max_tokens, cores, _formats(weights), _counts(clients)
+    )
     report = _head(plan, prompts)
     for name, make in _makers(plan):
         if name not in wanted:
@@ -114,6 +118,16 @@ def _formats(text: str) -> tuple[WeightFormat, ...]:
         ) from None
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise InvalidInputError(f"cannot read clients {text!r}: give numbers from 1 on, as 1,2,4,8")
+    return counts
+
+
 def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     """Yield the tables; services come first because they inherit the cores of this thread."""
     settings = service_tables.settings_of(plan.draft, plan.verify)
@@ -122,7 +136,7 @@ def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     yield "strategies", lambda: service_tables.strategies(settings, plan.prompts, max_tokens)
     yield (
         "clients",
-        lambda: service_tables.clients(settings, plan.prompts[:_MAX_CLIENTS], max_tokens, few),
+        lambda: service_tables.clients(settings, plan.prompts, max_tokens, few, plan.clients),
     )
     contestants = _LazyContestants(Bench(plan.verify, cpus=plan.cpus), plan.weights)
     yield "one-token", lambda: engine_tables.one_token(contestants.get(), few)

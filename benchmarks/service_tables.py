@@ -17,6 +17,7 @@ from benchmarks.engine_tables import TableOfFigures
 from benchmarks.rounds import Times, ratio, rotated
 
 STRATEGIES = "autoregressive,speculative:5,amusd"
+_PLAIN = Strategy.AUTOREGRESSIVE
 _NO_PREFIX_CACHE = EngineOptions(reuse_prefixes=False)  # so that each strategy computes its prompts
 
 
@@ -82,45 +83,80 @@ class _Load:
 
 
 def clients(
-    settings: LocalSettings, prompts: Sequence[Prompt], max_tokens: int, rounds: int
+    settings: LocalSettings,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    rounds: int,
+    counts: Sequence[int],
 ) -> TableOfFigures:
-    """Measure tokens a second and busy devices for more and more concurrent clients."""
+    """Compare AMUSD with plain decoding for each number of concurrent clients, interleaved."""
     table = TableOfFigures(
         f"{len(prompts)} prompts by concurrent clients through the services, {max_tokens} tokens",
-        ("", "clients", "tokens/s", "quartiles", "against 1", "verify busy", "draft busy"),
+        (
+            "",
+            "clients",
+            "tokens/s",
+            "quartiles",
+            "against 1",
+            "over plain",
+            "quartiles",
+            "verify busy",
+            "draft busy",
+        ),
     )
     with local_services(settings) as services, Client(services.address) as client:
-        for strategy in (Strategy.AUTOREGRESSIVE, Strategy.AMUSD):
-            runner = ServiceRunner(client, strategy.value, strategy, ignore_eos=True)
-            loads = _interleaved(runner, prompts, max_tokens, rounds)
-            for count, load in loads.items():
-                figures = _figures(load, ratio(loads[1].times, load.times))
-                table.rows.append((strategy.value, str(count), *_cells(figures)))
-                table.figures[f"{strategy.value}, {count} clients"] = figures
+        runners = [
+            ServiceRunner(client, strategy.value, strategy, ignore_eos=True)
+            for strategy in (_PLAIN, Strategy.AMUSD)
+        ]
+        loads = _interleaved(runners, prompts, max_tokens, rounds, counts)
+    for (name, count), load in loads.items():
+        gain = ratio(loads[name, counts[0]].times, load.times)
+        over_plain = ratio(loads[_PLAIN.value, count].times, load.times)
+        figures = _figures(load, gain, over_plain)
+        table.rows.append((name, str(count), *_cells(figures)))
+        table.figures[f"{name}, {count} clients"] = figures
     return table
 
 
 def _interleaved(
-    runner: ServiceRunner, prompts: Sequence[Prompt], max_tokens: int, rounds: int
-) -> dict[int, _Load]:
-    """Let 1, 2, 4, ... clients share the prompts, up to one client per prompt."""
-    found = {1 << power: _Load() for power in range(len(prompts).bit_length())}
-    runner.run(prompts[0], max_tokens)
+    runners: Sequence[ServiceRunner],
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    rounds: int,
+    counts: Sequence[int],
+) -> dict[tuple[str, int], _Load]:
+    """Let each number of clients share the prompts, with one strategy after the other."""
+    found = {(runner.name, count): _Load() for runner in runners for count in counts}
+    for runner in runners:
+        runner.run(prompts[0], max_tokens)
     for number in range(rounds):
-        for count in rotated(list(found), number):
-            started = time.perf_counter()
-            with ThreadPoolExecutor(count) as pool:
-                samples = list(pool.map(lambda one: runner.run(one, max_tokens), prompts))
-            found[count].add(samples, time.perf_counter() - started)
+        for count in rotated(list(counts), number):
+            for runner in rotated(list(runners), number):
+                load = found[runner.name, count]
+                started = time.perf_counter()
+                samples = _served(runner, prompts, max_tokens, count)
+                load.add(samples, time.perf_counter() - started)
     return found
 
 
-def _figures(load: _Load, gain: tuple[float, float, float]) -> dict[str, Any]:
+def _served(
+    runner: ServiceRunner, prompts: Sequence[Prompt], max_tokens: int, num_clients: int
+) -> list[Sample]:
+    """Return the outputs of the prompts, which ``num_clients`` take one after the other."""
+    with ThreadPoolExecutor(num_clients) as pool:
+        return list(pool.map(lambda one: runner.run(one, max_tokens), prompts))
+
+
+def _figures(
+    load: _Load, gain: tuple[float, float, float], over_plain: tuple[float, float, float]
+) -> dict[str, Any]:
     low, high = load.times.quartiles
     return {
         "tokens_per_second": 1 / load.times.median,
         "quartiles": [1 / high, 1 / low],
         "gain": gain,
+        "over_plain": over_plain,
         "verify_busy": statistics.median(load.verify_busy),
         "draft_busy": statistics.median(load.draft_busy),
     }
@@ -132,6 +168,8 @@ def _cells(figures: dict[str, Any]) -> tuple[str, ...]:
         f"{figures['tokens_per_second']:.0f}",
         f"{low:.0f} to {high:.0f}",
         f"{figures['gain'][0]:.2f}x",
+        "{:.2f}x".format(figures["over_plain"][0]),
+        "{1:.2f} to {2:.2f}".format(*figures["over_plain"]),
         f"{figures['verify_busy']:.0%}",
         f"{figures['draft_busy']:.0%}",
     )

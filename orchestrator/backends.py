@@ -11,6 +11,7 @@ from typing import TypeAlias
 from amusd.fleet.load_balancing import ReplicaState, explain_mismatch
 from amusd.fleet.model_description import ModelDescription, ServiceLimits, check_pair
 from amusd.policy.speculation_length import StepTimes
+from amusd.policy.speculation_switch import SpeculationSwitch
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.v1 import verify_pb2_grpc
 from orchestrator.addresses import Resolver, SystemResolver, parse_entries
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 _WHAT_TO_DO = (
     "serve the pool's model there, or change all replicas and then restart the orchestrators"
 )
+
+_MAX_SWITCHES = 64  # of replicas without sessions
 
 VerifyPool: TypeAlias = "Pool[verify_pb2_grpc.VerifyServiceAsyncStub]"
 DraftPool: TypeAlias = Pool[DraftStub]
@@ -44,9 +47,22 @@ class Backends:
             DRAFT, draft, self._validate_draft, resolver, interval, timeout, settings.use_proxy
         )
         self.step_times = StepTimes()
+        self.adapts_speculation = settings.adaptive_speculation
+        self._switches: dict[str, SpeculationSwitch] = {}
         self._verify_model: ModelDescription | None = None
         self._draft_model: ModelDescription | None = None
         self._limits: ServiceLimits | None = None
+
+    def switch_of(self, verify_address: str) -> SpeculationSwitch:
+        """Return the speculation switch of the sessions on a verify replica."""
+        switch = self._switches.get(verify_address)
+        if switch is None:
+            if len(self._switches) >= _MAX_SWITCHES:  # addresses that are used no more
+                self._switches = {
+                    address: one for address, one in self._switches.items() if one.num_sessions
+                }
+            switch = self._switches[verify_address] = SpeculationSwitch(self.step_times)
+        return switch
 
     @property
     def has_draft(self) -> bool:

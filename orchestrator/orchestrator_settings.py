@@ -67,6 +67,11 @@ class OrchestratorSettings:
         "Policy of the strategy amusd: adaptive, or as in the AMUSD paper to compare with. That "
         "one drafts up to the services' max-lookahead and uses no branches.",
     )
+    adaptive_speculation: bool = setting(
+        True,
+        "Adaptive speculation: sessions of the strategy amusd decode without proposals while that "
+        "is faster.",
+    )
     startup_timeout_seconds: float = setting(
         300.0, "Time to wait for the other services at startup.", above=0
     )

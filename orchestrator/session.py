@@ -20,6 +20,7 @@ from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import AsynchronousPolicy, make_policy
+from amusd.policy.speculation_switch import SwitchMember
 from amusd.protocol.errors import (
     AmusdError,
     InternalError,
@@ -105,6 +106,8 @@ class Session:
         self._links: list[VerifyLink | DraftLink] = []  # all that were opened
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
+        self._member: SwitchMember | None = None
+        self._opens_draft_later = False  # when speculation is worth its time
         self._attempts: dict[Role, Attempts] = {"verify": Attempts(), "draft": Attempts()}
         self._failed_pass: VerifyLink | None = None  # until another replica repeats it
 
@@ -160,6 +163,9 @@ class Session:
             for message in (decision.rollback, decision.advance):
                 if message is not None:
                     self._draft.send(message)
+        elif self._opens_draft_later and decision.advance is not None:
+            self._opens_draft_later = False
+            self._carry_out(self._open_draft())
         if decision.rollback is not None:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
@@ -331,8 +337,11 @@ class Session:
                     f"strategy {self._plan.strategy.value} needs a draft, and this server has "
                     "none: ask for autoregressive"
                 )
-            self._carry_out(self._open_draft())
+            self._opens_draft_later = True
         self._open_verify()
+        if self._opens_draft_later and not self._controller.draft_rests:
+            self._opens_draft_later = False
+            self._carry_out(self._open_draft())
         self._after_event()
 
     def _opening(self) -> SessionOpening:
@@ -363,9 +372,21 @@ class Session:
             if not isinstance(error, UnavailableError):
                 raise error from none_left
             raise UnavailableError(f"{error}; {none_left}") from error
+        self._join(lease.address)
         self._verify = VerifyLink(lease, self._take, self._watch.metadata)
         self._links.append(self._verify)
         self._verify.open(self._opening())
+
+    def _join(self, verify_address: str) -> None:
+        """Count the session at its verify device, whose other sessions it affects."""
+        self._leave()
+        self._member = self._backends.switch_of(verify_address).join()
+        if self._plan.strategy is Strategy.AMUSD and self._backends.adapts_speculation:
+            self._controller.join(self._member)
+
+    def _leave(self) -> None:
+        if self._member is not None:
+            self._member.leave()
 
     def _open_draft(self) -> Decision:
         """Open a draft session; without a replica for it, return how to go on."""
@@ -394,6 +415,7 @@ class Session:
         """End all links, which frees both caches, and the timer."""
         self._ended.cancel()  # whatever still comes in is ignored
         self._timer.cancel()
+        self._leave()
         for link in self._links:
             link.cancel()
         tasks = [task for link in self._links for task in link.tasks]

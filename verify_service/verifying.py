@@ -1,22 +1,26 @@
 """What is special in verifying: the verify service's role in the serving loop.
 
-A batch checks, for each of its sequences, all proposals that have arrived since its last one.
+A batch checks, of the proposals that have arrived, those that are worth their rows: its row budget
+is divided between its sequences. The others wait for the next batch.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amusd.engine.interface import NO_TOKEN, Engine
 from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
+from amusd.policy.place_acceptance import PlaceAcceptance
+from amusd.policy.row_budget import RowBudget
 from amusd.protocol.errors import InvalidInputError
-from amusd.protocol.events import Forward
+from amusd.protocol.events import Forward, Verdict
 from amusd.protocol.verify_session import VerifySession
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
-from amusd.serving.sequence import BatchClock, Send, Sequence
+from amusd.serving.sequence import BatchClock, BatchTimes, Send, Sequence
+from verify_service.pass_profile import profile_passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +37,17 @@ class VerifyOpening:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class VerifySequence(Sequence):
-    """A sequence that is verified. A batch checks at most ``max_checked`` of its proposals."""
+    """A sequence that is verified. A batch checks at most ``max_checked`` of its proposals.
+
+    The row budget of the next batch allows ``num_allotted`` of them; None: it does not limit them.
+    Without ``has_budget`` it never does, because the client has chosen the number itself.
+    """
 
     session: VerifySession
     max_checked: int
+    has_budget: bool = False
+    num_allotted: int | None = None
+    places: PlaceAcceptance = field(default_factory=PlaceAcceptance)
 
     @property
     def tokens(self) -> list[int]:
@@ -50,7 +61,20 @@ class VerifySequence(Sequence):
 
     def begin_batch(self) -> tuple[int, ...]:
         """Return the proposals that the batch checks."""
-        return self.session.begin_pass(self.max_checked)
+        allotted, self.num_allotted = self.num_allotted, None
+        most = self.max_checked if allotted is None else min(self.max_checked, allotted)
+        return self.session.begin_pass(most)
+
+    @property
+    def num_ready(self) -> int:
+        """Number of proposals that a batch may check."""
+        return min(self.session.num_pending, self.max_checked)
+
+    @property
+    def chances(self) -> list[float]:
+        """The probability of each proposal under the row budget to be accepted, in order."""
+        num_ready = self.num_ready if self.has_budget else 0
+        return self.places.chances(num_ready) if num_ready else []
 
 
 class Verifying:
@@ -60,6 +84,8 @@ class Verifying:
         """Verify with ``engine`` within ``limits``."""
         self._engine = engine
         self._limits = limits
+        self.budget = RowBudget()
+        self._is_timed = True  # the pass times of the last batch
 
     def open(self, opening: VerifyOpening, send: Send) -> VerifySequence:
         """Return the sequence of a new session."""
@@ -90,9 +116,18 @@ class Verifying:
         sequence.session.offer(event.epoch, event.position, event.tokens, event.branches)
         most = self._limits.max_lookahead
         sequence.max_checked = min(event.max_checked or most, most)
+        sequence.has_budget = event.max_checked > 0
 
     def prepare(self, sequences: list[VerifySequence]) -> bool:
-        """Nothing can be verified without a batch."""
+        """Divide the row budget of the next batch; nothing is sent without a batch."""
+        self._is_timed = False
+        due = [sequence for sequence in sequences if sequence.is_due][: self._engine.max_batch]
+        chances = [sequence.chances for sequence in due]
+        if any(chances):
+            num_others = sum(one.num_ready for one in due if not one.has_budget)
+            allotted = self.budget.allot(chances, num_others)
+            for sequence, number in zip(due, allotted, strict=True):
+                sequence.num_allotted = number if sequence.has_budget else None
         return False
 
     def fill(self, num_places: int) -> "Iterable[Scheduled[VerifySequence]]":
@@ -106,12 +141,25 @@ class Verifying:
             predictions, times.seconds, times.share_seconds, sequence.num_cached_tokens, times.times
         )
         sequence.num_cached_tokens = 0
+        self._learn(sequence, verdict, times)
         assert sequence.slot is not None  # it took part in a batch
         if verdict.next_token == NO_TOKEN:
             raise not_finite(self._engine.description)
         # The verify model's own next token has not been computed yet.
         self._engine.truncate(sequence.slot, sequence.session.verified_position - 1)
         sequence.send(verdict)
+
+    def _learn(self, sequence: VerifySequence, verdict: Verdict, times: BatchTimes) -> None:
+        """Learn acceptance and pass time; the first batches of a sequence include the prefill."""
+        sequence.places.observe(verdict)
+        if sequence.session.epoch > verdict.epoch:
+            sequence.places.rejected(sequence.session.epoch)
+        is_decoding = verdict.position > sequence.num_prompt_tokens
+        if self._is_timed or not is_decoding or not times.share_seconds:
+            return
+        self._is_timed = True  # the other sequences had the same pass
+        num_rows = (verdict.num_checked + 1) * times.seconds / times.share_seconds
+        self.budget.observe(round(num_rows), times.seconds)
 
     def close(self, sequence: VerifySequence) -> None:
         """Nothing is kept outside the sequence."""
@@ -145,5 +193,16 @@ class VerifyWorker(EngineWorker[VerifySequence, VerifyOpening, Forward]):
         health: EngineHealth | None = None,
     ) -> None:
         """Verify with ``engine`` within ``limits``."""
-        role = Verifying(engine, limits)
-        super().__init__(engine, role, limits, prefill_budget, reuses_prefixes, on_pass, health)
+        self._verifying = Verifying(engine, limits)
+        super().__init__(
+            engine, self._verifying, limits, prefill_budget, reuses_prefixes, on_pass, health
+        )
+
+    def warm_up(self) -> None:
+        """Run a first pass, then learn how long passes take.
+
+        Raises:
+            AmusdError: a pass failed.
+        """
+        super().warm_up()
+        profile_passes(self.engine, self._verifying.budget)

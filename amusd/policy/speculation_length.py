@@ -6,14 +6,12 @@ proposals are rarely right, and all sessions in the pass wait for them.
 
 import bisect
 import itertools
-import math
 from dataclasses import dataclass, field
 
+from amusd.policy.performance_model import expected_tokens
+from amusd.policy.place_acceptance import PlaceAcceptance
 from amusd.protocol.events import Verdict
 
-_PRIOR_ACCEPTANCE = 0.6
-_PRIOR_WEIGHT = 8.0
-_DECAY = 0.97  # weight of earlier tokens after each compared token
 _MIN_USE_PROBABILITY = 0.05  # a token that is used less often is not drafted
 _TIME_WEIGHT = 0.2  # weight of the newest time in a running average
 
@@ -117,8 +115,7 @@ class SpeculationLength:
 
     max_checked: int
     times: StepTimes
-    _num_accepted: float = _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT
-    _num_compared: float = _PRIOR_WEIGHT
+    _places: PlaceAcceptance = field(default_factory=PlaceAcceptance)
     _own_tokens: float = 1.0
     _other_tokens: float = 0.0
     _outlook: "_Outlook | None" = None
@@ -126,7 +123,7 @@ class SpeculationLength:
     @property
     def acceptance(self) -> float:
         """Estimated probability that a proposal is right if those before it are right."""
-        return self._num_accepted / self._num_compared
+        return self._places.acceptance
 
     @property
     def num_sharing(self) -> float:
@@ -142,11 +139,12 @@ class SpeculationLength:
         self.times.observe_pass(round(num_own * num_sharing), verdict.pass_seconds)
         self._own_tokens = _average(self._own_tokens, num_own)
         self._other_tokens = _average(self._other_tokens, num_own * (num_sharing - 1.0))
-        num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
-        for index in range(num_compared):
-            is_right = index < verdict.num_accepted
-            self._num_accepted = self._num_accepted * _DECAY + is_right
-            self._num_compared = self._num_compared * _DECAY + 1.0
+        self._places.observe(verdict)
+        self._outlook = None
+
+    def rolled_back(self, epoch: int) -> None:
+        """Begin an epoch: the next proposal stands at the first place."""
+        self._places.rejected(epoch)
         self._outlook = None
 
     def best(self) -> int:
@@ -160,9 +158,7 @@ class SpeculationLength:
         twenty are not drafted: they cost energy, and slow the verify model down where the two
         devices share memory or power.
         """
-        acceptance = min(max(self.acceptance, 0.01), 0.99)
-        useful = math.ceil(math.log(_MIN_USE_PROBABILITY) / math.log(acceptance))
-        return min(max(useful, 1), self.max_checked)
+        return self._current().lookahead
 
     def best_start(self, num_ready: int, next_seconds: float) -> int:
         """Return with how many proposals an idle verify model should start, 0 or more.
@@ -180,25 +176,26 @@ class SpeculationLength:
         if not outlook.seconds:
             return max(1, num_ready)  # no pass has been timed yet
         # The draft model may not write more than the look-ahead, so no more can be awaited.
-        lookahead = self.useful_lookahead()
+        lookahead = outlook.lookahead
         if num_ready >= lookahead:
             return num_ready
-        acceptance, step_seconds = self.acceptance, self.times.draft_seconds
-        chance = acceptance ** (num_ready + 1)  # that the pass is followed by others
+        step_seconds = self.times.draft_seconds
         best_length, best_rate, wait = num_ready, 0.0, 0.0
         for length in range(num_ready, lookahead + 1):
+            chance = outlook.chances[length]  # that the pass is followed by others
             tokens = outlook.tokens[length] + chance * outlook.run_tokens
             rate = tokens / (wait + outlook.seconds[length] + chance * outlook.run_seconds)
             if rate > best_rate:
                 best_length, best_rate = length, rate
-            chance *= acceptance
             wait = next_seconds + (length - num_ready) * step_seconds
         return best_length
 
     def _current(self) -> "_Outlook":
         if self._outlook is None or not self._outlook.seconds:
             seconds = self.times.seconds_of_lengths(self.max_checked, self.num_sharing)
-            self._outlook = _Outlook.at(self.acceptance, seconds, self.times.draft_seconds)
+            self._outlook = _Outlook.of(
+                self._places, self.max_checked, seconds, self.times.draft_seconds
+            )
         return self._outlook
 
 
@@ -206,34 +203,55 @@ class SpeculationLength:
 class _Outlook:
     """What a pass over each number of proposals yields on average, and the time it takes.
 
-    ``tokens`` and ``seconds`` are indexed by the number of proposals, from 0; both are empty as
-    long as no pass time is known, and ``best_length`` is 0 then. A run of passes without a wait
-    yields ``run_tokens`` in ``run_seconds`` until a proposal is rejected.
+    ``chances``, ``tokens`` and ``seconds`` are indexed by the number of proposals, from 0. A chance
+    is that of one more right token than there are proposals. ``seconds`` is empty as long as no
+    pass time is known, and ``best_length`` is 0 then. A run of passes without a wait yields
+    ``run_tokens`` in ``run_seconds`` until a proposal is rejected.
     """
 
+    chances: list[float]
     tokens: list[float]
     seconds: list[float]
-    best_length: int
+    lookahead: int
+    best_length: int = 0
     run_tokens: float = 0.0
     run_seconds: float = 0.0
 
     @classmethod
-    def at(cls, acceptance: float, seconds: list[float], draft_seconds: float) -> "_Outlook":
-        """Return the outlook at an acceptance, for passes that take ``seconds``."""
-        tokens: list[float] = []
-        expected, best_length, best_rate = 0.0, 0, 0.0
-        for length, pass_seconds in enumerate(seconds):
-            expected = 1.0 + acceptance * expected  # as in performance_model.expected_tokens
-            tokens.append(expected)
-            rate = expected / pass_seconds
-            if length and rate > best_rate:
-                best_length, best_rate = length, rate
-        if not best_length:
-            return cls(tokens, seconds, best_length)
+    def of(
+        cls,
+        places: PlaceAcceptance,
+        max_length: int,
+        seconds: list[float],
+        draft_seconds: float,
+    ) -> "_Outlook":
+        """Return the outlook of a session, for passes that take ``seconds``."""
+        chances = places.chances(max_length + 1)
+        tokens = list(itertools.accumulate(chances[:max_length], initial=1.0))
+        lookahead = next(
+            (
+                number
+                for number, chance in enumerate(chances[:max_length], 1)
+                if chance <= _MIN_USE_PROBABILITY
+            ),
+            max_length,
+        )
+        if len(seconds) < 2:
+            return cls(chances, tokens, seconds, lookahead)
+        best_length = max(range(1, len(seconds)), key=lambda n: tokens[n] / seconds[n])
         # Passes in a run check what the draft writes meanwhile.
         length = best_length
         if best_length * draft_seconds > seconds[1]:
             length = max(1, int(seconds[1] / draft_seconds))
+        acceptance = places.late_acceptance
+        run_tokens = expected_tokens(acceptance, length)
         num_passes = 1.0 / max(1e-6, 1.0 - acceptance ** (length + 1))
-        run_tokens, run_seconds = num_passes * tokens[length], num_passes * seconds[length]
-        return cls(tokens, seconds, best_length, run_tokens, run_seconds)
+        return cls(
+            chances,
+            tokens,
+            seconds,
+            lookahead,
+            best_length,
+            num_passes * run_tokens,
+            num_passes * seconds[length],
+        )

@@ -218,6 +218,7 @@ class Asynchronous:
         self._next_proposal_seconds = now_seconds + (self._times.rollback_seconds or by_steps)
         self._epoch = epoch
         self._rolled_back_seconds = now_seconds
+        self._length.rolled_back(epoch)
 
     def passed(self, verdict: Verdict, is_first: bool) -> None:
         """Learn the acceptance and the pass times."""

@@ -5,14 +5,21 @@ Rules of this file
 - It has no clock: every event comes with the time, in seconds of one monotonic clock.
 - Tokens come from the ledger alone. The speculation policy only says when a pass starts, and how
   many proposals it checks.
+- While the speculation switch is off, the draft rests: it gets no message until it is on again.
+- On a device with other sessions, passes are asked for ahead of time: a session that waits for its
+  draft would miss a pass that the others start.
 """
 
 from dataclasses import replace
 
 from amusd.policy.speculation_policy import SpeculationPolicy
+from amusd.policy.speculation_switch import SwitchMember
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
+from amusd.protocol.resting_draft import RestingDraft
+
+_ASKED_AHEAD = 8  # tokens; passes that a lost client may waste
 
 
 class SessionController:
@@ -34,6 +41,20 @@ class SessionController:
         self._computes_prompt = True  # the next verdict includes the prefill
         self._held: Forward | None = None  # waits for more proposals; the verify model is idle
         self._awaited_since: float | None = None  # the draft has nothing in the tail
+        self._member: SwitchMember | None = None  # None: the session speculates in any case
+        self._rest: RestingDraft | None = None  # None: the draft works
+        self._asked_until = -1  # position up to which passes come without proposals
+
+    def join(self, member: SwitchMember) -> None:
+        """Follow the speculation switch of the verify device from now on."""
+        self._member = member
+        if self._has_draft and not member.speculates and self._rest is None:
+            self._rest = RestingDraft()
+
+    @property
+    def draft_rests(self) -> bool:
+        """Whether the draft gets no messages now."""
+        return self._rest is not None
 
     @property
     def pass_due(self) -> bool:
@@ -58,19 +79,22 @@ class SessionController:
         if decision is NOTHING:
             return decision
         self._policy.passed(verdict, is_first=self._computes_prompt)
+        if self._member is not None and self._has_draft:
+            num_tokens = len(decision.committed)
+            self._member.passed(verdict, num_tokens, now_seconds, self._computes_prompt)
         self._computes_prompt = False
-        # What is left of the tail is with the verify service already.
-        self._pass_due = self.ledger.num_speculated > 0
+        # What is left of the tail is with the verify service already, and so is what was asked for.
+        has_tail = self.ledger.num_speculated > 0
+        self._pass_due = has_tail or self.ledger.verified_position <= self._asked_until
         committed = self._cut(decision.committed)
-        if self._has_draft and not self._pass_due:
-            self._await_draft(now_seconds)
         # When the next pass starts depends on when the draft is back.
-        rollback = self._rollback(decision.rollback, now_seconds)
-        advance = self._advance(decision.advance)
+        decision = self._to_draft(decision, now_seconds)
+        if self._has_draft and self._rest is None and not has_tail:
+            self._await_draft(now_seconds)
         forward = None
-        if not self._pass_due and self.finish_reason is None:
+        if self.finish_reason is None:
             forward = self._after_verdict(now_seconds)
-        return Decision(rollback, advance, forward, committed)
+        return Decision(decision.rollback, decision.advance, forward, committed)
 
     def on_proposal(self, proposal: Proposal, now_seconds: float) -> Decision:
         """Take drafted tokens, or the message that there are none.
@@ -83,7 +107,29 @@ class SessionController:
         self._awaited_since, self.num_unaided_passes = None, 0
         if not self._pass_due and self.ledger.num_speculated == 0:
             self._awaited_since = now_seconds
-        return decision
+        return self._kept_back(decision) if self._rest is not None else decision
+
+    def _to_draft(self, decision: Decision, now_seconds: float) -> Decision:
+        """Return a decision on a verdict with the messages that the draft gets."""
+        if self._member is not None and self._has_draft:
+            speculates = self._member.speculates
+            if self._rest is None and not speculates:
+                self._rest, self._awaited_since = RestingDraft(), None
+            if self._rest is not None:
+                decision = self._kept_back(decision)
+                resumed = self._rest.resume(self.ledger) if speculates else None
+                if resumed is not None:
+                    self._rest = None
+                    decision = Decision(*resumed)
+        return Decision(
+            self._rollback(decision.rollback, now_seconds), self._advance(decision.advance)
+        )
+
+    def _kept_back(self, decision: Decision) -> Decision:
+        """Return a decision without the messages to a draft that rests."""
+        assert self._rest is not None  # the caller has looked
+        self._rest.miss(decision.rollback, decision.advance)
+        return Decision(forward=decision.forward)
 
     def _await_draft(self, now_seconds: float) -> None:
         """Note that the verify model has had nothing to check."""
@@ -115,11 +161,13 @@ class SessionController:
         """Wait for the proposals of another draft service, opened with the final tokens."""
         if self._awaited_since is not None:
             self._awaited_since = now_seconds
+        if self._rest is not None:
+            self._rest = RestingDraft()
 
     def on_draft_lost(self) -> Decision:
         """Go on without a draft: an empty tail is autoregressive decoding."""
         self._has_draft = False
-        self._awaited_since = None
+        self._awaited_since = self._rest = None
         return NOTHING if self._pass_due else self._forward_alone()
 
     def on_verify_moved(self) -> Decision:
@@ -129,17 +177,34 @@ class SessionController:
         """
         self._pass_due = self._computes_prompt = True
         self._held = None  # part of the tail
+        self._asked_until = -1
         tail = self.ledger.tail
         return NOTHING if tail is None else Decision(forward=self._forward(tail))
 
     def _after_verdict(self, now_seconds: float) -> Forward | None:
         """Return the pass to ask for after a verdict; None: wait for proposals."""
+        member = self._member
+        if member is not None and self._has_draft and (self._rest or not member.is_alone):
+            return self._ask_ahead()
+        if self._pass_due:
+            return None
         if not self._has_draft:
             # One pass is requested ahead, so that the verify model need not wait for the request.
             return self._forward(self.ledger.unspeculated_pass(num_ahead=1))
         if self._policy.start_size(0, now_seconds) == 0:
             return self._forward(self.ledger.unspeculated_pass())
         return None
+
+    def _ask_ahead(self) -> Forward | None:
+        """Ask for passes as they come, with the proposals that are there; None: enough are."""
+        self._pass_due = True
+        most_checked = 0 if self._rest is not None else self._policy.max_checked
+        # The next pass runs before this request arrives.
+        needed = most_checked + 1
+        if self.ledger.verified_position + needed <= self._asked_until:
+            return None
+        self._asked_until = self.ledger.verified_position + needed + _ASKED_AHEAD
+        return self._forward(self.ledger.unspeculated_pass(needed + _ASKED_AHEAD))
 
     def _must_go_on(self, proposal: Proposal) -> bool:
         """Whether the verify model waits for a draft that has nothing to propose."""

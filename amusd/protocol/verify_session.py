@@ -95,6 +95,11 @@ class VerifySession:
         return tuple(self._pending)
 
     @property
+    def num_pending(self) -> int:
+        """Number of proposals that wait for the next pass."""
+        return len(self._pending)
+
+    @property
     def branches(self) -> tuple[Branch, ...]:
         """The branches that are held."""
         return self._branches.held

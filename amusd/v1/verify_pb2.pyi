@@ -126,7 +126,8 @@ class VerifyProposals(_message.Message):
     """
     max_checked: _builtins.int
     """Most proposed tokens that a pass of this session checks from now on; further ones wait for
-    the next pass. 0 means the service's max_lookahead.
+    the next pass. The service checks fewer if their rows of the batch do not pay. 0 means the
+    service's max_lookahead, whether they pay or not.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

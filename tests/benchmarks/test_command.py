@@ -26,6 +26,7 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     report = tmp_path / "report.json"
     few = ["--rounds", "1", "--limit", "2", "--max-tokens", "8", "--prompts", str(prompts)]
+    few += ["--clients", "1,2"]
     done = run("--verify", folder, "--draft", folder, *few, "--output", str(report))
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
@@ -54,6 +55,7 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
         (["--verify", "synthetic"], "a synthetic model has no engine"),
         (["--weights", "light"], "cannot read weights 'light': use compact,plain,int8"),
         (["--cpus", "3-1"], "CPU cores '3-1' end before they start"),
+        (["--clients", "0"], "cannot read clients '0': give numbers from 1 on, as 1,2,4,8"),
         (["--output", "/nowhere/report.json"], "no folder /nowhere"),
     ],
 )

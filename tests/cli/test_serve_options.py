@@ -79,6 +79,7 @@ EXPECTED = {
         ("--speculative-lookahead", "AMUSD_SPECULATIVE_LOOKAHEAD", 5),
         ("--amusd-lookahead", "AMUSD_AMUSD_LOOKAHEAD", 32),
         ("--speculation-policy", "AMUSD_SPECULATION_POLICY", AsynchronousPolicy.ADAPTIVE),
+        ("--adaptive-speculation/--no-adaptive-speculation", "AMUSD_ADAPTIVE_SPECULATION", True),
         ("--startup-timeout", "AMUSD_STARTUP_TIMEOUT", 300.0),
         ("--resolve-interval", "AMUSD_RESOLVE_INTERVAL", 5.0),
         ("--replica-timeout", "AMUSD_REPLICA_TIMEOUT", 10.0),

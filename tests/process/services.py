@@ -108,9 +108,11 @@ def start_trio(
 ) -> Trio:
     verify = starter("verify", "--model", verify_model, "--max-sessions", "64", *verify_flags)
     draft = starter("draft", "--model", draft_model, "--max-lookahead", "16", *draft_flags)
+    # Statistics must not depend on how busy the machine is.
     orchestrator = starter(
         "orchestrator", "--verify", verify.address, "--draft", draft.address,
-        "--draft-timeout", "3", "--verify-timeout", "20", *orchestrator_flags,
+        "--draft-timeout", "3", "--verify-timeout", "20",
+        "--no-adaptive-speculation", *orchestrator_flags,
     )  # fmt: skip
     orchestrator.wait_until_serving()
     return Trio(draft, verify, orchestrator)

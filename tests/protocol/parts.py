@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import replace
 
 from amusd.engine.synthetic import SyntheticModel
+from amusd.policy.speculation_length import StepTimes
+from amusd.policy.speculation_switch import SpeculationSwitch, SwitchMember
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, Branch, Decision, Forward, Proposal, Rollback, Verdict
@@ -206,6 +208,24 @@ class DialledPolicy:
         pass
 
 
+class DialledMember(SwitchMember):
+    """Switches speculation off and on as the setup says."""
+
+    def __init__(self, setup: Setup, ledger: Ledger) -> None:
+        super().__init__(SpeculationSwitch(StepTimes()))
+        self._setup = setup
+        self._ledger = ledger
+
+    @property
+    def speculates(self) -> bool:
+        rest = self._setup.rest
+        return not rest or self._ledger.verified_position // rest % 2 == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return not self._setup.is_shared
+
+
 class Orchestrator:
     """A session's controller, without its streams and waits."""
 
@@ -220,6 +240,10 @@ class Orchestrator:
         self._controller = SessionController(
             ledger, DialledPolicy(setup, ledger), setup.finish, has_draft
         )
+        # While the draft rests, it gets no messages, so the laws of the watch do not hold.
+        self._is_watched = not setup.rest
+        if setup.rest or setup.is_shared:
+            self._controller.join(DialledMember(setup, ledger))
 
     @property
     def pass_due(self) -> bool:
@@ -231,16 +255,16 @@ class Orchestrator:
 
     def on_verdict(self, verdict: Verdict) -> None:
         decision = self._controller.on_verdict(verdict, 0.0)
-        if self.has_draft:
+        if self.has_draft and self._is_watched:
             self.watch.after(decision)
-        else:
+        elif self._is_watched:
             self.watch.after_loss()
         self._carry_out(decision)
 
     def on_proposal(self, proposal: Proposal) -> None:
         self.watch.before_proposal(proposal)
         decision = self._controller.on_proposal(proposal, 0.0)
-        if self.has_draft:
+        if self.has_draft and self._is_watched:
             self.watch.after_proposal(decision)
         else:
             self.watch.after_lost_proposal()

@@ -48,6 +48,8 @@ class Setup:
     ``num_branches``: how many branches of up to ``branch_depth`` tokens the draft hangs on each
     token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
     ``grows_branches``: a branch is sent with one token, and comes again with each further one.
+    ``rest``: speculation is off in every other span of so many positions; 0: never. ``is_shared``:
+    other sessions use the verify device, so passes are asked for ahead of time.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -72,6 +74,8 @@ class Setup:
     branch_depth: int = 1
     max_branches: int = 4
     grows_branches: bool = False
+    rest: int = 0
+    is_shared: bool = False
 
     @property
     def prompt(self) -> list[int]:
