@@ -301,6 +301,14 @@ class Ledger:
         advance = Advance(self._epoch, position, committed)
         return Decision(advance=advance, committed=committed)
 
+    def draft_begins_at(self, position: int) -> None:
+        """Expect the draft's tokens of this epoch from ``position`` on; the tail is empty.
+
+        A draft that has missed the beginning of the epoch is rolled back to an earlier position.
+        """
+        self._draft_head = position
+        self._branches.begun()
+
     def close(self) -> None:
         """Count the rest of the tail as wasted; the session is over."""
         self.counts.wasted += len(self._tail)

@@ -37,6 +37,7 @@ class RestingDraft:
             return None
         # A later rollback may be ahead of all that the draft has written. This one is not.
         position = rollback.verified_position
+        ledger.draft_begins_at(position)
         resumed = Rollback(ledger.epoch, position, rollback.corrected_token)
         return resumed, self._advance(ledger, position)
 
