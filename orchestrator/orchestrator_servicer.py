@@ -24,7 +24,8 @@ from orchestrator.backends import Backends
 from orchestrator.chat import chat_from_proto
 from orchestrator.client_outbox import ClientOutbox
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session, SessionPlan
+from orchestrator.session import Outcome, Session
+from orchestrator.session_plan import SessionPlan
 from orchestrator.text import NoText, TextCodec
 from orchestrator.text_threads import TextThreads
 

@@ -19,7 +19,7 @@ from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
 from amusd.analysis.timeline import Timeline, TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
-from amusd.policy.speculation_policy import AsynchronousPolicy, make_policy
+from amusd.policy.speculation_policy import make_policy
 from amusd.policy.speculation_switch import SwitchMember
 from amusd.protocol.errors import (
     AmusdError,
@@ -29,13 +29,14 @@ from amusd.protocol.errors import (
     UnavailableError,
 )
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
-from amusd.protocol.finish import FinishReason, FinishRule
+from amusd.protocol.finish import FinishReason
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
-from amusd.protocol.strategy import Strategy, draft_plan
+from amusd.protocol.strategy import draft_plan
 from amusd.rpc import faults
 from orchestrator.backends import Backends
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
+from orchestrator.session_plan import SessionPlan
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
@@ -44,23 +45,6 @@ _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anythi
 
 Emit = Callable[[tuple[int, ...]], None]
 """Takes final tokens of the output, at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionPlan:
-    """What to generate and how: a request that has been checked."""
-
-    session_id: str
-    tokens: tuple[int, ...]
-    strategy: Strategy
-    lookahead: int
-    finish: FinishRule
-    verify_timeout_seconds: float
-    draft_timeout_seconds: float
-    replica_timeout_seconds: float = 10.0
-    records_timeline: bool = False
-    max_branches: int = 0
-    policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +91,7 @@ class Session:
         self._draft: DraftLink | None = None
         self._verify: VerifyLink | None = None
         self._member: SwitchMember | None = None
-        self._opens_draft_later = False  # when speculation is worth its time
+        self._has_draft_to_open = self._drafting is not None
         self._attempts: dict[Role, Attempts] = {"verify": Attempts(), "draft": Attempts()}
         self._failed_pass: VerifyLink | None = None  # until another replica repeats it
 
@@ -163,8 +147,7 @@ class Session:
             for message in (decision.rollback, decision.advance):
                 if message is not None:
                     self._draft.send(message)
-        elif self._opens_draft_later and decision.advance is not None:
-            self._opens_draft_later = False
+        elif self._has_draft_to_open and decision.advance is not None:
             self._carry_out(self._open_draft())
         if decision.rollback is not None:
             self._watch.rolled_back(decision.rollback)
@@ -331,16 +314,13 @@ class Session:
         return self._controller.on_draft_lost()
 
     def _open(self) -> None:
-        if self._drafting is not None:
-            if not self._backends.has_draft:
-                raise PreconditionError(
-                    f"strategy {self._plan.strategy.value} needs a draft, and this server has "
-                    "none: ask for autoregressive"
-                )
-            self._opens_draft_later = True
+        if self._drafting is not None and not self._backends.has_draft:
+            raise PreconditionError(
+                f"strategy {self._plan.strategy.value} needs a draft, and this server has none: "
+                "ask for autoregressive"
+            )
         self._open_verify()
-        if self._opens_draft_later and not self._controller.draft_rests:
-            self._opens_draft_later = False
+        if self._has_draft_to_open and not self._controller.draft_rests:
             self._carry_out(self._open_draft())
         self._after_event()
 
@@ -361,7 +341,7 @@ class Session:
         """Open the session on a verify replica.
 
         Raises:
-            AmusdError: no replica can be used; after a failure, the error says what failed.
+            AmusdError: none can be used; after a failure, the error says what failed.
         """
         try:
             lease = self._backends.verify.take(self._attempts["verify"].avoided)
@@ -379,18 +359,16 @@ class Session:
 
     def _join(self, verify_address: str) -> None:
         """Count the session at its verify device, whose other sessions it affects."""
-        self._leave()
-        self._member = self._backends.switch_of(verify_address).join()
-        if self._plan.strategy is Strategy.AMUSD and self._backends.adapts_speculation:
-            self._controller.join(self._member)
-
-    def _leave(self) -> None:
         if self._member is not None:
             self._member.leave()
+        self._member = self._backends.switch_of(verify_address).join()
+        if self._plan.may_rest and self._backends.adapts_speculation:
+            self._controller.join(self._member)
 
     def _open_draft(self) -> Decision:
         """Open a draft session; without a replica for it, return how to go on."""
         assert self._drafting is not None  # a strategy without a draft never comes here
+        self._has_draft_to_open = False
         try:
             lease = self._backends.draft.take(self._attempts["draft"].avoided)
         except UnavailableError as error:
@@ -415,7 +393,8 @@ class Session:
         """End all links, which frees both caches, and the timer."""
         self._ended.cancel()  # whatever still comes in is ignored
         self._timer.cancel()
-        self._leave()
+        if self._member is not None:
+            self._member.leave()
         for link in self._links:
             link.cancel()
         tasks = [task for link in self._links for task in link.tasks]

@@ -11,7 +11,8 @@ from amusd.protocol.strategy import Strategy
 from orchestrator.addresses import Resolver
 from orchestrator.backends import Backends
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session, SessionPlan
+from orchestrator.session import Outcome, Session
+from orchestrator.session_plan import SessionPlan
 from tests.orchestrator.replicas import written
 
 Serve = Callable[..., Awaitable[str]]

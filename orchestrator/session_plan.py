@@ -1,0 +1,29 @@
+"""The plan of a session: what a request asks for, checked and complete."""
+
+from dataclasses import dataclass
+
+from amusd.policy.speculation_policy import AsynchronousPolicy
+from amusd.protocol.finish import FinishRule
+from amusd.protocol.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """What to generate and how: a request that has been checked."""
+
+    session_id: str
+    tokens: tuple[int, ...]
+    strategy: Strategy
+    lookahead: int
+    finish: FinishRule
+    verify_timeout_seconds: float
+    draft_timeout_seconds: float
+    replica_timeout_seconds: float = 10.0
+    records_timeline: bool = False
+    max_branches: int = 0
+    policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether the session may decode without proposals while that is faster."""
+        return self.strategy is Strategy.AMUSD and self.policy is AsynchronousPolicy.ADAPTIVE
