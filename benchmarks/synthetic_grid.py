@@ -46,7 +46,7 @@ class Cell:
 
     Messages take ``latency_ms`` longer each way, between draft service and orchestrator and between
     orchestrator and verify service. With ``alternatives`` the draft gives as many next-best tokens,
-    and drafts up to 8 branches at a time in the same steps.
+    and drafts up to 32 branches at a time in the same steps.
     """
 
     agreement: float
@@ -62,7 +62,7 @@ class Cell:
             route=route,
             speculation_policy=policy,
             draft=f"synthetic:agreement={self.agreement},pass_ms={draft_ms},vocabulary=4096"
-            + (f",batch=9,alternatives={self.alternatives}" if self.alternatives else ""),
+            + (f",batch=33,alternatives={self.alternatives}" if self.alternatives else ""),
             verify=f"synthetic:pass_ms={self.pass_ms},vocabulary=4096",
         )
 

@@ -61,8 +61,7 @@ class DraftSide:
         )
         self._run_start = position
         if self.branches is not None:
-            for written in range(position, self.session.length):
-                self.branches.wrote(written, written - position)
+            self.branches.after_rollback()
         self.flush()
 
     def wrote(self, seconds: float) -> None:
@@ -77,6 +76,9 @@ class DraftSide:
 
     def flush(self) -> None:
         """Send what is ready to be proposed."""
+        branches = self.branches
+        if branches is not None and (self.session.is_run_due or branches.is_overdue):
+            branches.hand_over()
         while (run := self.session.take_run()) is not None:
             self._send(
                 Proposal(
@@ -90,6 +92,8 @@ class DraftSide:
                 )
             )
             self._step_seconds, self._num_steps = 0.0, 0
+            if branches is not None:
+                branches.num_unsent_steps = 0
 
 
 class DraftDevice(ClockedDevice):
@@ -111,7 +115,16 @@ class DraftDevice(ClockedDevice):
             if num_rows:
                 self._with_branches.append(side)
                 num_tokens += num_rows
+        if not num_tokens:
+            self._send_branches()
         return num_tokens
+
+    def _send_branches(self) -> None:
+        """Send what is drafted of branches, because the device rests."""
+        for side in self.sides:
+            if side.branches is not None:
+                side.branches.hand_over()
+                side.flush()
 
     def _settle(self, seconds: float) -> None:
         for side in self._batch:

@@ -95,12 +95,11 @@ class Branching:
 
     ``chances[r]`` is the probability that the verify model's token is the draft's next-best one of
     rank r, where the draft's own token is wrong. Up to ``num_rows`` branches are extended in each
-    draft step, and each is sent when it has ``depth`` tokens.
+    draft step.
     """
 
     chances: tuple[float, ...]
-    num_rows: int = 8
-    depth: int = 6
+    num_rows: int = 32
 
     def __post_init__(self) -> None:
         """Refuse chances that are no probabilities.
@@ -110,8 +109,8 @@ class Branching:
         """
         if not self.chances or min(self.chances) < 0.0 or sum(self.chances) > 1.0 + 1e-9:
             raise InvalidInputError(f"branch chances are {self.chances}: they add up to 0 to 1")
-        if self.num_rows < 1 or self.depth < 1:
-            raise InvalidInputError("branches need at least one row and one token")
+        if self.num_rows < 1:
+            raise InvalidInputError("branches need at least one row")
 
     @classmethod
     def of_total(cls, chance: float, num_ranks: int = 4) -> "Branching":

@@ -27,7 +27,7 @@ from amusd.protocol.verify_session import VerifySession
 
 SERVICE_LOOKAHEAD = 64
 """Most proposals of a session that may wait, as the services have it by default."""
-SERVICE_BRANCHES = 32
+SERVICE_BRANCHES = 128
 """Most branches of a session, as the services have it by default."""
 _DRAFT_TIMEOUT_SECONDS = 1e6  # a simulated draft is never lost
 _ADAPTIVE_LOOKAHEAD = 32
