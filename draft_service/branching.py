@@ -65,17 +65,32 @@ class _Drafted:
     choices: list[Choice] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class BranchCounts:
+    """Branches and their tokens that a draft service has drafted, and rollbacks that found one."""
+
+    prepared: int = 0
+    tokens: int = 0
+    rollback_hits: int = 0
+
+
 class Brancher:
     """The branches of one draft session, drafted by up to ``num_sequences`` branch sequences."""
 
     def __init__(
-        self, engine: Engine, owner: Sequence, session: DraftSession, num_sequences: int
+        self,
+        engine: Engine,
+        owner: Sequence,
+        session: DraftSession,
+        num_sequences: int,
+        counts: BranchCounts,
     ) -> None:
-        """Draft branches beside ``session``, which ``owner`` drafts."""
+        """Draft branches beside ``session``, which ``owner`` drafts; add to ``counts``."""
         self.num_unsent_batches = 0
         """Batches since the session sent a message; the owner sets it back."""
         self._engine = engine
         self._session = session
+        self._counts = counts
         self.owner = owner
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
@@ -132,6 +147,8 @@ class Brancher:
         sequence.pending = [token]
         root = branch.position, branch.token
         drafted = self._drafted[root]
+        self._counts.prepared += not drafted.tokens
+        self._counts.tokens += 1
         drafted.tokens.append(token)
         choice = self._choice(slot)
         drafted.choices.append(choice)
@@ -145,6 +162,7 @@ class Brancher:
             sequence.num_shared = min(sequence.num_shared, position)
         self._taken = self._drafted.get((position, token))
         if self._taken is not None:
+            self._counts.rollback_hits += bool(self._taken.tokens)
             self._hand_over(self._taken)
 
     def after_rollback(self) -> None:

@@ -51,6 +51,15 @@ def _describe(worker: DraftWorker) -> str:
 
 
 def _state(worker: DraftWorker) -> EngineState:
+    counts = worker.branch_counts
     return EngineState(
-        worker.num_sessions, worker.num_waiting, worker.engine.usage, worker.num_left_out
+        worker.num_sessions,
+        worker.num_waiting,
+        worker.engine.usage,
+        worker.num_left_out,
+        counters={
+            "amusd_branches_prepared_total": counts.prepared,
+            "amusd_branch_tokens_total": counts.tokens,
+            "amusd_branch_rollback_hits_total": counts.rollback_hits,
+        },
     )

@@ -23,7 +23,7 @@ from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
-from draft_service.branching import Brancher, BranchSequence
+from draft_service.branching import BranchCounts, Brancher, BranchSequence
 from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
@@ -74,6 +74,7 @@ class Drafting:
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._branching: deque[DraftSequence] = deque()  # the next in turn first
+        self.branch_counts = BranchCounts()
         self._branch_budget = BranchBudget(_MAX_BRANCH_SEQUENCES)
         self._last_batch: PassReport | None = None
         self.has_unread = False
@@ -224,7 +225,9 @@ class Drafting:
         if not sequence.session.max_branches or not self._engine.num_alternatives:
             return
         num_sequences = min(_MAX_BRANCH_SEQUENCES, self._engine.max_batch - 1)
-        sequence.brancher = Brancher(self._engine, sequence, sequence.session, num_sequences)
+        sequence.brancher = Brancher(
+            self._engine, sequence, sequence.session, num_sequences, self.branch_counts
+        )
         self._branching.append(sequence)
 
     def close(self, sequence: DraftSequence) -> None:
@@ -363,6 +366,11 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         super().__init__(
             drafter.engine, self._drafting, limits, prefill_budget, reuses_prefixes, passed, health
         )
+
+    @property
+    def branch_counts(self) -> BranchCounts:
+        """What became of branches so far."""
+        return self._drafting.branch_counts
 
     def step(self) -> bool:
         """Run the next batch, or let the proposers read on; return whether there was either."""

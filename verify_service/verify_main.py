@@ -48,5 +48,10 @@ async def run_verify_service(
 
 def _state(worker: VerifyWorker) -> EngineState:
     return EngineState(
-        worker.num_sessions, worker.num_waiting, worker.engine.usage, worker.num_left_out
+        worker.num_sessions,
+        worker.num_waiting,
+        worker.engine.usage,
+        worker.num_left_out,
+        counters={"amusd_branch_starts_total": worker.num_branch_starts},
+        gauges={"amusd_branches_held": worker.num_branches_held},
     )

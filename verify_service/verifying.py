@@ -85,6 +85,7 @@ class Verifying:
         self._engine = engine
         self._limits = limits
         self.budget = RowBudget()
+        self.num_branch_starts = 0  # of sessions that have ended
         self._is_timed = True  # the pass times of the last batch
 
     def open(self, opening: VerifyOpening, send: Send) -> VerifySequence:
@@ -162,7 +163,8 @@ class Verifying:
         self.budget.observe(round(num_rows), times.seconds)
 
     def close(self, sequence: VerifySequence) -> None:
-        """Nothing is kept outside the sequence."""
+        """Keep the counts of a session that ends."""
+        self.num_branch_starts += sequence.session.num_branch_starts
 
     def _check(self, opening: VerifyOpening) -> None:
         model = self._engine.description
@@ -197,6 +199,17 @@ class VerifyWorker(EngineWorker[VerifySequence, VerifyOpening, Forward]):
         super().__init__(
             engine, self._verifying, limits, prefill_budget, reuses_prefixes, on_pass, health
         )
+
+    @property
+    def num_branch_starts(self) -> int:
+        """Number of rejections for which a branch was there."""
+        open_sessions = (one.session.num_branch_starts for one in self.sequences)
+        return self._verifying.num_branch_starts + sum(open_sessions)
+
+    @property
+    def num_branches_held(self) -> int:
+        """Number of branches that all sessions hold now."""
+        return sum(len(one.session.branches) for one in self.sequences)
 
     def warm_up(self) -> None:
         """Run a first pass, then learn how long passes take.

@@ -7,7 +7,7 @@ waits for the answer. If a pass takes too long, the scrape shows the previous st
 import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -30,13 +30,16 @@ class EngineState:
     """The sessions of an engine, and the use of its KV cache.
 
     ``num_open`` sessions have KV cache; ``num_left_out`` of them found no place in the last batch.
-    ``num_waiting`` sessions wait for KV cache.
+    ``num_waiting`` sessions wait for KV cache. ``counters`` and ``gauges`` are further metrics of
+    the role, by name.
     """
 
     num_open: int = 0
     num_waiting: int = 0
     usage: CacheUsage = CacheUsage(max_tokens=0)
     num_left_out: int = 0
+    counters: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
 
 
 class EngineCollector(Collector):
@@ -62,6 +65,7 @@ class EngineCollector(Collector):
             ("amusd_requests_waiting", state.num_waiting + state.num_left_out),
             ("amusd_kv_tokens_reserved", state.usage.num_reserved),
             ("amusd_kv_tokens_max", state.usage.max_tokens),
+            *state.gauges.items(),
         ):
             yield GaugeMetricFamily(name, meaning_of(name), value)
         if self._health is not None:
@@ -73,6 +77,7 @@ class EngineCollector(Collector):
                 "amusd_prefix_cache_query_tokens_total",
                 state.usage.num_cached + state.usage.num_computed,
             ),
+            *state.counters.items(),
         ):
             yield CounterMetricFamily(name, meaning_of(name), value)
 

@@ -114,7 +114,7 @@ METRICS = (
     ),
     Metric(
         "amusd_branches_total",
-        "Branches that drafts sent: continuations for other outcomes of a pass.",
+        "Branches that were held: continuations for other outcomes of a pass.",
         _ORCHESTRATOR,
     ),
     Metric(
@@ -122,6 +122,19 @@ METRICS = (
         "Branches that an epoch began with, so that the next pass did not wait for the draft.",
         _ORCHESTRATOR,
     ),
+    Metric("amusd_branches_prepared_total", "Branches that were drafted.", ("draft",)),
+    Metric("amusd_branch_tokens_total", "Tokens drafted for branches.", ("draft",)),
+    Metric(
+        "amusd_branch_rollback_hits_total",
+        "Rollbacks whose outcome a branch was drafted for.",
+        ("draft",),
+    ),
+    Metric(
+        "amusd_branch_starts_total",
+        "Rejections for which a branch was there, so that the next pass did not wait.",
+        ("verify",),
+    ),
+    Metric("amusd_branches_held", "Branches of all sessions that are held now.", ("verify",)),
     Metric(
         "amusd_verify_pass_seconds",
         "Time of a verify pass over its whole batch.",

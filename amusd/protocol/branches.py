@@ -24,6 +24,8 @@ class Branches:
     """Branches of one epoch by outcome, at most ``max_branches``."""
 
     max_branches: int
+    num_taken: int = 0
+    """Branches that began an epoch."""
     _held: dict[tuple[int, int], Branch] = field(default_factory=dict)
     _root: tuple[int, int] | None = None  # the rejection that began the epoch
     _begun_with: tuple[int, ...] = ()  # the tokens of its branch that are taken
@@ -73,6 +75,7 @@ class Branches:
         self._held = {}
         self._root = (position, token)
         self._begun_with = () if taken is None else taken.tokens
+        self.num_taken += taken is not None
         return taken
 
     def begun(self) -> None:
@@ -87,6 +90,7 @@ class Branches:
         found = None
         for branch in branches:
             if branch.root == self._root and _goes_on(branch, self._begun_with):
+                self.num_taken += not self._begun_with
                 self._begun_with = branch.tokens
                 found = branch
         return found

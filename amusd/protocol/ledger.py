@@ -52,8 +52,8 @@ def _no_outcomes() -> dict[DraftSource, SourceOutcomes]:
 class LedgerCounts:
     """What became of proposed tokens: ``drafted == accepted + rejected + wasted + tail``.
 
-    Tokens of a branch count as drafted when the branch is taken. ``branches`` came in,
-    ``branch_hits`` of them began an epoch.
+    Tokens of a branch count as drafted when the branch is taken. ``branches`` were held
+    or came just too late for that, ``branch_hits`` of them began an epoch.
     """
 
     by_source: dict[DraftSource, SourceOutcomes] = field(default_factory=_no_outcomes)
@@ -223,8 +223,8 @@ class Ledger:
         """Forward the branches that can still be taken, behind the tokens of ``decision``."""
         held = []
         for branch in branches:
-            self.counts.branches += not self._branches.holds(branch)
             if branch.position >= self.verified_position and self._branches.takes(branch):
+                self.counts.branches += not self._branches.holds(branch)
                 self._branches.hold(branch)
                 held.append(branch)
         if not held:

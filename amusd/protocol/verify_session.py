@@ -104,6 +104,11 @@ class VerifySession:
         """The branches that are held."""
         return self._branches.held
 
+    @property
+    def num_branch_starts(self) -> int:
+        """Number of epochs that began with a branch."""
+        return self._branches.num_taken
+
     def offer(
         self,
         epoch: int,

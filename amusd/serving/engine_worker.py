@@ -183,6 +183,11 @@ class EngineWorker(Generic[SequenceT, OpeningT_contra, EventT_contra]):
         except Exception as error:
             end_session(sequence, error, "receiving a message of")
 
+    @property
+    def sequences(self) -> list[SequenceT]:
+        """All open sequences."""
+        return self._scheduler.all()
+
     def sequence(self, session_id: str) -> SequenceT:
         """Return an open sequence.
 

@@ -127,6 +127,10 @@ class Scheduler(Generic[SequenceT]):
     def __getitem__(self, session_id: str) -> SequenceT:
         return self._sequences[session_id]
 
+    def all(self) -> list[SequenceT]:
+        """Return all sequences, the next in turn first."""
+        return list(self._sequences.values())
+
     def runnable(self) -> list[SequenceT]:
         """Return the sequences that can take part in a batch, the next in turn first."""
         return [sequence for sequence in self._sequences.values() if sequence.is_runnable]

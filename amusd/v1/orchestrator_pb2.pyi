@@ -630,7 +630,7 @@ class Statistics(_message.Message):
     num_cached_prompt_tokens: _builtins.int
     """Tokens of the prompt that came from the verify service's prefix cache, 0 to num_prompt_tokens."""
     num_branches: _builtins.int
-    """Branches that the draft sent: continuations for other outcomes of a pass."""
+    """Branches that were held: continuations for other outcomes of a pass."""
     num_branch_hits: _builtins.int
     """Branches that an epoch began with: after these rollbacks the next pass had proposals at once."""
     @_builtins.property
