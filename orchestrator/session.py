@@ -294,7 +294,8 @@ class Session:
         if draft is None:
             return
         silence = controller.draft_silence_seconds(time.monotonic())
-        is_long = draft.has_answered or controller.num_unaided_passes < _MIN_REPORTED_PASSES
+        is_known = draft.has_answered or controller.has_rested
+        is_long = is_known or controller.num_unaided_passes < _MIN_REPORTED_PASSES
         if silence < (_MIN_REPORTED_SILENCE_SECONDS if is_long else 0.0):
             return
         reason = f"draft service: no proposal in the last {silence:.2g} s of the output"

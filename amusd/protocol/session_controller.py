@@ -33,7 +33,7 @@ class SessionController:
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
         self.num_unaided_passes = 0
-        """Passes in a row for which the draft had nothing in the tail, and sent nothing."""
+        """Passes in a row that waited for the draft, but it sent nothing."""
         self._policy = policy
         self._finish = finish
         self._has_draft = has_draft
@@ -43,13 +43,15 @@ class SessionController:
         self._awaited_since: float | None = None  # the draft has nothing in the tail
         self._member: SwitchMember | None = None  # None: the session speculates in any case
         self._rest: RestingDraft | None = None  # None: the draft works
+        self.has_rested = False
+        """Whether the draft has got no messages for a while."""
         self._asked_until = -1  # position up to which passes come without proposals
 
     def join(self, member: SwitchMember) -> None:
         """Follow the speculation switch of the verify device from now on."""
         self._member = member
         if self._has_draft and not member.speculates and self._rest is None:
-            self._rest = RestingDraft()
+            self._begin_rest()
 
     @property
     def draft_rests(self) -> bool:
@@ -114,7 +116,7 @@ class SessionController:
         if self._member is not None and self._has_draft:
             speculates = self._member.speculates
             if self._rest is None and not speculates:
-                self._rest, self._awaited_since = RestingDraft(), None
+                self._begin_rest()
             if self._rest is not None:
                 decision = self._kept_back(decision)
                 resumed = self._rest.resume(self.ledger) if speculates else None
@@ -125,6 +127,9 @@ class SessionController:
             self._rollback(decision.rollback, now_seconds), self._advance(decision.advance)
         )
 
+    def _begin_rest(self) -> None:
+        self._rest, self._awaited_since, self.has_rested = RestingDraft(), None, True
+
     def _kept_back(self, decision: Decision) -> Decision:
         """Return a decision without the messages to a draft that rests."""
         assert self._rest is not None  # the caller has looked
@@ -132,10 +137,10 @@ class SessionController:
         return Decision(forward=decision.forward)
 
     def _await_draft(self, now_seconds: float) -> None:
-        """Note that the verify model has had nothing to check."""
+        """Note that the verify model has had nothing to check, although it waited for the draft."""
         if self._awaited_since is None:
             self._awaited_since = now_seconds
-        else:
+        elif self._member is None or self._member.is_alone:
             self.num_unaided_passes += 1
 
     def _take_proposal(self, proposal: Proposal, now_seconds: float) -> Decision:
