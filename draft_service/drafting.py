@@ -14,6 +14,7 @@ from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
 from amusd.policy.branch_budget import BranchBudget
+from amusd.policy.branch_plan import BranchCounts
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
@@ -23,7 +24,7 @@ from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
-from draft_service.branching import BranchCounts, Brancher, BranchSequence
+from draft_service.branching import Brancher, BranchSequence
 from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
@@ -139,7 +140,7 @@ class Drafting:
             rollback.branch_tokens,
         )
         if brancher is not None:
-            brancher.after_rollback()
+            brancher.plan.after_rollback()
             self._branch_budget.rolled_back(sequence.session.length > rollback.verified_position)
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
@@ -154,7 +155,7 @@ class Drafting:
         has_sent = False
         self._read(sequences)
         for sequence in sequences:
-            if sequence.brancher is not None and sequence.brancher.is_overdue:
+            if sequence.brancher is not None and sequence.brancher.plan.is_overdue:
                 has_sent = self._send(sequence) or has_sent
             while sequence.is_due and (proposed := self._propose(sequence)) is not None:
                 tokens, source = proposed
@@ -191,7 +192,7 @@ class Drafting:
         """Send what is drafted of branches, because the device rests."""
         for sequence in self._branching:
             assert sequence.brancher is not None
-            sequence.brancher.hand_over()
+            sequence.brancher.plan.hand_over()
             self._send(sequence)
 
     def passed(self, report: PassReport) -> None:
@@ -293,11 +294,11 @@ class Drafting:
         if sequence.slot is None:
             session.extend(())  # nobody waits for a session that itself waits for memory
         brancher, has_sent = sequence.brancher, False
-        if brancher is not None and (session.is_run_due or brancher.is_overdue):
-            brancher.hand_over()
+        if brancher is not None and (session.is_run_due or brancher.plan.is_overdue):
+            brancher.plan.hand_over()
         while (run := session.take_run()) is not None:
             if brancher is not None:
-                brancher.num_unsent_batches = 0
+                brancher.plan.num_unsent_steps = 0
             times = sequence.clock.take()
             sequence.send(
                 Proposal(
