@@ -8,7 +8,7 @@ Rules of this file
   branches that are being drafted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from amusd.engine.interface import NO_TOKEN, Engine
@@ -16,8 +16,10 @@ from amusd.policy.branch_plan import BranchCounts, BranchPlan
 from amusd.policy.branch_selection import Candidate, Choice
 from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.errors import CacheFullError
+from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
+from draft_service.drafters import Proposer
 
 _MAX_CHUNK = 16  # tokens that a branch sequence computes in one batch
 _MIN_REUSED = 32  # tokens of another sequence that are worth copying
@@ -72,9 +74,22 @@ class Brancher:
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
 
-    def wrote(self, position: int, slot: int) -> None:
-        """Take what the model could have written at ``position`` of the session's run."""
-        self.plan.wrote(position, self._choice(slot))
+    def wrote(self, position: int, slot: int, proposers: Iterable[Proposer]) -> None:
+        """Take what the model could have written at ``position`` of the session's run.
+
+        Where a proposer knows how it goes on, there is a branch at once.
+        """
+        choice, session = self._choice(slot), self._session
+        room = session.branch_room(position)
+        for proposer in proposers if room else ():
+            for token in choice.alternatives:
+                found = proposer.branch(
+                    self.owner.session_id, session.tokens, position, token, room
+                )
+                if found:
+                    session.branch(Branch(position, token, tuple(found), proposer.source))
+                    choice = choice.without(token)
+        self.plan.wrote(position, choice)
 
     def schedule(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
         """Yield what at most ``num_places`` branch sequences bring to the next batch."""

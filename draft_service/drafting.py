@@ -218,7 +218,9 @@ class Drafting:
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
-            sequence.brancher.wrote(position, sequence.slot)
+            paying = session.tracker.paying
+            proposers = [one for one in self.drafter.proposers if one.source in paying]
+            sequence.brancher.wrote(position, sequence.slot, proposers)
         self._send(sequence)
 
     def _start_branching(self, sequence: DraftSequence) -> None:

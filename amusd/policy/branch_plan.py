@@ -118,8 +118,10 @@ class BranchPlan:
         self._grown.clear()
         start = self._session.verified_position
         self._selection.restart(start)
-        choices = self._taken.choices if self._taken is not None else []
-        for position, choice in zip(range(start, self._session.length), choices, strict=False):
+        run, taken = self._session.tokens[start:], self._taken
+        if taken is None or taken.tokens[: len(run)] != run:
+            return  # another source has written the branch that was taken
+        for position, choice in enumerate(taken.choices[: len(run)], start):
             self._selection.add(position, choice)
 
     def _hand_over(self, drafted: _Drafted) -> None:
