@@ -178,6 +178,7 @@ class Drafting:
             if not sequence.is_runnable:
                 continue
             assert sequence.brancher is not None
+            sequence.brancher.plan.steps_between = self._branch_budget.steps_between
             try:
                 found = list(sequence.brancher.schedule(num_places - num_taken))
             except Exception as error:
@@ -200,7 +201,7 @@ class Drafting:
         self._last_batch = report
 
     def stepped(self, seconds: float) -> None:
-        """Take the time of a whole step: what rows cost decides how many branches are drafted."""
+        """Take the time since the last step began: it decides how many branches are drafted."""
         report, self._last_batch = self._last_batch, None
         if report is not None:
             has_run = report.num_tokens > report.num_branch_tokens
@@ -296,11 +297,10 @@ class Drafting:
         if sequence.slot is None:
             session.extend(())  # nobody waits for a session that itself waits for memory
         brancher, has_sent = sequence.brancher, False
-        if brancher is not None and (session.is_run_due or brancher.plan.is_overdue):
-            brancher.plan.hand_over()
+        plan = brancher.plan if brancher is not None else None
+        if plan is not None and (plan.is_overdue or (plan.is_ready and session.is_run_due)):
+            plan.hand_over()
         while (run := session.take_run()) is not None:
-            if brancher is not None:
-                brancher.plan.num_unsent_steps = 0
             times = sequence.clock.take()
             sequence.send(
                 Proposal(
@@ -360,6 +360,7 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         """Draft with ``drafter`` within ``limits``; ``clock`` times the steps, in seconds."""
         self.drafter = drafter
         self._clock = clock
+        self._stepped_seconds = clock()  # when the last step began
         self._drafting = Drafting(drafter, limits, prefill_budget)
 
         def passed(report: PassReport) -> None:
@@ -377,9 +378,10 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
 
     def step(self) -> bool:
         """Run the next batch, or let the proposers read on; return whether there was either."""
-        started = self._clock()
+        now_seconds = self._clock()
+        self._drafting.stepped(now_seconds - self._stepped_seconds)
+        self._stepped_seconds = now_seconds
         has_run = super().step()
-        self._drafting.stepped(self._clock() - started)
         return has_run or self._drafting.has_unread
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:

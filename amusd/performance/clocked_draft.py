@@ -77,7 +77,7 @@ class DraftSide:
     def flush(self) -> None:
         """Send what is ready to be proposed."""
         plan = self.branches.plan if self.branches is not None else None
-        if plan is not None and (self.session.is_run_due or plan.is_overdue):
+        if plan is not None and (plan.is_overdue or (plan.is_ready and self.session.is_run_due)):
             plan.hand_over()
         while (run := self.session.take_run()) is not None:
             self._send(
@@ -92,8 +92,6 @@ class DraftSide:
                 )
             )
             self._step_seconds, self._num_steps = 0.0, 0
-            if plan is not None:
-                plan.num_unsent_steps = 0
 
 
 class DraftDevice(ClockedDevice):

@@ -38,7 +38,9 @@ class BranchPlan:
     def __init__(self, session: DraftSession, counts: BranchCounts) -> None:
         """Plan branches of ``session``, and add to ``counts``."""
         self.num_unsent_steps = 0
-        """Steps with branches since the session sent a message; the caller sets it back."""
+        """Steps with branches since branches were handed over."""
+        self.steps_between = 1
+        """Least number of steps between two messages with branches."""
         self._session = session
         self._counts = counts
         self._selection = BranchSelection(session.length)
@@ -47,12 +49,17 @@ class BranchPlan:
         self._taken: _Drafted | None = None  # by the rollback that is under way
 
     @property
-    def is_overdue(self) -> bool:
-        """Whether tokens of branches should be sent, although no run is ready.
+    def is_ready(self) -> bool:
+        """Whether tokens of branches should go with the next proposal of the run.
 
         A message for each token would cost more than it gains, as with the tokens of a run.
         """
-        return bool(self._grown) and self.num_unsent_steps >= self._session.tokens_per_proposal
+        return bool(self._grown) and self.num_unsent_steps >= self.steps_between
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether tokens of branches should be sent, although no run is ready."""
+        return self.is_ready and self.num_unsent_steps >= self._session.tokens_per_proposal
 
     def wrote(self, position: int, choice: Choice) -> None:
         """Take what the model could have written at ``position`` of the session's run."""
@@ -101,6 +108,7 @@ class BranchPlan:
         for drafted in self._grown.values():
             self._hand_over(drafted)
         self._grown.clear()
+        self.num_unsent_steps = 0
 
     def before_rollback(self, position: int, token: int) -> None:
         """Give the session what is drafted for the outcome of a rollback."""
