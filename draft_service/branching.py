@@ -4,25 +4,24 @@ Rules of this file
 - A session's own run always comes first. Branches take places of a batch that no run needs.
 - A branch sequence drafts one branch at a time, in KV cache of its own. It keeps what its last
   branch shares with the next one, the run up to the first of the two, and computes only the rest.
-- The next token to draft is the one that is likeliest of use, of all branches. A branch that has to
-  give its sequence to another one is drafted further when its turn comes.
-- Every token of a branch can be used at once: by the verify service if it was sent, and else by
-  the session after the rollback. A rollback ends the branches that are being drafted.
+- Which branches are drafted, and when they are sent, is up to the branch plan. A rollback ends the
+  branches that are being drafted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from amusd.engine.interface import NO_TOKEN, Engine
-from amusd.policy.branch_selection import BranchSelection, Candidate, Choice
+from amusd.policy.branch_plan import BranchCounts, BranchPlan
+from amusd.policy.branch_selection import Candidate, Choice
 from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.errors import CacheFullError
 from amusd.protocol.events import Branch
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Sequence
+from draft_service.drafters import Proposer
 
 _MAX_CHUNK = 16  # tokens that a branch sequence computes in one batch
-_MIN_GAIN = 0.7  # a branch gives way to one that is likelier of use by this factor, exp(0.7) = 2
 _MIN_REUSED = 32  # tokens of another sequence that are worth copying
 
 
@@ -56,24 +55,6 @@ class BranchSequence(Sequence):
         return self.branch is not None
 
 
-@dataclass(slots=True)
-class _Drafted:
-    """What is drafted of a branch, and the next-best tokens beside each token."""
-
-    branch: Candidate
-    tokens: list[int] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class BranchCounts:
-    """Branches and their tokens that a draft service has drafted, and rollbacks that found one."""
-
-    prepared: int = 0
-    tokens: int = 0
-    rollback_hits: int = 0
-
-
 class Brancher:
     """The branches of one draft session, drafted by up to ``num_sequences`` branch sequences."""
 
@@ -86,46 +67,40 @@ class Brancher:
         counts: BranchCounts,
     ) -> None:
         """Draft branches beside ``session``, which ``owner`` drafts; add to ``counts``."""
-        self.num_unsent_batches = 0
-        """Batches since the session sent a message; the owner sets it back."""
+        self.owner = owner
+        self.plan = BranchPlan(session, counts)
         self._engine = engine
         self._session = session
-        self._counts = counts
-        self.owner = owner
         self._num_sequences = num_sequences
         self._sequences: list[BranchSequence] = []
-        self._selection = BranchSelection(session.length)
-        self._taken: _Drafted | None = None  # by the rollback that is under way
-        self._drafted: dict[tuple[int, int], _Drafted] = {}  # by outcome, of this epoch
-        self._grown: dict[tuple[int, int], _Drafted] = {}  # those that the session does not know
 
-    def wrote(self, position: int, slot: int) -> None:
-        """Take what the model could have written at ``position`` of the session's run."""
-        self._selection.add(position, self._choice(slot))
+    def wrote(self, position: int, slot: int, proposers: Iterable[Proposer]) -> None:
+        """Take what the model could have written at ``position`` of the session's run.
 
-    @property
-    def is_overdue(self) -> bool:
-        """Whether tokens of branches should be sent, although no run is ready.
-
-        A message for each token would cost more than it gains, as with the tokens of a run.
+        Where a proposer knows how it goes on, there is a branch at once.
         """
-        return bool(self._grown) and self.num_unsent_batches >= self._session.tokens_per_proposal
-
-    def hand_over(self) -> None:
-        """Give the session the branches that have grown, to be sent."""
-        for drafted in self._grown.values():
-            self._hand_over(drafted)
-        self._grown.clear()
+        choice, session = self._choice(slot), self._session
+        room = session.branch_room(position)
+        for proposer in proposers if room else ():
+            for token in choice.alternatives:
+                found = proposer.branch(
+                    self.owner.session_id, session.tokens, position, token, room
+                )
+                if found:
+                    session.branch(Branch(position, token, tuple(found), proposer.source))
+                    choice = choice.without(token)
+        self.plan.wrote(position, choice)
 
     def schedule(self, num_places: int) -> Iterator[Scheduled[BranchSequence]]:
         """Yield what at most ``num_places`` branch sequences bring to the next batch."""
         if self._session.is_stalled:
             return
-        self.num_unsent_batches += 1
-        verified = self._session.verified_position
+        self.plan.num_unsent_steps += 1
         for sequence in self._usable(num_places):
-            self._give_way(sequence, verified)
-            if sequence.branch is None and not self._assign(sequence, verified):
+            branch = sequence.branch
+            if branch is not None and not self.plan.goes_on(branch):
+                sequence.branch = None
+            if sequence.branch is None and not self._assign(sequence):
                 continue
             assert sequence.slot is not None
             done = self._engine.length(sequence.slot) - sequence.start
@@ -145,35 +120,14 @@ class Brancher:
             return
         sequence.start += len(sequence.pending)
         sequence.pending = [token]
-        root = branch.position, branch.token
-        drafted = self._drafted[root]
-        self._counts.prepared += not drafted.tokens
-        self._counts.tokens += 1
-        drafted.tokens.append(token)
-        choice = self._choice(slot)
-        drafted.choices.append(choice)
-        self._grown[root] = drafted
-        sequence.branch = self._selection.next_of(branch, choice.probabilities[0])
+        sequence.branch = self.plan.grew(branch, token, self._choice(slot))
 
     def before_rollback(self, position: int, token: int) -> None:
         """End all branches, but give the session what is drafted for this outcome."""
         for sequence in self._sequences:
             sequence.branch = None
             sequence.num_shared = min(sequence.num_shared, position)
-        self._taken = self._drafted.get((position, token))
-        if self._taken is not None:
-            self._counts.rollback_hits += bool(self._taken.tokens)
-            self._hand_over(self._taken)
-
-    def after_rollback(self) -> None:
-        """Start again, with the next-best tokens beside what the new run begins with."""
-        self._drafted.clear()
-        self._grown.clear()
-        start = self._session.verified_position
-        self._selection.restart(start)
-        choices = self._taken.choices if self._taken is not None else []
-        for position, choice in zip(range(start, self._session.length), choices, strict=False):
-            self._selection.add(position, choice)
+        self.plan.before_rollback(position, token)
 
     def close(self) -> None:
         """Free the memory of all branch sequences."""
@@ -214,50 +168,27 @@ class Brancher:
             self._sequences.remove(sequence)
             self._num_sequences -= 1
 
-    def _choice(self, slot: int) -> Choice:
-        """Return what the model could have written in its last batch."""
-        engine = self._engine
-        return Choice(tuple(engine.alternatives(slot)), tuple(engine.probabilities(slot)))
-
-    def _hand_over(self, drafted: _Drafted) -> None:
-        branch = drafted.branch
-        if drafted.tokens:
-            self._session.branch(Branch(branch.position, branch.token, tuple(drafted.tokens)))
-
-    def _give_way(self, sequence: BranchSequence, verified: int) -> None:
-        """End or put back the branch of a sequence if it is decided, or others are worth more."""
-        branch = sequence.branch
+    def _assign(self, sequence: BranchSequence) -> bool:
+        """Assign the next branch to a sequence; return whether there is one."""
+        branch, slot = self.plan.next_branch(), sequence.slot
         if branch is None:
-            return
-        if branch.position < verified or branch.depth >= self._session.branch_room(branch.position):
-            sequence.branch = None
-            return
-        other = self._selection.best(verified)
-        if branch.depth and other is not None and other.cost < branch.cost - _MIN_GAIN:
-            sequence.branch = None
-            self._selection.put_back(branch)
-
-    def _assign(self, sequence: BranchSequence, verified: int) -> bool:
-        """Assign the best branch to a sequence; return whether there is one."""
-        branch = self._selection.best(verified)
-        if branch is None or not self._selection.is_worth(branch, verified):
             return False
-        self._selection.take_best()
-        if not self._session.branch_room(branch.position):
-            return False
-        root, slot = (branch.position, branch.token), sequence.slot
         assert slot is not None
-        drafted = self._drafted.setdefault(root, _Drafted(branch))
         run, position = self._session.tokens, branch.position
         shared = min(sequence.num_shared, position, self._engine.length(slot))
         self._engine.truncate(slot, shared)
         if position - shared >= _MIN_REUSED:
             shared += self._engine.reuse(slot, run[:position])
         sequence.start = shared
-        sequence.pending = [*run[shared:position], branch.token, *drafted.tokens]
+        sequence.pending = [*run[shared:position], branch.token, *self.plan.tokens_of(branch)]
         sequence.num_shared = position
         sequence.branch = branch
         return True
+
+    def _choice(self, slot: int) -> Choice:
+        """Return what the model could have written in its last batch."""
+        engine = self._engine
+        return Choice(tuple(engine.alternatives(slot)), tuple(engine.probabilities(slot)))
 
 
 def _ignore(message: object) -> None:

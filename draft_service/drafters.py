@@ -34,6 +34,11 @@ class Proposer(Protocol):
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         """Return at most ``room`` tokens after ``tokens``, all of the session's; none: no idea."""
 
+    def branch(
+        self, session_id: str, tokens: list[int], position: int, token: int, room: int
+    ) -> list[int]:
+        """Return at most ``room`` tokens after ``token``, if that is the one at ``position``."""
+
     def truncate(self, session_id: str, length: int) -> None:
         """Forget what was seen of a session beyond ``length`` tokens."""
 
@@ -89,6 +94,12 @@ class NgramProposer:
         if index.num_missing(tokens) > MAX_UNREAD:
             return []
         return index.continuation(tokens, room)
+
+    def branch(
+        self, session_id: str, tokens: list[int], position: int, token: int, room: int
+    ) -> list[int]:
+        """Return what followed ``token`` and the words before it earlier on."""
+        return self._index(session_id).continuation_of(tokens, position, token, room)
 
     def truncate(self, session_id: str, length: int) -> None:
         """Forget what was seen beyond ``length`` tokens."""

@@ -14,6 +14,7 @@ from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
 from amusd.policy.branch_budget import BranchBudget
+from amusd.policy.branch_plan import BranchCounts
 from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
@@ -23,7 +24,7 @@ from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
-from draft_service.branching import BranchCounts, Brancher, BranchSequence
+from draft_service.branching import Brancher, BranchSequence
 from draft_service.drafters import MAX_UNREAD, Drafter
 
 _READ_BUDGET = 512
@@ -139,7 +140,7 @@ class Drafting:
             rollback.branch_tokens,
         )
         if brancher is not None:
-            brancher.after_rollback()
+            brancher.plan.after_rollback()
             self._branch_budget.rolled_back(sequence.session.length > rollback.verified_position)
         length = rollback.verified_position - 1
         if sequence.slot is not None and self._engine.length(sequence.slot) > length:
@@ -154,7 +155,7 @@ class Drafting:
         has_sent = False
         self._read(sequences)
         for sequence in sequences:
-            if sequence.brancher is not None and sequence.brancher.is_overdue:
+            if sequence.brancher is not None and sequence.brancher.plan.is_overdue:
                 has_sent = self._send(sequence) or has_sent
             while sequence.is_due and (proposed := self._propose(sequence)) is not None:
                 tokens, source = proposed
@@ -177,6 +178,7 @@ class Drafting:
             if not sequence.is_runnable:
                 continue
             assert sequence.brancher is not None
+            sequence.brancher.plan.steps_between = self._branch_budget.steps_between
             try:
                 found = list(sequence.brancher.schedule(num_places - num_taken))
             except Exception as error:
@@ -191,7 +193,7 @@ class Drafting:
         """Send what is drafted of branches, because the device rests."""
         for sequence in self._branching:
             assert sequence.brancher is not None
-            sequence.brancher.hand_over()
+            sequence.brancher.plan.hand_over()
             self._send(sequence)
 
     def passed(self, report: PassReport) -> None:
@@ -199,7 +201,7 @@ class Drafting:
         self._last_batch = report
 
     def stepped(self, seconds: float) -> None:
-        """Take the time of a whole step: what rows cost decides how many branches are drafted."""
+        """Take the time since the last step began: it decides how many branches are drafted."""
         report, self._last_batch = self._last_batch, None
         if report is not None:
             has_run = report.num_tokens > report.num_branch_tokens
@@ -217,7 +219,9 @@ class Drafting:
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
-            sequence.brancher.wrote(position, sequence.slot)
+            paying = session.tracker.paying
+            proposers = [one for one in self.drafter.proposers if one.source in paying]
+            sequence.brancher.wrote(position, sequence.slot, proposers)
         self._send(sequence)
 
     def _start_branching(self, sequence: DraftSequence) -> None:
@@ -293,11 +297,10 @@ class Drafting:
         if sequence.slot is None:
             session.extend(())  # nobody waits for a session that itself waits for memory
         brancher, has_sent = sequence.brancher, False
-        if brancher is not None and (session.is_run_due or brancher.is_overdue):
-            brancher.hand_over()
+        plan = brancher.plan if brancher is not None else None
+        if plan is not None and (plan.is_overdue or (plan.is_ready and session.is_run_due)):
+            plan.hand_over()
         while (run := session.take_run()) is not None:
-            if brancher is not None:
-                brancher.num_unsent_batches = 0
             times = sequence.clock.take()
             sequence.send(
                 Proposal(
@@ -357,6 +360,7 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
         """Draft with ``drafter`` within ``limits``; ``clock`` times the steps, in seconds."""
         self.drafter = drafter
         self._clock = clock
+        self._stepped_seconds = clock()  # when the last step began
         self._drafting = Drafting(drafter, limits, prefill_budget)
 
         def passed(report: PassReport) -> None:
@@ -374,9 +378,10 @@ class DraftWorker(EngineWorker[DraftSequence, DraftOpening, Advance]):
 
     def step(self) -> bool:
         """Run the next batch, or let the proposers read on; return whether there was either."""
-        started = self._clock()
+        now_seconds = self._clock()
+        self._drafting.stepped(now_seconds - self._stepped_seconds)
+        self._stepped_seconds = now_seconds
         has_run = super().step()
-        self._drafting.stepped(self._clock() - started)
         return has_run or self._drafting.has_unread
 
     def rollback(self, session_id: str, rollback: Rollback) -> int:

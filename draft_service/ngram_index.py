@@ -44,6 +44,17 @@ class NgramIndex:
                 return tokens[end : end + room]
         return []
 
+    def continuation_of(self, tokens: list[int], position: int, token: int, room: int) -> list[int]:
+        """Return at most ``room`` tokens that followed ``token`` after the same words as here.
+
+        ``token`` takes the place of the one at ``position`` of ``tokens``.
+        """
+        for table in self._tables:
+            start = position + 1 - table.size
+            if start >= 0 and (end := table.find([*tokens[start:position], token], tokens)):
+                return tokens[end : end + room]
+        return []
+
     def truncate(self, length: int) -> None:
         """Forget what was seen beyond ``length`` tokens."""
         for table in self._tables:
@@ -58,7 +69,7 @@ class _Table:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._ends: dict[int, int] = {}  # by hash: where a run last ended
         # Of the run that ends at position size + i: its hash, and what it replaced in _ends or 0.
         self._hashes = array("q")
@@ -66,7 +77,7 @@ class _Table:
 
     def extend(self, tokens: list[int], start: int, end: int) -> None:
         """Add the runs that end in (start, end]."""
-        size, ends = self._size, self._ends
+        size, ends = self.size, self._ends
         for position in range(max(start + 1, size), end + 1):
             run = hash(tuple(tokens[position - size : position]))
             self._hashes.append(run)
@@ -75,13 +86,16 @@ class _Table:
 
     def find_last(self, tokens: list[int]) -> int:
         """Return where the run that ``tokens`` end with last ended before; 0: nowhere."""
-        wanted = tokens[-self._size :]
-        end = self._ends.get(hash(tuple(wanted)), 0)
-        return end if end and tokens[end - self._size : end] == wanted else 0
+        return self.find(tokens[-self.size :], tokens)
+
+    def find(self, run: list[int], tokens: list[int]) -> int:
+        """Return where ``run`` last ended in ``tokens``; 0: nowhere."""
+        end = self._ends.get(hash(tuple(run)), 0)
+        return end if end and tokens[end - self.size : end] == run else 0
 
     def truncate(self, length: int) -> None:
         """Drop the runs that end beyond ``length``."""
-        while len(self._hashes) > max(0, length - self._size + 1):
+        while len(self._hashes) > max(0, length - self.size + 1):
             run, replaced = self._hashes.pop(), self._replaced.pop()
             if replaced:
                 self._ends[run] = replaced

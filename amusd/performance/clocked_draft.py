@@ -61,7 +61,7 @@ class DraftSide:
         )
         self._run_start = position
         if self.branches is not None:
-            self.branches.after_rollback()
+            self.branches.plan.after_rollback()
         self.flush()
 
     def wrote(self, seconds: float) -> None:
@@ -76,9 +76,9 @@ class DraftSide:
 
     def flush(self) -> None:
         """Send what is ready to be proposed."""
-        branches = self.branches
-        if branches is not None and (self.session.is_run_due or branches.is_overdue):
-            branches.hand_over()
+        plan = self.branches.plan if self.branches is not None else None
+        if plan is not None and (plan.is_overdue or (plan.is_ready and self.session.is_run_due)):
+            plan.hand_over()
         while (run := self.session.take_run()) is not None:
             self._send(
                 Proposal(
@@ -92,8 +92,6 @@ class DraftSide:
                 )
             )
             self._step_seconds, self._num_steps = 0.0, 0
-            if branches is not None:
-                branches.num_unsent_steps = 0
 
 
 class DraftDevice(ClockedDevice):
@@ -123,7 +121,7 @@ class DraftDevice(ClockedDevice):
         """Send what is drafted of branches, because the device rests."""
         for side in self.sides:
             if side.branches is not None:
-                side.branches.hand_over()
+                side.branches.plan.hand_over()
                 side.flush()
 
     def _settle(self, seconds: float) -> None:

@@ -10,6 +10,7 @@ Rules of this file
   without branches is measured first. Between measured sizes the time is interpolated. Rows beyond
   them count as free, and sizes that did not occur for long are forgotten. So rows that seem to cost
   too much are tried again, rarely.
+- The time of a step includes the host's work until the next one.
 - The chance that a branch is there counts from the rollbacks, against what is usual for as many
   branches. Old rollbacks are forgotten, so branches that did not pay are tried again.
 """
@@ -32,6 +33,8 @@ forgotten sooner, for a single late batch says little."""
 _BATCHES_TO_TRY = 64
 _MESSAGE_SECONDS = 1e-3
 """The wait after a rejection without a branch, apart from draft steps."""
+_MESSAGE_INTERVAL_SECONDS = 1.5e-3
+"""Least time between two messages with branches of a session."""
 _IDLE_WEIGHT = 0.3
 """Weight of a step's time if no run takes part: it only delays what arrives meanwhile."""
 _KEPT_DECISIONS = 16  # batches
@@ -77,16 +80,27 @@ class StepTimes:
 
     def seconds(self, num_rows: int) -> float:
         """Return the time of a batch over ``num_rows`` tokens; 0: none as small has run."""
-        known = {size: one.seconds for size, one in self._averages.items() if not self._is_old(one)}
-        wanted = _size(num_rows)
-        below = max((size for size in known if size <= wanted), default=0)
-        if not below:
-            return 0.0
-        above = min((size for size in known if size > wanted), default=wanted)
-        if wanted in (below, above):
-            return known[below]
-        share = (wanted - below) / (above - below)
-        return known[below] + share * (known[above] - known[below])
+        return self.curve(num_rows, num_rows)[0]
+
+    def curve(self, first: int, last: int) -> list[float]:
+        """Return the times of batches over ``first`` to ``last`` tokens, as ``seconds`` does."""
+        known = sorted(
+            (size, one.seconds) for size, one in self._averages.items() if not self._is_old(one)
+        )
+        found, above = [], 0
+        for num_rows in range(first, last + 1):
+            wanted = _size(num_rows)
+            while above < len(known) and known[above][0] <= wanted:
+                above += 1
+            if not above:
+                found.append(0.0)
+                continue
+            low, seconds = known[above - 1]
+            if low < wanted and above < len(known):
+                high, more = known[above]
+                seconds += (wanted - low) / (high - low) * (more - seconds)
+            found.append(seconds)
+        return found
 
     def _is_old(self, average: _Average) -> bool:
         most = min(_MAX_BATCHES, _BATCHES_TO_TRY * average.num_batches**2)
@@ -111,13 +125,24 @@ class BranchBudget:
         """Steps of a session's run from one rollback to the next."""
         return (self._steps + _USUAL_STEPS) / (self._rollbacks + 1.0)
 
+    @property
+    def steps_between(self) -> int:
+        """Least number of steps between two messages with branches of a session.
+
+        Such a message takes each of the services some tenths of a millisecond.
+        """
+        return 1 + int(_MESSAGE_INTERVAL_SECONDS / max(self._times.seconds(1), 1e-5))
+
     def hit_chance(self, num_branches: int) -> float:
         """Return the share of rollbacks that find a branch if so many are drafted at a time."""
         quality = (self._hits + _PRIOR_HITS) / (self._usual_hits + _PRIOR_HITS)
         return min(1.0, quality * _usual_hit_chance(num_branches))
 
     def ran(self, num_rows: int, num_runs: int, seconds: float) -> None:
-        """Count a batch over ``num_rows`` tokens, with a step of ``num_runs`` sessions' runs."""
+        """Count a batch over ``num_rows`` tokens, with a step of ``num_runs`` sessions' runs.
+
+        ``seconds`` is the time until the next batch begins, the host's work included.
+        """
         if self._times.ran(num_rows, seconds):
             self._decisions.clear()
         self._steps += num_runs
@@ -141,22 +166,21 @@ class BranchBudget:
         return self._allowed
 
     def _decide(self, num_runs: int) -> int:
-        gains = [self._gain(num_branches, num_runs) for num_branches in range(self._most + 1)]
-        # Of equal gains the most branches: where rows are free, none is left out.
-        return max(range(self._most + 1), key=lambda number: (gains[number], number))
-
-    def _gain(self, num_branches: int, num_runs: int) -> float:
-        """Return the seconds that branches save in a step, less those that they cost."""
-        if not num_branches:
-            return 0.0
         num_rows = max(1, num_runs)
-        alone = self._times.seconds(num_rows)
+        times = self._times.curve(num_rows, num_rows + self._most)
+        alone = times[0]
         if not alone:
-            return -1.0  # it is measured first
-        wait = _SAVED_STEPS * alone + _MESSAGE_SECONDS
-        saved = self.hit_chance(num_branches) * wait / self.steps_per_rollback
-        cost = self._times.seconds(num_rows + num_branches) - (1.0 + _TOLERANCE) * alone
-        return saved - max(0.0, cost) * (1.0 if num_runs else _IDLE_WEIGHT)
+            return 0  # it is measured first
+        wait = (_SAVED_STEPS * alone + _MESSAGE_SECONDS) / self.steps_per_rollback
+        weight = 1.0 if num_runs else _IDLE_WEIGHT
+        best, best_gain = 0, 0.0
+        for num_branches in range(1, self._most + 1):
+            cost = max(0.0, times[num_branches] - (1.0 + _TOLERANCE) * alone)
+            gain = self.hit_chance(num_branches) * wait - weight * cost
+            # Of equal gains the most branches: where rows are free, none is left out.
+            if gain >= best_gain:
+                best, best_gain = num_branches, gain
+        return best
 
 
 def _size(num_rows: int) -> int:

@@ -28,6 +28,13 @@ class Choice:
     alternatives: tuple[int, ...]
     probabilities: tuple[float, ...]
 
+    def without(self, token: int) -> "Choice":
+        """Return the choice without one of its alternatives."""
+        index = self.alternatives.index(token)
+        others, probabilities = list(self.alternatives), list(self.probabilities)
+        del others[index], probabilities[index + 1]
+        return Choice(tuple(others), tuple(probabilities))
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:

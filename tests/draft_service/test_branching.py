@@ -12,6 +12,7 @@ from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import PassReport
 from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InternalError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback
 from draft_service.drafters import model_drafter
@@ -25,11 +26,11 @@ OPENING = DraftOpening("a", [1, 2], DraftLimits(4, 60, max_branches=16))
 class Bench:
     """A draft worker whose messages are kept."""
 
-    def __init__(self, model: SyntheticModel = MODEL) -> None:
+    def __init__(self, model: SyntheticModel = MODEL, with_ngrams: bool = False) -> None:
         self.engine = SyntheticEngine(model)
         self.reports: list[PassReport] = []
         self.worker = DraftWorker(
-            model_drafter(self.engine, with_ngrams=False),
+            model_drafter(self.engine, with_ngrams=with_ngrams),
             LIMITS,
             100,
             on_pass=self.reports.append,
@@ -207,6 +208,22 @@ def test_a_branch_that_its_session_cannot_hold_leaves_nothing_behind_its_rollbac
     for branch in bench.branches:
         run = [bench.run_tokens[one] for one in range(position + 1, branch.position)]
         assert branch.token in MODEL.next_best([*before, *run])
+
+
+def test_what_followed_a_next_best_token_before_is_a_branch_that_takes_no_place() -> None:
+    bench = Bench(replace(MODEL, batch=1), with_ngrams=True)
+    # The synthetic model looks at the position and the last two tokens.
+    token = MODEL.next_best([5, 6] * 4)[0]
+    prompt = [5, 6, token, 7, 8, 9, 5, 6]
+    bench.open(replace(OPENING, tokens=prompt))
+    bench.run(until=lambda: bool(bench.branches))
+    [branch] = bench.branches
+    assert branch == Branch(8, token, (7, 8, 9, 5), DraftSource.LOOKUP)
+    assert not any(one.num_branch_tokens for one in bench.reports)
+    bench.worker.rollback("a", Rollback(1, 9, token, branch_tokens=branch.tokens))
+    bench.run(until=lambda: bench.worker.sequence("a").session.length > 13)
+    session = bench.worker.sequence("a").session
+    assert session.tokens[:13] == [*prompt, token, 7, 8, 9, 5]
 
 
 def test_without_a_limit_for_branches_in_the_opening_there_are_none(bench: Bench) -> None:

@@ -188,6 +188,11 @@ class BrokenProposer:
             raise MemoryError
         return []
 
+    def branch(
+        self, session_id: str, tokens: list[int], position: int, token: int, room: int
+    ) -> list[int]:
+        return []
+
     def truncate(self, session_id: str, length: int) -> None:
         if self._where == "truncate":
             raise KeyError(session_id)

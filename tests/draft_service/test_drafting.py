@@ -43,6 +43,11 @@ class FadingProposer:
     def propose(self, session_id: str, tokens: list[int], room: int) -> list[int]:
         return [9] if len(tokens) < self.num_tokens else []
 
+    def branch(
+        self, session_id: str, tokens: list[int], position: int, token: int, room: int
+    ) -> list[int]:
+        return []
+
     def truncate(self, session_id: str, length: int) -> None:
         pass
 

@@ -214,6 +214,11 @@ class ConstantProposer:
         self.asked.append(session_id)
         return self.tokens[:room]
 
+    def branch(
+        self, session_id: str, tokens: list[int], position: int, token: int, room: int
+    ) -> list[int]:
+        return []
+
     def truncate(self, session_id: str, length: int) -> None:
         """Nothing is kept."""
 
