@@ -30,16 +30,17 @@ _MIN_WEIGHT = 0.1  # of the last batch in the average of its size
 _MAX_BATCHES = 2048
 """Batches after which a size that does not occur is forgotten; a size that has seldom occurred is
 forgotten sooner, for a single late batch says little."""
-_BATCHES_TO_TRY = 64
+_BATCHES_TO_TRY = 512
 _MESSAGE_SECONDS = 1e-3
 """The wait after a rejection without a branch, apart from draft steps."""
 _MESSAGE_INTERVAL_SECONDS = 1.5e-3
 """Least time between two messages with branches of a session."""
 _IDLE_WEIGHT = 0.3
 """Weight of a step's time if no run takes part: it only delays what arrives meanwhile."""
-_CHEAP_ROW = 0.03
-"""Share of a step that a row may take for that. A device with dearer rows is a CPU: it shares cores
-and memory with the verify model, so time to spare is not free."""
+_LEAST_SECONDS = 1e-4  # a step that takes less is as good as free
+_FEW_ROWS, _DEAR_ROW = 8, 0.05
+"""Where each of a few rows takes a larger share of a step, there are no branches. Such a device is
+a CPU: it shares cores and memory with the verify model, and its time to spare is not free."""
 _KEPT_DECISIONS = 16  # batches
 _MAX_RISE = 1.25  # of an average, by one batch: a thread may lose its core for a while
 _TOLERANCE = 0.02  # share of a step by which measured times differ by chance
@@ -175,8 +176,10 @@ class BranchBudget:
         if not alone:
             return 0  # it is measured first
         wait = (_SAVED_STEPS * alone + _MESSAGE_SECONDS) / self.steps_per_rollback
-        is_cheap = times[1] <= (1.0 + _CHEAP_ROW) * alone
-        weight = 1.0 if num_runs or not is_cheap else _IDLE_WEIGHT
+        few = min(_FEW_ROWS, self._most)
+        if times[few] - alone > few * _DEAR_ROW * max(alone, _LEAST_SECONDS):
+            return 0
+        weight = 1.0 if num_runs else _IDLE_WEIGHT
         best, best_gain = 0, 0.0
         for num_branches in range(1, self._most + 1):
             cost = max(0.0, times[num_branches] - (1.0 + _TOLERANCE) * alone)
