@@ -42,6 +42,7 @@ from orchestrator.session_timer import Timer
 _RECHECK_SECONDS = 1.0  # while a verdict is late
 _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
+_MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
 
 Emit = Callable[[tuple[int, ...]], None]
 """Takes final tokens of the output, at once."""
@@ -296,7 +297,7 @@ class Session:
         silence = controller.draft_silence_seconds(time.monotonic())
         is_known = draft.has_answered or controller.has_rested
         is_long = is_known or controller.num_unaided_passes < _MIN_REPORTED_PASSES
-        if silence < (_MIN_REPORTED_SILENCE_SECONDS if is_long else 0.0):
+        if silence < (_MIN_REPORTED_SILENCE_SECONDS if is_long else _MIN_FIRST_SILENCE_SECONDS):
             return
         reason = f"draft service: no proposal in the last {silence:.2g} s of the output"
         self._recorder.fallback_reason = reason

@@ -328,9 +328,10 @@ async def test_a_silent_draft_costs_one_wait_and_the_statistics_say_so(
 async def test_a_draft_that_never_proposed_is_named_though_nothing_waited_for_it(
     serve: Serve,
 ) -> None:
-    draft = FakeDraft(num_answered=0)
-    async with running(await serve(FakeVerify()), await serve(draft)) as backends:
+    draft, verify = FakeDraft(num_answered=0), FakeVerify(num_free_passes=6)
+    async with running(await serve(verify), await serve(draft)) as backends:
         await backends.connect(10)
+        asyncio.get_running_loop().call_later(0.1, verify.may_go_on.set)
         outcome = await generate(backends, Strategy.AMUSD, draft_timeout_seconds=30.0)
     assert "no proposal in the last" in outcome.statistics.fallback_reason
 

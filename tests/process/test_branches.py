@@ -12,8 +12,8 @@ from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 
-VERIFY = "synthetic:vocabulary=512,pass_ms=20"
-DRAFT = "synthetic:vocabulary=512,pass_ms=2,agreement=0.5,batch=7,alternatives=3"
+VERIFY = "synthetic:vocabulary=512,pass_ms=60"
+DRAFT = "synthetic:vocabulary=512,pass_ms=6,agreement=0.5,batch=7,alternatives=3"
 
 
 def test_a_rejection_that_a_branch_was_held_for_costs_no_wait(start: Starter) -> None:
