@@ -25,7 +25,7 @@ from amusd.serving.scheduler import Scheduled
 from amusd.serving.sequence import BatchClock, Send, Sequence
 from amusd.serving.session_fault import end_session
 from draft_service.branching import Brancher, BranchSequence
-from draft_service.drafters import MAX_UNREAD, Drafter
+from draft_service.drafters import MAX_UNREAD, Drafter, Proposer
 
 _READ_BUDGET = 512
 """Tokens that the proposers read before a batch, over all sessions: a few milliseconds."""
@@ -172,13 +172,14 @@ class Drafting:
             return
         num_runs, num_taken = self._engine.max_batch - num_places, 0
         num_places = min(num_places, self._branch_budget.places(num_runs))
+        steps_between = self._branch_budget.steps_between
         for _ in range(len(self._branching)):
             sequence = self._branching[0]
             self._branching.rotate(-1)
             if not sequence.is_runnable:
                 continue
             assert sequence.brancher is not None
-            sequence.brancher.plan.steps_between = self._branch_budget.steps_between
+            sequence.brancher.plan.steps_between = steps_between
             try:
                 found = list(sequence.brancher.schedule(num_places - num_taken))
             except Exception as error:
@@ -192,9 +193,14 @@ class Drafting:
     def _send_branches(self) -> None:
         """Send what is drafted of branches, because the device rests."""
         for sequence in self._branching:
+            if not sequence.is_runnable:
+                continue
             assert sequence.brancher is not None
-            sequence.brancher.plan.hand_over()
-            self._send(sequence)
+            try:
+                sequence.brancher.plan.hand_over()
+                self._send(sequence)
+            except Exception as error:
+                end_session(sequence, error, "branching")
 
     def passed(self, report: PassReport) -> None:
         """Take what was in a batch."""
@@ -219,8 +225,7 @@ class Drafting:
         session.extend(tuple(predictions), DraftSource.MODEL)
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
-            paying = session.tracker.paying
-            proposers = [one for one in self.drafter.proposers if one.source in paying]
+            proposers = self._proposers(session.tracker.paying)
             sequence.brancher.wrote(position, sequence.slot, proposers)
         self._send(sequence)
 
@@ -268,6 +273,9 @@ class Drafting:
         # A drafter with a single source has no choice, whatever pays.
         return sources & sequence.session.sources if len(sources) > 1 else sources
 
+    def _proposers(self, sources: frozenset[DraftSource]) -> list[Proposer]:
+        return [one for one in self.drafter.proposers if one.source in sources]
+
     def _propose(self, sequence: DraftSequence) -> tuple[list[int], DraftSource] | None:
         """Return tokens of a proposer and their source; None: the model has to write them."""
         sources = self._sources(sequence)
@@ -275,8 +283,7 @@ class Drafting:
         # The prompt is computed while the verify model computes it; later it would cost time.
         if asks_model and self._is_behind(sequence):
             return None
-        proposers = [one for one in self.drafter.proposers if one.source in sources]
-        session = sequence.session
+        proposers, session = self._proposers(sources), sequence.session
         for proposer in proposers:
             tokens = proposer.propose(sequence.session_id, session.tokens, session.room)
             if tokens:
@@ -296,10 +303,9 @@ class Drafting:
         session = sequence.session
         if sequence.slot is None:
             session.extend(())  # nobody waits for a session that itself waits for memory
-        brancher, has_sent = sequence.brancher, False
-        plan = brancher.plan if brancher is not None else None
-        if plan is not None and (plan.is_overdue or (plan.is_ready and session.is_run_due)):
-            plan.hand_over()
+        has_sent = False
+        if sequence.brancher is not None:
+            sequence.brancher.plan.hand_over_due()
         while (run := session.take_run()) is not None:
             times = sequence.clock.take()
             sequence.send(

@@ -76,9 +76,8 @@ class DraftSide:
 
     def flush(self) -> None:
         """Send what is ready to be proposed."""
-        plan = self.branches.plan if self.branches is not None else None
-        if plan is not None and (plan.is_overdue or (plan.is_ready and self.session.is_run_due)):
-            plan.hand_over()
+        if self.branches is not None:
+            self.branches.plan.hand_over_due()
         while (run := self.session.take_run()) is not None:
             self._send(
                 Proposal(

@@ -54,7 +54,7 @@ class _Average:
     last_batch: int
 
 
-class StepTimes:
+class RowTimes:
     """Seconds of a batch by its number of rows, a running average for each size."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class BranchBudget:
     def __init__(self, most: int) -> None:
         """Allow at most ``most`` branches in a batch."""
         self._most = most
-        self._times = StepTimes()
+        self._times = RowTimes()
         self._allowed = 0
         self._decisions: dict[int, int] = {}  # by the number of runs, for a few batches
         self._num_decided = 0
@@ -172,7 +172,8 @@ class BranchBudget:
     def _decide(self, num_runs: int) -> int:
         num_rows = max(1, num_runs)
         times = self._times.curve(num_rows, num_rows + self._most)
-        alone = times[0]
+        # Without a run there may be nothing to measure first: sessions may always step together.
+        alone = times[0] if num_runs else next((one for one in times if one), 0.0)
         if not alone:
             return 0  # it is measured first
         wait = (_SAVED_STEPS * alone + _MESSAGE_SECONDS) / self.steps_per_rollback

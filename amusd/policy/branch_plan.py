@@ -49,17 +49,17 @@ class BranchPlan:
         self._taken: _Drafted | None = None  # by the rollback that is under way
 
     @property
-    def is_ready(self) -> bool:
+    def is_overdue(self) -> bool:
+        """Whether tokens of branches should be sent, although no run is ready."""
+        return self._is_ready and self.num_unsent_steps >= self._session.tokens_per_proposal
+
+    @property
+    def _is_ready(self) -> bool:
         """Whether tokens of branches should go with the next proposal of the run.
 
         A message for each token would cost more than it gains, as with the tokens of a run.
         """
         return bool(self._grown) and self.num_unsent_steps >= self.steps_between
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether tokens of branches should be sent, although no run is ready."""
-        return self.is_ready and self.num_unsent_steps >= self._session.tokens_per_proposal
 
     def wrote(self, position: int, choice: Choice) -> None:
         """Take what the model could have written at ``position`` of the session's run."""
@@ -109,6 +109,11 @@ class BranchPlan:
             self._hand_over(drafted)
         self._grown.clear()
         self.num_unsent_steps = 0
+
+    def hand_over_due(self) -> None:
+        """Give the session the branches that go with its next message, if it is time for one."""
+        if self.is_overdue or (self._is_ready and self._session.is_run_due):
+            self.hand_over()
 
     def before_rollback(self, position: int, token: int) -> None:
         """Give the session what is drafted for the outcome of a rollback."""

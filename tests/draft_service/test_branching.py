@@ -283,17 +283,21 @@ def test_a_branch_sequence_whose_pass_fails_is_given_up_and_its_session_goes_on(
     assert bench.engine.num_open == 1
 
 
+@pytest.mark.parametrize("where", ["schedule", "hand_over"])
 def test_a_fault_in_branching_ends_its_own_session_only(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     bench.open()
     others: list[Proposal | AmusdError] = []
     bench.worker.open(replace(OPENING, session_id="b"), others.append)
 
-    def fails(num_places: int) -> NoReturn:
-        raise KeyError(num_places)
+    def fails(*arguments: object) -> NoReturn:
+        raise KeyError(arguments)
 
-    monkeypatch.setattr(bench.worker.sequence("a").brancher, "schedule", fails)
+    brancher = bench.worker.sequence("a").brancher
+    assert brancher is not None
+    owner = brancher if where == "schedule" else brancher.plan
+    monkeypatch.setattr(owner, where, fails)
     bench.run()
     assert isinstance(bench.sent[-1], InternalError)
     assert all(isinstance(one, Proposal) for one in others)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amusd.policy.branch_budget import BranchBudget, StepTimes
+from amusd.policy.branch_budget import BranchBudget, RowTimes
 
 MOST = 8
 BASE = 2e-3
@@ -69,6 +69,12 @@ def test_a_prompt_shows_what_rows_cost_before_any_branch_is_drafted() -> None:
     assert free.places(1) == MOST
 
 
+def test_branches_are_drafted_without_runs_although_these_always_step_together() -> None:
+    budget = BranchBudget(MOST)
+    budget.ran(4, 4, BASE)
+    assert budget.places(0) == MOST
+
+
 def test_cheap_rows_are_taken_as_far_as_they_pay() -> None:
     some = serve(BranchBudget(MOST), 0.015, 0.4)[-1]
     fewer = serve(BranchBudget(MOST), 0.025, 0.4)[-1]
@@ -102,7 +108,7 @@ def test_one_late_batch_does_not_end_branches() -> None:
 
 
 def test_times_between_known_sizes_are_interpolated() -> None:
-    times = StepTimes()
+    times = RowTimes()
     assert times.seconds(3) == 0.0
     times.ran(2, 1.0)
     assert [times.seconds(rows) for rows in (1, 2, 9)] == [0.0, 1.0, 1.0]
@@ -114,7 +120,7 @@ def test_times_between_known_sizes_are_interpolated() -> None:
 
 
 def test_a_time_is_an_average_of_the_last_batches() -> None:
-    times = StepTimes()
+    times = RowTimes()
     for seconds in (1.0, 2.0):
         times.ran(1, seconds)
     assert times.seconds(1) == pytest.approx(1.5)
