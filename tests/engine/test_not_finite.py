@@ -19,7 +19,6 @@ from amusd.engine.runners.finite_check import refuse_not_finite
 from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner
 from amusd.engine.runners.runner import Chunk, ModelRunner
-from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.shape_buckets import Buckets
 from amusd.engine.runners.unbatched import UnbatchedRunner
 from amusd.engine.sampling.sampler import GREEDY
@@ -27,6 +26,7 @@ from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
+from tests.engine.row_engine import row_engine
 
 BAD = 250  # the text of no check at start has it
 CONTEXT = 400
@@ -65,16 +65,7 @@ RUNNERS: dict[str, Callable[[PreTrainedModel], ModelRunner[Any]]] = {
 @pytest.fixture(params=RUNNERS)
 def engine(request: pytest.FixtureRequest) -> ModelEngine:
     runner = RUNNERS[request.param](broken_at(BAD, float("nan")))
-    selection = RunnerSelection(
-        runner=runner,
-        reason="",
-        max_batch=NUM_ROWS,
-        reuse_prefixes=False,
-        max_tokens=NUM_ROWS * CONTEXT,
-        context_length=CONTEXT,
-        unit=CONTEXT,
-    )
-    return ModelEngine(DESCRIPTION, selection)
+    return row_engine(DESCRIPTION, runner, NUM_ROWS, CONTEXT)
 
 
 def test_a_broken_sequence_has_no_token_and_others_keep_theirs(engine: ModelEngine) -> None:

@@ -16,11 +16,11 @@ from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners import selection as selection_module
 from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.runner import Chunk
-from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.self_check import same_to_the_bit
 from amusd.engine.runners.shape_buckets import Buckets
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
+from tests.engine.row_engine import row_engine
 
 FAMILIES = ["llama", "qwen2", "mistral", "gpt2"]
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -43,16 +43,10 @@ def ragged(loaded: LoadedModel) -> ModelEngine:
 def padded(loaded: LoadedModel) -> ModelEngine:
     """The runner on CUDA with numerics exact, without graphs."""
     num_rows, length = 5, 192
-    selection = RunnerSelection(
-        runner=PaddedRunner(loaded.model, Buckets.exact(num_rows, length)),
-        reason="",
-        max_batch=4,
-        reuse_prefixes=True,
-        max_tokens=num_rows * length,
-        context_length=length,
-        unit=length,
+    runner = PaddedRunner(loaded.model, Buckets.exact(num_rows, length))
+    return row_engine(
+        loaded.description, runner, num_rows, length, max_batch=4, reuse_prefixes=True
     )
-    return ModelEngine(loaded.description, selection)
 
 
 Maker = Callable[[LoadedModel], ModelEngine]

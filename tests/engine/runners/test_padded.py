@@ -12,10 +12,10 @@ from amusd.engine.model_engine import ModelEngine, load_engine
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.runners.graph_capture import Function, Replay
 from amusd.engine.runners.padded import PaddedRunner
-from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.shape_buckets import Buckets, Shape
 from amusd.protocol.errors import CacheFullError, InvalidInputError
 from tests import tiny
+from tests.engine.row_engine import row_engine
 
 pytestmark = pytest.mark.usefixtures("without_native_runner")
 
@@ -59,16 +59,7 @@ def engine_of(
 
 
 def engine_with(loaded: LoadedModel, runner: PaddedRunner, reuses: bool = True) -> ModelEngine:
-    selection = RunnerSelection(
-        runner=runner,
-        reason="",
-        max_batch=NUM_ROWS,
-        reuse_prefixes=reuses,
-        max_tokens=NUM_ROWS * LENGTH,
-        context_length=LENGTH,
-        unit=LENGTH,
-    )
-    return ModelEngine(loaded.description, selection)
+    return row_engine(loaded.description, runner, NUM_ROWS, LENGTH, reuse_prefixes=reuses)
 
 
 def test_it_writes_what_the_unbatched_runner_writes(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from amusd.engine.runners.padded import PaddedRunner
 from amusd.engine.runners.ragged import RaggedRunner
 from amusd.engine.runners.rope_switching import RopeSwitchingRunner
 from amusd.engine.runners.runner import ModelRunner
-from amusd.engine.runners.selection import RunnerSelection
 from amusd.engine.runners.shape_buckets import Buckets
 from amusd.engine.runners.unbatched import UnbatchedRunner
 from amusd.engine.sampling.sampler import Sampler
@@ -26,6 +25,7 @@ from amusd.fleet.model_description import ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
 from tests import tiny
+from tests.engine.row_engine import row_engine
 
 CONTEXT, NUM_ROWS, NUM_ALTERNATIVES = 400, 4, 3
 DESCRIPTION = ModelDescription("tiny", "cpu", "float32", 0, CONTEXT, tiny.VOCABULARY, Vocabulary(0))
@@ -63,17 +63,7 @@ RUNNERS: dict[str, Callable[[PreTrainedModel, Sampler], ModelRunner[Any]]] = {
 
 
 def engine_of(runner: ModelRunner[Any], num_alternatives: int = NUM_ALTERNATIVES) -> ModelEngine:
-    selection = RunnerSelection(
-        runner=runner,
-        reason="",
-        max_batch=NUM_ROWS,
-        reuse_prefixes=False,
-        max_tokens=NUM_ROWS * CONTEXT,
-        context_length=CONTEXT,
-        unit=CONTEXT,
-        num_alternatives=num_alternatives,
-    )
-    return ModelEngine(DESCRIPTION, selection)
+    return row_engine(DESCRIPTION, runner, NUM_ROWS, CONTEXT, num_alternatives=num_alternatives)
 
 
 def probabilities_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
