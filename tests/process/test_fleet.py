@@ -31,7 +31,7 @@ Stubs = dict[int, "rpc.OrchestratorServiceAsyncStub"]
 
 # Slow passes that many share: generations last, but cost little of the test machine.
 SLOW_VERIFY = "synthetic:pass_ms=300,vocabulary=512,context=600,batch=128"
-SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=150,vocabulary=512,context=600,batch=128"
+SLOW_DRAFT = "synthetic:agreement=0.7,pass_ms=60,vocabulary=512,context=600,batch=128"
 
 
 def port_of(service: Service) -> str:
@@ -354,7 +354,5 @@ class Wave:
         finally:
             begun.set()  # if it has failed, ``done`` raises the error
         assert tokens == expected_output(SLOW_VERIFY, (prompt, 7), self._num_tokens)
-        # A loaded host may leave the draft silent at the end of an output; it is not lost.
-        reason = statistics.fallback_reason
-        assert not reason or "no proposal in the last" in reason
+        assert not statistics.fallback_reason
         self.statistics[port].append(statistics)
