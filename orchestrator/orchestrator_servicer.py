@@ -130,9 +130,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, backends: Backends
     ) -> SessionPlan:
         """Check a request and fill in the defaults."""
-        if request.HasField("temperature") and request.temperature != 0:
+        if request.sampling.temperature != 0:
             raise NotServedError(
-                f"temperature is {request.temperature:g}: only greedy decoding is served, "
+                f"temperature is {request.sampling.temperature:g}: only greedy decoding is served, "
                 "leave it out or use 0"
             )
         strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError, InvalidInputError
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 from amusd.settings import check_bounds, setting
 
 NO_TOKEN = -1
@@ -90,6 +91,8 @@ class ScheduledSequence:
     """The tokens of one sequence in the next batch. They follow the tokens in its KV cache.
 
     The engine returns the next token after each of the last ``num_outputs`` of ``tokens``.
+    ``targets`` are the tokens whose log-probabilities are asked for, one for each output;
+    ``NO_TOKEN`` stands for the output itself. Empty: for each the output itself.
     """
 
     slot: int
@@ -97,6 +100,7 @@ class ScheduledSequence:
     num_outputs: int
     is_prompt: bool = False
     """Whether the tokens are prefill of a prompt. They count for the hit rate of the cache."""
+    targets: Sequence[int] = ()
 
 
 Outcome: TypeAlias = "list[int] | AmusdError"
@@ -133,12 +137,15 @@ class Engine(Protocol):
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens.
+
+        ``sampling`` says how its tokens are chosen, as long as it is open.
 
         Raises:
             CacheFullError: the memory that is left is too small now.
-            InvalidInputError: the capacity exceeds the context length, or the whole memory.
+            InvalidInputError: the capacity exceeds the context length, or the whole memory; or the
+                engine cannot sample like this.
         """
 
     def length(self, slot: int) -> int:
@@ -172,6 +179,13 @@ class Engine(Protocol):
         """Return the model's probabilities of the last output and of its alternatives, in order.
 
         Empty if the engine gives no alternatives, or the sequence has had no output.
+        """
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return the log-probabilities of a sequence's outputs in the last batch, in order.
+
+        They are those of the outputs, or of the sequence's ``targets``. Empty unless its sampling
+        asks for them.
         """
 
     def truncate(self, slot: int, length: int) -> None:

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from amusd.v1 import model_pb2 as _model_pb2
+from amusd.v1 import sampling_pb2 as _sampling_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -72,6 +73,8 @@ class ProposeOpen(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     RECORD_TIMES_FIELD_NUMBER: _builtins.int
     MAX_BRANCHES_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     lookahead: _builtins.int
@@ -100,6 +103,14 @@ class ProposeOpen(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
 
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.Sampling:
+        """How tokens are chosen. Unset: greedy decoding."""
+
+    @_builtins.property
+    def context(self) -> _sampling_pb2.SequenceContext:
+        """What sampling needs to know of the session."""
+
     def __init__(
         self,
         *,
@@ -112,10 +123,12 @@ class ProposeOpen(_message.Message):
         epoch: _builtins.int = ...,
         record_times: _builtins.bool = ...,
         max_branches: _builtins.int = ...,
+        sampling: _sampling_pb2.Sampling | None = ...,
+        context: _sampling_pb2.SequenceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

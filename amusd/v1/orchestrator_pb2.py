@@ -24,52 +24,53 @@ _sym_db = _symbol_database.Default()
 
 from amusd.v1 import draft_pb2 as amusd_dot_v1_dot_draft__pb2
 from amusd.v1 import model_pb2 as amusd_dot_v1_dot_model__pb2
+from amusd.v1 import sampling_pb2 as amusd_dot_v1_dot_sampling__pb2
 from amusd.v1 import verify_pb2 as amusd_dot_v1_dot_verify__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61musd/v1/orchestrator.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/draft.proto\x1a\x14\x61musd/v1/model.proto\x1a\x15\x61musd/v1/verify.proto\"A\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x03 \x01(\t\"n\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.amusd.v1.ChatMessage\x12\x1c\n\x14parse_special_tokens\x18\x02 \x01(\x08\x12\x1f\n\x17template_arguments_json\x18\x03 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcd\x02\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x0e.amusd.v1.ChatH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.amusd.v1.TokenIdsH\x00\x12$\n\x08strategy\x18\x04 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x16\n\tlookahead\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x10\n\x08timeline\x18\n \x01(\x08\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x0c\n\n_lookahead\"h\n\x10GenerateResponse\x12 \n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x0f.amusd.v1.ChunkH\x00\x12*\n\ncompletion\x18\x02 \x01(\x0b\x32\x14.amusd.v1.CompletionH\x00\x42\x06\n\x04part\"(\n\x05\x43hunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xad\x01\n\nCompletion\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.amusd.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12(\n\nstatistics\x18\x04 \x01(\x0b\x32\x14.amusd.v1.Statistics\x12$\n\x08timeline\x18\x05 \x01(\x0b\x32\x12.amusd.v1.Timeline\"{\n\x08Timeline\x12\x1a\n\x12started_unix_nanos\x18\x01 \x01(\x06\x12\'\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x17.amusd.v1.TimelineEvent\x12\x14\n\x0cis_truncated\x18\x03 \x01(\x08\x12\x14\n\x0cmax_branches\x18\x04 \x01(\r\"\x83\x02\n\rTimelineEvent\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12&\n\x08proposal\x18\x02 \x01(\x0b\x32\x12.amusd.v1.ProposalH\x00\x12$\n\x07verdict\x18\x03 \x01(\x0b\x32\x11.amusd.v1.VerdictH\x00\x12,\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x19.amusd.v1.VerifyProposalsH\x00\x12+\n\x07\x61\x64vance\x18\x05 \x01(\x0b\x32\x18.amusd.v1.ProposeAdvanceH\x00\x12-\n\x08rollback\x18\x06 \x01(\x0b\x32\x19.amusd.v1.RollbackRequestH\x00\x42\t\n\x07message\"?\n\x12PositionAcceptance\x12\x13\n\x0bnum_checked\x18\x01 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x02 \x01(\r\"y\n\x10SourceAcceptance\x12%\n\x06source\x18\x01 \x01(\x0e\x32\x15.amusd.v1.DraftSource\x12\x13\n\x0bnum_drafted\x18\x02 \x01(\r\x12\x13\n\x0bnum_checked\x18\x03 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x04 \x01(\r\"\xf2\x04\n\nStatistics\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x14\n\x0cwall_seconds\x18\x03 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x04 \x01(\x01\x12\x12\n\nnum_passes\x18\x05 \x01(\r\x12\x13\n\x0bnum_drafted\x18\x06 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x07 \x01(\r\x12\x14\n\x0cnum_rejected\x18\x08 \x01(\r\x12\x12\n\nnum_wasted\x18\t \x01(\r\x12\x15\n\rnum_rollbacks\x18\n \x01(\r\x12\x17\n\x0ftokens_per_pass\x18\x0b \x01(\x01\x12\x17\n\x0f\x61\x63\x63\x65ptance_rate\x18\x0c \x01(\x01\x12=\n\x17\x61\x63\x63\x65ptance_per_position\x18\r \x03(\x0b\x32\x1c.amusd.v1.PositionAcceptance\x12\x1a\n\x12\x64raft_busy_seconds\x18\x0e \x01(\x01\x12\x1b\n\x13verify_busy_seconds\x18\x0f \x01(\x01\x12$\n\x08strategy\x18\x10 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x17\n\x0f\x66\x61llback_reason\x18\x11 \x01(\t\x12\x39\n\x15\x61\x63\x63\x65ptance_per_source\x18\x12 \x03(\x0b\x32\x1a.amusd.v1.SourceAcceptance\x12 \n\x18num_cached_prompt_tokens\x18\x13 \x01(\r\x12\x14\n\x0cnum_branches\x18\x14 \x01(\r\x12\x17\n\x0fnum_branch_hits\x18\x15 \x01(\r\"\x9e\x01\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.amusd.v1.ReplicaState\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x18\n\x10num_own_sessions\x18\x04 \x01(\r\x12\x1b\n\x13num_opened_sessions\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xb7\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x0cverify_model\x18\x02 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12(\n\x0b\x64raft_model\x18\x03 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x04 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12&\n\nstrategies\x18\x05 \x03(\x0e\x32\x12.amusd.v1.Strategy\x12,\n\x10\x64\x65\x66\x61ult_strategy\x18\x06 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x1a\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x07 \x01(\r\x12%\n\x1d\x64\x65\x66\x61ult_speculative_lookahead\x18\x08 \x01(\r\x12\x1f\n\x17\x64\x65\x66\x61ult_amusd_lookahead\x18\t \x01(\r\x12*\n\x0fverify_replicas\x18\n \x03(\x0b\x32\x11.amusd.v1.Replica\x12)\n\x0e\x64raft_replicas\x18\x0b \x03(\x0b\x32\x11.amusd.v1.Replica*o\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n\x17STRATEGY_AUTOREGRESSIVE\x10\x01\x12\x18\n\x14STRATEGY_SPECULATIVE\x10\x02\x12\x12\n\x0eSTRATEGY_AMUSD\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x97\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12REPLICA_STATE_AWAY\x10\x01\x12\x19\n\x15REPLICA_STATE_HEALTHY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x19\n\x15REPLICA_STATE_REFUSED\x10\x04\x32\xac\x01\n\x13OrchestratorService\x12\x43\n\x08Generate\x12\x19.amusd.v1.GenerateRequest\x1a\x1a.amusd.v1.GenerateResponse0\x01\x12P\n\rGetServerInfo\x12\x1e.amusd.v1.GetServerInfoRequest\x1a\x1f.amusd.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61musd/v1/orchestrator.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/draft.proto\x1a\x14\x61musd/v1/model.proto\x1a\x17\x61musd/v1/sampling.proto\x1a\x15\x61musd/v1/verify.proto\"A\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x03 \x01(\t\"n\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.amusd.v1.ChatMessage\x12\x1c\n\x14parse_special_tokens\x18\x02 \x01(\x08\x12\x1f\n\x17template_arguments_json\x18\x03 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xda\x03\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x0e.amusd.v1.ChatH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.amusd.v1.TokenIdsH\x00\x12$\n\x08strategy\x18\x04 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x16\n\tlookahead\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x10\n\x08timeline\x18\n \x01(\x08\x12$\n\x08sampling\x18\x0b \x01(\x0b\x32\x12.amusd.v1.Sampling\x12\x12\n\nmin_tokens\x18\x0c \x01(\r\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x14\n\x0cinclude_stop\x18\x0e \x01(\x08\x12+\n\x08logprobs\x18\x0f \x01(\x0b\x32\x19.amusd.v1.LogprobsOptions\x12\x17\n\x0fnum_completions\x18\x10 \x01(\rB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0c\n\n_lookaheadJ\x04\x08\x06\x10\x07R\x0btemperature\"h\n\x10GenerateResponse\x12 \n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x0f.amusd.v1.ChunkH\x00\x12*\n\ncompletion\x18\x02 \x01(\x0b\x32\x14.amusd.v1.CompletionH\x00\x42\x06\n\x04part\"\x9a\x01\n\x05\x43hunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\x12\x33\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\"\x8b\x02\n\nCompletion\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.amusd.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12(\n\nstatistics\x18\x04 \x01(\x0b\x32\x14.amusd.v1.Statistics\x12$\n\x08timeline\x18\x05 \x01(\x0b\x32\x12.amusd.v1.Timeline\x12\r\n\x05index\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x06\x12\x11\n\tstop_text\x18\x08 \x01(\t\x12\x1a\n\rstop_token_id\x18\t \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"{\n\x08Timeline\x12\x1a\n\x12started_unix_nanos\x18\x01 \x01(\x06\x12\'\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x17.amusd.v1.TimelineEvent\x12\x14\n\x0cis_truncated\x18\x03 \x01(\x08\x12\x14\n\x0cmax_branches\x18\x04 \x01(\r\"\x83\x02\n\rTimelineEvent\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12&\n\x08proposal\x18\x02 \x01(\x0b\x32\x12.amusd.v1.ProposalH\x00\x12$\n\x07verdict\x18\x03 \x01(\x0b\x32\x11.amusd.v1.VerdictH\x00\x12,\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x19.amusd.v1.VerifyProposalsH\x00\x12+\n\x07\x61\x64vance\x18\x05 \x01(\x0b\x32\x18.amusd.v1.ProposeAdvanceH\x00\x12-\n\x08rollback\x18\x06 \x01(\x0b\x32\x19.amusd.v1.RollbackRequestH\x00\x42\t\n\x07message\"?\n\x12PositionAcceptance\x12\x13\n\x0bnum_checked\x18\x01 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x02 \x01(\r\"y\n\x10SourceAcceptance\x12%\n\x06source\x18\x01 \x01(\x0e\x32\x15.amusd.v1.DraftSource\x12\x13\n\x0bnum_drafted\x18\x02 \x01(\r\x12\x13\n\x0bnum_checked\x18\x03 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x04 \x01(\r\"\xf2\x04\n\nStatistics\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x14\n\x0cwall_seconds\x18\x03 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x04 \x01(\x01\x12\x12\n\nnum_passes\x18\x05 \x01(\r\x12\x13\n\x0bnum_drafted\x18\x06 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x07 \x01(\r\x12\x14\n\x0cnum_rejected\x18\x08 \x01(\r\x12\x12\n\nnum_wasted\x18\t \x01(\r\x12\x15\n\rnum_rollbacks\x18\n \x01(\r\x12\x17\n\x0ftokens_per_pass\x18\x0b \x01(\x01\x12\x17\n\x0f\x61\x63\x63\x65ptance_rate\x18\x0c \x01(\x01\x12=\n\x17\x61\x63\x63\x65ptance_per_position\x18\r \x03(\x0b\x32\x1c.amusd.v1.PositionAcceptance\x12\x1a\n\x12\x64raft_busy_seconds\x18\x0e \x01(\x01\x12\x1b\n\x13verify_busy_seconds\x18\x0f \x01(\x01\x12$\n\x08strategy\x18\x10 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x17\n\x0f\x66\x61llback_reason\x18\x11 \x01(\t\x12\x39\n\x15\x61\x63\x63\x65ptance_per_source\x18\x12 \x03(\x0b\x32\x1a.amusd.v1.SourceAcceptance\x12 \n\x18num_cached_prompt_tokens\x18\x13 \x01(\r\x12\x14\n\x0cnum_branches\x18\x14 \x01(\r\x12\x17\n\x0fnum_branch_hits\x18\x15 \x01(\r\"\x9e\x01\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.amusd.v1.ReplicaState\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x18\n\x10num_own_sessions\x18\x04 \x01(\r\x12\x1b\n\x13num_opened_sessions\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xb7\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x0cverify_model\x18\x02 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12(\n\x0b\x64raft_model\x18\x03 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x04 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12&\n\nstrategies\x18\x05 \x03(\x0e\x32\x12.amusd.v1.Strategy\x12,\n\x10\x64\x65\x66\x61ult_strategy\x18\x06 \x01(\x0e\x32\x12.amusd.v1.Strategy\x12\x1a\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x07 \x01(\r\x12%\n\x1d\x64\x65\x66\x61ult_speculative_lookahead\x18\x08 \x01(\r\x12\x1f\n\x17\x64\x65\x66\x61ult_amusd_lookahead\x18\t \x01(\r\x12*\n\x0fverify_replicas\x18\n \x03(\x0b\x32\x11.amusd.v1.Replica\x12)\n\x0e\x64raft_replicas\x18\x0b \x03(\x0b\x32\x11.amusd.v1.Replica*o\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n\x17STRATEGY_AUTOREGRESSIVE\x10\x01\x12\x18\n\x14STRATEGY_SPECULATIVE\x10\x02\x12\x12\n\x0eSTRATEGY_AMUSD\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x97\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12REPLICA_STATE_AWAY\x10\x01\x12\x19\n\x15REPLICA_STATE_HEALTHY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x19\n\x15REPLICA_STATE_REFUSED\x10\x04\x32\xac\x01\n\x13OrchestratorService\x12\x43\n\x08Generate\x12\x19.amusd.v1.GenerateRequest\x1a\x1a.amusd.v1.GenerateResponse0\x01\x12P\n\rGetServerInfo\x12\x1e.amusd.v1.GetServerInfoRequest\x1a\x1f.amusd.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'amusd.v1.orchestrator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STRATEGY']._serialized_start=2803
-  _globals['_STRATEGY']._serialized_end=2914
-  _globals['_FINISHREASON']._serialized_start=2916
-  _globals['_FINISHREASON']._serialized_end=3011
-  _globals['_REPLICASTATE']._serialized_start=3014
-  _globals['_REPLICASTATE']._serialized_end=3165
-  _globals['_CHATMESSAGE']._serialized_start=108
-  _globals['_CHATMESSAGE']._serialized_end=173
-  _globals['_CHAT']._serialized_start=175
-  _globals['_CHAT']._serialized_end=285
-  _globals['_TOKENIDS']._serialized_start=287
-  _globals['_TOKENIDS']._serialized_end=310
-  _globals['_GENERATEREQUEST']._serialized_start=313
-  _globals['_GENERATEREQUEST']._serialized_end=646
-  _globals['_GENERATERESPONSE']._serialized_start=648
-  _globals['_GENERATERESPONSE']._serialized_end=752
-  _globals['_CHUNK']._serialized_start=754
-  _globals['_CHUNK']._serialized_end=794
-  _globals['_COMPLETION']._serialized_start=797
-  _globals['_COMPLETION']._serialized_end=970
-  _globals['_TIMELINE']._serialized_start=972
-  _globals['_TIMELINE']._serialized_end=1095
-  _globals['_TIMELINEEVENT']._serialized_start=1098
-  _globals['_TIMELINEEVENT']._serialized_end=1357
-  _globals['_POSITIONACCEPTANCE']._serialized_start=1359
-  _globals['_POSITIONACCEPTANCE']._serialized_end=1422
-  _globals['_SOURCEACCEPTANCE']._serialized_start=1424
-  _globals['_SOURCEACCEPTANCE']._serialized_end=1545
-  _globals['_STATISTICS']._serialized_start=1548
-  _globals['_STATISTICS']._serialized_end=2174
-  _globals['_REPLICA']._serialized_start=2177
-  _globals['_REPLICA']._serialized_end=2335
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2337
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2359
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2362
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2801
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=3168
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=3340
+  _globals['_STRATEGY']._serialized_start=3178
+  _globals['_STRATEGY']._serialized_end=3289
+  _globals['_FINISHREASON']._serialized_start=3291
+  _globals['_FINISHREASON']._serialized_end=3386
+  _globals['_REPLICASTATE']._serialized_start=3389
+  _globals['_REPLICASTATE']._serialized_end=3540
+  _globals['_CHATMESSAGE']._serialized_start=133
+  _globals['_CHATMESSAGE']._serialized_end=198
+  _globals['_CHAT']._serialized_start=200
+  _globals['_CHAT']._serialized_end=310
+  _globals['_TOKENIDS']._serialized_start=312
+  _globals['_TOKENIDS']._serialized_end=335
+  _globals['_GENERATEREQUEST']._serialized_start=338
+  _globals['_GENERATEREQUEST']._serialized_end=812
+  _globals['_GENERATERESPONSE']._serialized_start=814
+  _globals['_GENERATERESPONSE']._serialized_end=918
+  _globals['_CHUNK']._serialized_start=921
+  _globals['_CHUNK']._serialized_end=1075
+  _globals['_COMPLETION']._serialized_start=1078
+  _globals['_COMPLETION']._serialized_end=1345
+  _globals['_TIMELINE']._serialized_start=1347
+  _globals['_TIMELINE']._serialized_end=1470
+  _globals['_TIMELINEEVENT']._serialized_start=1473
+  _globals['_TIMELINEEVENT']._serialized_end=1732
+  _globals['_POSITIONACCEPTANCE']._serialized_start=1734
+  _globals['_POSITIONACCEPTANCE']._serialized_end=1797
+  _globals['_SOURCEACCEPTANCE']._serialized_start=1799
+  _globals['_SOURCEACCEPTANCE']._serialized_end=1920
+  _globals['_STATISTICS']._serialized_start=1923
+  _globals['_STATISTICS']._serialized_end=2549
+  _globals['_REPLICA']._serialized_start=2552
+  _globals['_REPLICA']._serialized_end=2710
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2712
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2734
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2737
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=3176
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=3543
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=3715
 # @@protoc_insertion_point(module_scope)

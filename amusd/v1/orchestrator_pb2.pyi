@@ -5,6 +5,7 @@ isort:skip_file
 
 from amusd.v1 import draft_pb2 as _draft_pb2
 from amusd.v1 import model_pb2 as _model_pb2
+from amusd.v1 import sampling_pb2 as _sampling_pb2
 from amusd.v1 import verify_pb2 as _verify_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -221,11 +222,16 @@ class GenerateRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
-    TEMPERATURE_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    NUM_COMPLETIONS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue; not empty. The names of special tokens in it become special tokens."""
     strategy: Global___Strategy.ValueType
@@ -234,8 +240,6 @@ class GenerateRequest(_message.Message):
     """Maximum number of output tokens, 1 or more. Prompt and max_tokens together must fit the
     context. Unset: the server's default, or fewer if the context has less room.
     """
-    temperature: _builtins.float
-    """Sampling temperature. 0 or unset: greedy decoding. Values above 0 are refused."""
     lookahead: _builtins.int
     """Proposed tokens beyond the verified position: for SPECULATIVE the number of tokens drafted a
     round, for AMUSD the upper limit of the run-ahead. 1 to the server's max_lookahead. Unset: the
@@ -246,6 +250,16 @@ class GenerateRequest(_message.Message):
     timeline: _builtins.bool
     """Record all messages of the generation with their times, and send the record with the
     completion. Default false.
+    """
+    min_tokens: _builtins.int
+    """Minimum number of output tokens: before it, the tokens that end the output are banned. At most
+    max_tokens. Default 0.
+    """
+    include_stop: _builtins.bool
+    """Whether the text of the output includes the stop text. Default false: the text ends before it."""
+    num_completions: _builtins.int
+    """Completions of the same prompt, 1 to 16; completion i has the seed of the request plus i. They
+    share the prefill. 0 means 1.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -261,6 +275,21 @@ class GenerateRequest(_message.Message):
         includes the token that ends it. Empty: only the model's own.
         """
 
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.Sampling:
+        """How tokens are chosen. Unset: greedy decoding."""
+
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end the output, at most 16 of at most 1024 bytes, none empty. They are found across
+        token borders. The output ends with the token that completes the text, and tokens behind it are
+        not sent.
+        """
+
+    @_builtins.property
+    def logprobs(self) -> _sampling_pb2.LogprobsOptions:
+        """Which log-probabilities chunks have. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -269,30 +298,31 @@ class GenerateRequest(_message.Message):
         tokens: Global___TokenIds | None = ...,
         strategy: Global___Strategy.ValueType = ...,
         max_tokens: _builtins.int | None = ...,
-        temperature: _builtins.float | None = ...,
         lookahead: _builtins.int | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         ignore_eos: _builtins.bool = ...,
         timeline: _builtins.bool = ...,
+        sampling: _sampling_pb2.Sampling | None = ...,
+        min_tokens: _builtins.int = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        include_stop: _builtins.bool = ...,
+        logprobs: _sampling_pb2.LogprobsOptions | None = ...,
+        num_completions: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "chat", b"chat", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "temperature", b"temperature", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "chat", b"chat", "ignore_eos", b"ignore_eos", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "temperature", b"temperature", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
     _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
-    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
-    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lookahead) -> _WhichOneofReturnType__lookahead | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
@@ -312,7 +342,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def completion(self) -> Global___Completion:
-        """The end of the output; the last message of the stream."""
+        """The end of an output; the last message of the stream is the last completion."""
 
     def __init__(
         self,
@@ -338,26 +368,45 @@ class Chunk(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Their text, without special tokens. All texts joined are the text of the whole output as the
     tokenizer decodes it at once. After a text, tokens or an assistant's message it continues the
     text of the prompt, with the space between them. A character whose last bytes are missing comes
     with a later chunk or the completion, so the text may be empty. So does a run of byte tokens of
-    a SentencePiece model that has not ended, up to 32 bytes.
+    a SentencePiece model that has not ended, up to 32 bytes. So does text that may be the beginning
+    of a stop text.
     """
+    index: _builtins.int
+    """Which of the request's completions it belongs to, from 0."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens, 1 or more."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
+        """Log-probabilities of the tokens, in order, if the request asked for them."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
+        """Log-probabilities of the prompt's tokens from the second one on; in the first chunk of the first
+        completion only, if the request asked for them.
+        """
 
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        index: _builtins.int = ...,
+        logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
+        prompt_logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,6 +423,10 @@ class Completion(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    STOP_TEXT_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
@@ -382,6 +435,16 @@ class Completion(_message.Message):
     """
     session_id: _builtins.str
     """Name of the session in the logs and traces of all services."""
+    index: _builtins.int
+    """Which of the request's completions it is, from 0."""
+    seed: _builtins.int
+    """The seed that the tokens were sampled with; 0 for greedy decoding."""
+    stop_text: _builtins.str
+    """What ended the output, if the finish reason is STOP: the stop text."""
+    stop_token_id: _builtins.int
+    """What ended the output, if the finish reason is STOP: the token. Unset if a text did, or the end
+    of a constraint.
+    """
     @_builtins.property
     def statistics(self) -> Global___Statistics:
         """Counts and times of the generation."""
@@ -398,12 +461,18 @@ class Completion(_message.Message):
         session_id: _builtins.str = ...,
         statistics: Global___Statistics | None = ...,
         timeline: Global___Timeline | None = ...,
+        index: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        stop_text: _builtins.str = ...,
+        stop_token_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics", "timeline", b"timeline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "statistics", b"statistics", "stop_token_id", b"stop_token_id", "timeline", b"timeline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "session_id", b"session_id", "statistics", b"statistics", "text", b"text", "timeline", b"timeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "finish_reason", b"finish_reason", "index", b"index", "seed", b"seed", "session_id", b"session_id", "statistics", b"statistics", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "text", b"text", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token_id) -> _WhichOneofReturnType__stop_token_id | None: ...
 
 Global___Completion: _TypeAlias = Completion  # noqa: Y015
 

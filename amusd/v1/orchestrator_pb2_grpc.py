@@ -55,7 +55,8 @@ class OrchestratorServiceServicer:
 
     def Generate(self, request, context):
         """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
-        final, then one completion as its last message. If the client cancels the call, or its deadline
+        final, then one completion as its last message. With num_completions above 1 it has the chunks of
+        several outputs, and a completion for each. If the client cancels the call, or its deadline
         passes, the session ends in all services at once.
 
         The details of a status are one line of at most 1 KiB in UTF-8.

@@ -37,7 +37,8 @@ class OrchestratorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]
     """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
-    final, then one completion as its last message. If the client cancels the call, or its deadline
+    final, then one completion as its last message. With num_completions above 1 it has the chunks of
+    several outputs, and a completion for each. If the client cancels the call, or its deadline
     passes, the session ends in all services at once.
 
     The details of a status are one line of at most 1 KiB in UTF-8.
@@ -67,7 +68,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
-    final, then one completion as its last message. If the client cancels the call, or its deadline
+    final, then one completion as its last message. With num_completions above 1 it has the chunks of
+    several outputs, and a completion for each. If the client cancels the call, or its deadline
     passes, the session ends in all services at once.
 
     The details of a status are one line of at most 1 KiB in UTF-8.
@@ -100,7 +102,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.GenerateResponse], _abc.AsyncIterator[_orchestrator_pb2.GenerateResponse]]:
         """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
-        final, then one completion as its last message. If the client cancels the call, or its deadline
+        final, then one completion as its last message. With num_completions above 1 it has the chunks of
+        several outputs, and a completion for each. If the client cancels the call, or its deadline
         passes, the session ends in all services at once.
 
         The details of a status are one line of at most 1 KiB in UTF-8.

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from amusd.v1 import model_pb2 as _model_pb2
+from amusd.v1 import sampling_pb2 as _sampling_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -69,6 +70,9 @@ class VerifyOpen(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     RECORD_TIMES_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     max_position: _builtins.int
@@ -87,6 +91,18 @@ class VerifyOpen(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that are final so far: the prompt, and on a rebuilt session its output. At least 1."""
 
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.Sampling:
+        """How tokens are chosen. Unset: greedy decoding."""
+
+    @_builtins.property
+    def context(self) -> _sampling_pb2.SequenceContext:
+        """What sampling needs to know of the session."""
+
+    @_builtins.property
+    def logprobs(self) -> _sampling_pb2.LogprobsOptions:
+        """Which log-probabilities verdicts have. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -96,10 +112,13 @@ class VerifyOpen(_message.Message):
         epoch: _builtins.int = ...,
         vocabulary_fingerprint: _builtins.str = ...,
         record_times: _builtins.bool = ...,
+        sampling: _sampling_pb2.Sampling | None = ...,
+        context: _sampling_pb2.SequenceContext | None = ...,
+        logprobs: _sampling_pb2.LogprobsOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "logprobs", b"logprobs", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_position", b"max_position", "record_times", b"record_times", "session_id", b"session_id", "token_ids", b"token_ids", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "logprobs", b"logprobs", "max_position", b"max_position", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +236,8 @@ class Verdict(_message.Message):
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PASSES_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the tokens that were checked."""
     position: _builtins.int
@@ -245,6 +266,18 @@ class Verdict(_message.Message):
         it computed chunks of the prompt. Empty unless the session was opened with record_times.
         """
 
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
+        """Log-probabilities of the num_accepted + 1 tokens that became final, in order. Empty unless the
+        session was opened with logprobs.
+        """
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
+        """Log-probabilities of the prompt's tokens from the second one on; in the first verdict only, if
+        the session was opened with logprobs.has_prompt.
+        """
+
     def __init__(
         self,
         *,
@@ -257,10 +290,12 @@ class Verdict(_message.Message):
         device_seconds: _builtins.float = ...,
         num_cached_tokens: _builtins.int = ...,
         passes: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
+        logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
+        prompt_logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_checked", b"num_checked", "pass_seconds", b"pass_seconds", "passes", b"passes", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "epoch", b"epoch", "logprobs", b"logprobs", "next_token_id", b"next_token_id", "num_accepted", b"num_accepted", "num_cached_tokens", b"num_cached_tokens", "num_checked", b"num_checked", "pass_seconds", b"pass_seconds", "passes", b"passes", "position", b"position", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from amusd.client import Client, Options
 from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
+from amusd.v1 import sampling_pb2
 from tests.process.services import Trio
 
 pytestmark = pytest.mark.process
@@ -74,17 +75,17 @@ CASES = {
         "larger than max",
     ),
     "a negative temperature": (
-        pb.GenerateRequest(tokens=ONE, temperature=-1.0),
+        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=-1.0)),
         grpc.StatusCode.UNIMPLEMENTED,
         "only greedy",
     ),
     "a temperature that is no number": (
-        pb.GenerateRequest(tokens=ONE, temperature=float("nan")),
+        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=float("nan"))),
         grpc.StatusCode.UNIMPLEMENTED,
         "only greedy",
     ),
     "a temperature": (
-        pb.GenerateRequest(tokens=ONE, temperature=0.7),
+        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=0.7)),
         grpc.StatusCode.UNIMPLEMENTED,
         "only greedy",
     ),
@@ -111,7 +112,9 @@ def test_a_bad_request_gets_its_status_and_says_what_to_do(
 
 
 def test_a_temperature_of_zero_is_greedy(trio: Trio) -> None:
-    request = pb.GenerateRequest(tokens=ONE, max_tokens=4, temperature=0.0)
+    request = pb.GenerateRequest(
+        tokens=ONE, max_tokens=4, sampling=sampling_pb2.Sampling(temperature=0.0)
+    )
     with trio.orchestrator.channel() as channel:
         responses = list(rpc.OrchestratorServiceStub(channel).Generate(request, timeout=20))
     assert responses[-1].completion.statistics.num_output_tokens == 4

@@ -1,0 +1,1 @@
+"""What a request asks of sampling. Pure: no tensors, no grpc, no model."""
