@@ -45,6 +45,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
         self._backends, self._text = backends, text
+        self._observer.model_name = backends.verify_model.name
 
     def close(self) -> None:
         """End the threads of the tokenizer."""
@@ -70,6 +71,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
                 await faults.send_metadata(context)
                 outcome = await _generate(Session(backends, plan, outbox.put, watch), outbox)
+                watch.finished(outcome.reason.value)
             completion = orchestrator_pb2.Completion(
                 finish_reason=codec.finish_reason_to_proto(outcome.reason),
                 text=decoder.finish(),

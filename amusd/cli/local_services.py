@@ -22,7 +22,7 @@ from amusd.engine.loading.device import DeviceSettings
 from amusd.fleet.endpoint import dialled, parse_endpoint
 from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings
 from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import AmusdError, UnavailableError

@@ -10,7 +10,7 @@ import click
 from amusd.cli.declared_options import settings_command
 from amusd.cli.service_settings import DRAFT, ORCHESTRATOR, VERIFY
 from amusd.observe.logging_setup import start_logging
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings, Observer, observing
 from amusd.protocol.errors import InvalidInputError
 from amusd.rpc.server import Listen
