@@ -1,18 +1,20 @@
 """Options that several commands share, and the server that they use."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.engine.interface import EngineOptions
 from amusd.fleet.endpoint import parse_endpoint
-from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.settings import settings_in
 
 # Without markup, or the brackets of addresses and model names would be cut.
@@ -75,12 +77,46 @@ Lookahead = Annotated[
 ]
 
 
-def check_output(path: Path | None) -> None:
-    """Raise InvalidInputError if ``path`` is no place to write a report to."""
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+
+
+def check_output(path: Path | None, force: bool = True) -> None:
+    """Raise InvalidInputError if ``path`` is no place to write a report to.
+
+    Without ``force``, a file that exists is none.
+    """
     if path is not None and not path.parent.is_dir():
         raise InvalidInputError(f"there is no folder {path.parent} to write {path.name} to")
     if path is not None and path.is_dir():
         raise InvalidInputError(f"{path} is a folder: name a file in it to write to")
+    if path is not None and path.exists() and not force:
+        raise InvalidInputError(f"{path} exists: choose another name, or use --force")
+
+
+def write_report(path: Path, report: Any) -> None:
+    """Write a report as JSON.
+
+    Raises:
+        UnavailableError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {path} ({error.strerror}): the figures are only in the table above"
+        ) from None
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar that shows how many steps are done, and how long the rest takes."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )
 
 
 @contextlib.contextmanager

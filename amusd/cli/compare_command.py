@@ -13,6 +13,7 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     errors,
+    progress_bar,
     server,
 )
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
@@ -52,8 +53,9 @@ def compare(
     choices = parse_strategies(strategies) if strategies else []
     with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         runners = [choice.runner(client) for choice in choices or _all_strategies(client)]
-        with errors.status("decoding"):
-            measurements = measure(runners, prompts, max_tokens)
+        with progress_bar() as progress:
+            task = progress.add_task("decoding", total=len(runners) * repeat)
+            measurements = measure(runners, prompts, max_tokens, lambda: progress.advance(task))
     show(measurements, f"{repeat} runs of up to {max_tokens} tokens")
     reference = reference_of(measurements)
     if not all(one.same_outputs(reference) for one in measurements):
