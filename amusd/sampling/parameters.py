@@ -16,6 +16,7 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD_TOKENS = 64
+MAX_NGRAM_SIZE = 64
 MAX_CONSTRAINT_BYTES = 256 * 1024
 
 
@@ -86,6 +87,11 @@ class SamplingParameters:
         _check("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not 0 <= self.no_repeat_ngram_size <= MAX_NGRAM_SIZE:
+            raise InvalidInputError(
+                f"no_repeat_ngram_size is {self.no_repeat_ngram_size}: use 1 to {MAX_NGRAM_SIZE}, "
+                "or 0 for none"
+            )
         for token, bias in self.logit_bias:
             _check(f"logit_bias of token {token}", bias, -100.0, 100.0)
         if len(self.logit_bias) > MAX_BIASES:

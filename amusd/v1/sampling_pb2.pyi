@@ -91,7 +91,7 @@ class Sampling(_message.Message):
     penalty.
     """
     no_repeat_ngram_size: _builtins.int
-    """Ban tokens that would repeat a sequence of this many tokens of prompt and output, 1 or more.
+    """Ban tokens that would repeat a sequence of this many tokens of prompt and output, 1 to 64.
     0 or unset: none.
     """
     seed: _builtins.int
