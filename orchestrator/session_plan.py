@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What to generate and how: a request that has been checked."""
+    """What to generate and how: a request that has been checked.
+
+    The session opens on the verify replica ``preferred_verify``, an address, while that has room.
+    """
 
     session_id: str
     tokens: tuple[int, ...]
@@ -22,6 +26,8 @@ class SessionPlan:
     records_timeline: bool = False
     max_branches: int = 0
     policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
+    sampling: SequenceSampling = GREEDY
+    preferred_verify: str = ""
 
     @property
     def may_rest(self) -> bool:

@@ -87,7 +87,21 @@ class Observer:
         if self.tracing is not None:
             metadata = context.invocation_metadata() or ()
             span = self.tracing.start_span(_SPAN_NAMES[self.role], metadata)
-        watch = RequestWatch(self, span)
+        with self._observed(RequestWatch(self, span)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def another_session(self, request: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe a further session of a request; its span is a child of the request's."""
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.start_span(_SPAN_NAMES[self.role], request.metadata or ())
+        with self._observed(RequestWatch(self, span, is_request=False)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def _observed(self, watch: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe from here to the end of the context, also if it fails."""
         try:
             yield watch
         except asyncio.CancelledError as error:
@@ -125,14 +139,20 @@ class Observer:
 
 
 class RequestWatch:
-    """Records the events of one request."""
+    """Records the events of one request, or of a further session of it."""
 
-    def __init__(self, observer: Observer, span: "Span | None" = None) -> None:
-        """Start with a request that has arrived and has not been accepted yet."""
+    def __init__(
+        self, observer: Observer, span: "Span | None" = None, is_request: bool = True
+    ) -> None:
+        """Start with a request that has arrived and has not been accepted yet.
+
+        Without ``is_request`` it is a further session: metrics of requests do not count it.
+        """
         self.session_id = ""
         self._observer = observer
         self._metrics = observer.metrics
         self._span = span
+        self._is_request = is_request
         self._started = time.monotonic()
         self._status = "OK"
         self._is_open = False
@@ -146,6 +166,10 @@ class RequestWatch:
             return None
         return self._observer.tracing.metadata_of(self._span)
 
+    def another_session(self) -> "contextlib.AbstractContextManager[RequestWatch]":
+        """Observe a further session of this request."""
+        return self._observer.another_session(self)
+
     def opened(self, session_id: str, num_prompt: int, strategy: str = "") -> None:
         """Record that the request was accepted, with the length of its prompt."""
         self._is_open = True
@@ -158,7 +182,8 @@ class RequestWatch:
         if self._metrics is not None:
             self._metrics.sessions_open.inc()
             self._metrics.waiting.inc()
-            self._metrics.prompt_tokens.inc(num_prompt)
+            if self._is_request:
+                self._metrics.prompt_tokens.inc(num_prompt)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter that the span and the final log line report."""
@@ -170,7 +195,9 @@ class RequestWatch:
         if self._metrics is not None:
             self._metrics.generation_tokens.inc(num_tokens)
             if not self._has_tokens:
-                self._metrics.first_token_seconds.observe(time.monotonic() - self._started)
+                if self._is_request:
+                    seconds = time.monotonic() - self._started
+                    self._metrics.first_token_seconds.observe(seconds)
                 self._metrics.waiting.dec()
                 self._metrics.running.inc()
         self._has_tokens = True
@@ -216,14 +243,15 @@ class RequestWatch:
     def fail(self, status: str) -> None:
         """Record that the request ends with this gRPC status."""
         self._status = status
-        if self._metrics is not None:
+        if self._metrics is not None and self._is_request:
             self._metrics.failures.labels(status).inc()
 
     def close(self) -> None:
         """Record the end of the request and publish its span and log line; the last call."""
         seconds = time.monotonic() - self._started
         if self._metrics is not None:
-            self._metrics.request_seconds.observe(seconds)
+            if self._is_request:
+                self._metrics.request_seconds.observe(seconds)
             if self._is_open:
                 self._metrics.sessions_open.dec()
                 (self._metrics.running if self._has_tokens else self._metrics.waiting).dec()

@@ -10,6 +10,7 @@ from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 from orchestrator.addresses import Resolver
 from orchestrator.backends import Backends
+from orchestrator.emission import Emission
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.session import Outcome, Session
 from orchestrator.session_plan import SessionPlan
@@ -62,7 +63,11 @@ async def generate(
         draft_timeout_seconds,
         replica_timeout_seconds,
     )
+
+    def emit(emission: Emission) -> None:
+        tokens.extend(emission.tokens)
+
     watch = RequestWatch(Observer("orchestrator"))
-    outcome = await Session(backends, plan, tokens.extend, watch).run()
+    outcome = await Session(backends, plan, emit, watch).run()
     assert tokens == written([1, 2], 12)
     return outcome
