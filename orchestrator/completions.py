@@ -99,7 +99,7 @@ class Completions:
 
     async def _run_another(self, output: CompletionOutput) -> None:
         """Run the session of a further completion."""
-        plan = _plan_of(self._plan, output.index, self._sessions[0].verify_address)
+        plan = plan_of_completion(self._plan, output.index, self._sessions[0].verify_address)
         with self._call.watch.another_session() as watch:
             self._watches[output.index] = watch
             watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
@@ -130,8 +130,11 @@ class Completions:
             self._watches[chunk.index].wrote(len(chunk.tokens))
 
 
-def _plan_of(plan: SessionPlan, index: int, verify_address: str) -> SessionPlan:
-    """Return the plan of a further completion."""
+def plan_of_completion(plan: SessionPlan, index: int, verify_address: str) -> SessionPlan:
+    """Return the plan of a further completion, with a seed of its own.
+
+    The first one alone has the log-probabilities of the prompt.
+    """
     sampling = plan.sampling
     seed = (sampling.parameters.seed + index) % _NUM_SEEDS
     logprobs = sampling.logprobs and replace(sampling.logprobs, has_prompt=False)
