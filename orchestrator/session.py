@@ -28,7 +28,7 @@ from amusd.protocol.errors import (
     UnavailableError,
 )
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
-from amusd.protocol.finish import FinishReason
+from amusd.protocol.finish import FinishReason, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import draft_plan
@@ -58,11 +58,16 @@ class Session:
     """Decodes one request; ``run`` is called once."""
 
     def __init__(
-        self, backends: Backends, plan: SessionPlan, emit: Emit, watch: RequestWatch
+        self,
+        backends: Backends,
+        plan: SessionPlan,
+        emit: Emit,
+        watch: RequestWatch,
+        text_end: TextEnd | None = None,
     ) -> None:
         """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
 
-        ``watch`` records what happens.
+        ``watch`` records what happens. The output also ends where ``text_end`` says.
         """
         self._watch = watch
         self._backends = backends
@@ -76,6 +81,7 @@ class Session:
             make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
             plan.finish,
             has_draft=self._drafting is not None,
+            text_end=text_end,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline: TimelineRecorder | None = None
@@ -108,6 +114,11 @@ class Session:
             self._watch.decoded(statistics)
         timeline = self._timeline.timeline() if self._timeline is not None else None
         return Outcome(reason, statistics, timeline)
+
+    @property
+    def verify_address(self) -> str:
+        """The verify replica that has the session; empty before it is opened."""
+        return self._verify.address if self._verify is not None else ""
 
     def _take(self, event: Event) -> None:
         """Take an event of a link: the hot path of a generation."""
@@ -344,7 +355,9 @@ class Session:
             AmusdError: none can be used; after a failure, the error says what failed.
         """
         try:
-            lease = self._backends.verify.take(self._attempts["verify"].avoided)
+            lease = self._backends.verify.take(
+                self._attempts["verify"].avoided, self._plan.preferred_verify
+            )
         except UnavailableError as none_left:
             if instead_of is None or instead_of.ending is Ending.REFUSED:
                 raise

@@ -10,7 +10,10 @@ from amusd.sampling.parameters import GREEDY, SequenceSampling
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What to generate and how: a request that has been checked."""
+    """What to generate and how: a request that has been checked.
+
+    The session opens on the verify replica ``preferred_verify``, an address, while that has room.
+    """
 
     session_id: str
     tokens: tuple[int, ...]
@@ -24,6 +27,7 @@ class SessionPlan:
     max_branches: int = 0
     policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
     sampling: SequenceSampling = GREEDY
+    preferred_verify: str = ""
 
     @property
     def may_rest(self) -> bool:

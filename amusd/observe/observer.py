@@ -90,7 +90,21 @@ class Observer:
         if self.tracing is not None:
             metadata = context.invocation_metadata() or ()
             span = self.tracing.start_span(_SPAN_NAMES[self.role], metadata)
-        watch = RequestWatch(self, span)
+        with self._observed(RequestWatch(self, span)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def another_session(self, request: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe a further session of a request; its span is a child of the request's."""
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.start_span(_SPAN_NAMES[self.role], request.metadata or ())
+        with self._observed(RequestWatch(self, span, is_request=False)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def _observed(self, watch: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe from here to the end of the context, also if it fails."""
         try:
             yield watch
         except asyncio.CancelledError as error:
@@ -128,15 +142,21 @@ class Observer:
 
 
 class RequestWatch:
-    """Records the events of one request."""
+    """Records the events of one request, or of a further session of it."""
 
-    def __init__(self, observer: Observer, span: "Span | None" = None) -> None:
-        """Start with a request that has arrived and has not been accepted yet."""
+    def __init__(
+        self, observer: Observer, span: "Span | None" = None, is_request: bool = True
+    ) -> None:
+        """Start with a request that has arrived and has not been accepted yet.
+
+        Without ``is_request`` it is a further session: metrics of requests do not count it.
+        """
         self.session_id = ""
         self._observer = observer
         self._metrics = observer.metrics
         self._counts = self._metrics.of_request() if self._metrics is not None else None
         self._span = span
+        self._is_request = is_request
         self._started = time.monotonic()
         self._first_token = self._last_token = 0.0
         self._num_first = self._num_tokens = 0  # of the first chunk, and of all
@@ -151,6 +171,10 @@ class RequestWatch:
             return None
         return self._observer.tracing.metadata_of(self._span)
 
+    def another_session(self) -> "contextlib.AbstractContextManager[RequestWatch]":
+        """Observe a further session of this request."""
+        return self._observer.another_session(self)
+
     def opened(self, session_id: str, num_prompt: int, strategy: str = "") -> None:
         """Record that the request was accepted, with the length of its prompt."""
         self._is_open = True
@@ -164,8 +188,9 @@ class RequestWatch:
             self._metrics.sessions_open.inc()
             self._metrics.waiting.inc()
             self._counts = self._metrics.of_request(self._observer.model_name, strategy)
-            self._counts.prompt_tokens.inc(num_prompt)
-            self._counts.prompt_lengths.observe(num_prompt)
+            if self._is_request:
+                self._counts.prompt_tokens.inc(num_prompt)
+                self._counts.prompt_lengths.observe(num_prompt)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter that the span and the final log line report."""
@@ -180,7 +205,8 @@ class RequestWatch:
             if self._num_tokens:
                 self._counts.inter_token_seconds.observe(now - self._last_token)
             else:
-                self._counts.first_token_seconds.observe(now - self._started)
+                if self._is_request:
+                    self._counts.first_token_seconds.observe(now - self._started)
                 self._metrics.waiting.dec()
                 self._metrics.running.inc()
         if not self._num_tokens:
@@ -239,14 +265,15 @@ class RequestWatch:
     def fail(self, status: str) -> None:
         """Record that the request ends with this gRPC status."""
         self._status = status
-        if self._metrics is not None:
+        if self._metrics is not None and self._is_request:
             self._metrics.failures.labels(status).inc()
 
     def close(self) -> None:
         """Record the end of the request and publish its span and log line; the last call."""
         seconds = time.monotonic() - self._started
         if self._counts is not None and self._metrics is not None:
-            self._counts.request_seconds.observe(seconds)
+            if self._is_request:
+                self._counts.request_seconds.observe(seconds)
             if self._is_open:
                 self._metrics.sessions_open.dec()
                 (self._metrics.running if self._num_tokens else self._metrics.waiting).dec()
