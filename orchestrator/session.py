@@ -12,7 +12,6 @@ a draft, decoding continues at the verify model's own speed.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
@@ -35,6 +34,7 @@ from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import draft_plan
 from amusd.rpc import faults
 from orchestrator.backends import Backends
+from orchestrator.emission import Emission, Emit
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
 from orchestrator.session_plan import SessionPlan
 from orchestrator.session_timer import Timer
@@ -43,9 +43,6 @@ _RECHECK_SECONDS = 1.0  # while a verdict is late
 _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 _MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
-
-Emit = Callable[[tuple[int, ...]], None]
-"""Takes final tokens of the output, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ class Session:
             decision = self._decide(event)
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
-            self._carry_out(decision)
+            self._carry_out(decision, event)
             self._after_event()
         except Exception as error:  # of whatever kind: it ends this session, and no other
             self._end_with(error)
@@ -140,7 +137,7 @@ class Session:
             case LinkLost():
                 return self._on_verify_lost(event)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, event: Event | None = None) -> None:
         # A forward is first: the verify model may be idle, the draft works in any case.
         if decision.forward is not None and self._verify is not None:
             self._verify.send(decision.forward)
@@ -154,7 +151,7 @@ class Session:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
-            self._emit(decision.committed)
+            self._emit(_emission(decision.committed, event))
 
     def _after_event(self) -> None:
         """End the session if its output is over, else bound the wait for the next event."""
@@ -337,6 +334,7 @@ class Session:
             ledger.epoch,
             plan.records_timeline,
             plan.max_branches,
+            plan.sampling_after(self._controller.num_output),
         )
 
     def _open_verify(self, instead_of: LinkLost | None = None) -> None:
@@ -401,3 +399,10 @@ class Session:
             link.cancel()
         tasks = [task for link in self._links for task in link.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _emission(tokens: tuple[int, ...], event: Event | None) -> Emission:
+    """Return final tokens with the log-probabilities of the verdict that they come from."""
+    if not isinstance(event, Verdict):
+        return Emission(tokens)
+    return Emission(tokens, event.logprobs[: len(tokens)], event.prompt_logprobs)
