@@ -12,6 +12,7 @@ from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal
 from amusd.rpc import codec, faults
 from amusd.rpc.outbox import Outbox
+from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, check_session_id
 from amusd.serving.engine_thread import CommandWindow, EngineThread
 from amusd.serving.session_stream import SessionStreams, StreamShape
@@ -128,6 +129,7 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
         records_times=request.record_times,
+        sampling=sequence_sampling_from_proto(request),
     )
 
 

@@ -8,7 +8,7 @@ import amusd
 from amusd.fleet.model_description import ModelDescription
 from amusd.observe.observer import Observer
 from amusd.policy.speculation_policy import AsynchronousPolicy
-from amusd.protocol.errors import InvalidInputError, NotServedError, UnavailableError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults
@@ -19,6 +19,7 @@ from orchestrator.chat import chat_from_proto
 from orchestrator.completions import ClientCall, Completions
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from orchestrator.output_plan import output_plan
+from orchestrator.request_sampling import sampling_of
 from orchestrator.session_plan import SessionPlan
 from orchestrator.text import NoText, TextCodec
 from orchestrator.text_threads import TextThreads
@@ -100,11 +101,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, backends: Backends
     ) -> SessionPlan:
         """Check a request and fill in the defaults."""
-        if request.sampling.temperature != 0:
-            raise NotServedError(
-                f"temperature is {request.sampling.temperature:g}: only greedy decoding is served, "
-                "leave it out or use 0"
-            )
         strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)
         _check_stop_tokens(request.stop_token_ids, backends.verify_model)
         tokens = await self._prompt(request, backends.limits.max_context)
@@ -113,22 +109,21 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not request.ignore_eos:
             stop_tokens.update(backends.verify_model.eos_token_ids)
         is_adaptive = self._settings.speculation_policy is AsynchronousPolicy.ADAPTIVE
+        max_tokens = self._max_tokens(request, len(tokens), backends.limits.max_context)
         uses_branches = strategy is Strategy.AMUSD and is_adaptive
         return SessionPlan(
             session_id=uuid.uuid4().hex,
             tokens=tokens,
             strategy=strategy,
             lookahead=self._lookahead(request, strategy, backends.limits.max_lookahead),
-            finish=FinishRule(
-                self._max_tokens(request, len(tokens), backends.limits.max_context),
-                frozenset(stop_tokens),
-            ),
+            finish=FinishRule(max_tokens, frozenset(stop_tokens)),
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
             replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
             max_branches=backends.limits.max_branches if uses_branches else 0,
             policy=self._settings.speculation_policy,
+            sampling=sampling_of(request, backends.verify_model, len(tokens), max_tokens),
         )
 
     async def _prompt(

@@ -12,10 +12,9 @@ a draft, decoding continues at the verify model's own speed.
 
 import asyncio
 import time
-from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
-from amusd.analysis.timeline import Timeline, TimelineRecorder
+from amusd.analysis.timeline import TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
@@ -36,22 +35,13 @@ from amusd.rpc import faults
 from orchestrator.backends import Backends
 from orchestrator.emission import Emission, Emit
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session_plan import Outcome, SessionPlan
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
 _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 _MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a generation ended, and what it took."""
-
-    reason: FinishReason
-    statistics: Statistics
-    timeline: Timeline | None = None
 
 
 class Session:
@@ -128,7 +118,7 @@ class Session:
             decision = self._decide(event)
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
-            self._carry_out(decision)
+            self._carry_out(decision, event)
             self._after_event()
         except Exception as error:  # of whatever kind: it ends this session, and no other
             self._end_with(error)
@@ -148,7 +138,7 @@ class Session:
             case LinkLost():
                 return self._on_verify_lost(event)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, event: Event | None = None) -> None:
         # A forward is first: the verify model may be idle, the draft works in any case.
         if decision.forward is not None and self._verify is not None:
             self._verify.send(decision.forward)
@@ -162,7 +152,7 @@ class Session:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
-            self._emit(Emission(decision.committed))
+            self._emit(Emission.of(decision.committed, event))
 
     def _after_event(self) -> None:
         """End the session if its output is over, else bound the wait for the next event."""
@@ -345,6 +335,7 @@ class Session:
             ledger.epoch,
             plan.records_timeline,
             plan.max_branches,
+            plan.sampling_after(self._controller.num_output),
         )
 
     def _open_verify(self, instead_of: LinkLost | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from amusd.observe.observer import Observer
 from amusd.protocol.events import Forward, Verdict
 from amusd.rpc import codec, faults
+from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import check_session_id
 from amusd.serving.engine_thread import EngineThread
 from amusd.serving.session_stream import SessionStreams, StreamShape
@@ -50,6 +51,7 @@ def _opening(request: verify_pb2.VerifyOpen) -> VerifyOpening:
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
         records_times=request.record_times,
+        sampling=sequence_sampling_from_proto(request),
     )
 
 

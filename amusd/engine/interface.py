@@ -182,7 +182,7 @@ class Engine(Protocol):
         """
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order.
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order.
 
         They are those of the outputs, or of the sequence's ``targets``. Empty unless its sampling
         asks for them.

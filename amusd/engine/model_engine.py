@@ -16,6 +16,7 @@ from amusd.engine.runners.selection import RunnerSelection, select_runner
 from amusd.engine.sampling.sampler import Ranking
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError, InvalidInputError
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class ModelEngine:
         """How much memory for keys and values is in use."""
         return self._cache.usage
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
         return self._cache.open(capacity)
 
@@ -94,6 +95,10 @@ class ModelEngine:
         """Return the probabilities of the last output and of its alternatives, in order."""
         ranking = self._rankings.get(slot)
         return () if ranking is None else ranking.probabilities
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return none: this engine computes no log-probabilities."""
+        return ()
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""

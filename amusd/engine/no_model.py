@@ -10,6 +10,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.kv.free_memory import free_bytes
 from amusd.fleet.model_description import PROMPT_LOOKUP, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 _CONTEXT_LENGTH = 1 << 20
 
@@ -47,7 +48,7 @@ class NoModel:
         """How much memory is in use, in tokens."""
         return self._slots.usage
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return a new slot, with memory for the index of ``capacity`` tokens."""
         return self._slots.open(capacity)
 
@@ -69,6 +70,10 @@ class NoModel:
 
     def probabilities(self, slot: int) -> Sequence[float]:
         """Return none: there is no model."""
+        return ()
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return none: this engine computes no log-probabilities."""
         return ()
 
     def truncate(self, slot: int, length: int) -> None:

@@ -25,6 +25,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.fleet.model_description import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 _NO_LIMIT = 1 << 40
 
@@ -183,7 +184,7 @@ class SyntheticEngine:
         """How much of the KV cache is in use."""
         return self._cache.usage
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
         return self._cache.open(capacity)
 
@@ -213,6 +214,10 @@ class SyntheticEngine:
     def probabilities(self, slot: int) -> Sequence[float]:
         """Return how often the output and each alternative are the verify model's token."""
         return self._model.probabilities if slot in self._alternatives else ()
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return none: this engine computes no log-probabilities."""
+        return ()
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""

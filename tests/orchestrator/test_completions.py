@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -194,7 +195,7 @@ async def test_one_that_fails_ends_all(serve: Serve) -> None:
 async def test_a_client_that_leaves_ends_all(serve: Serve, num_free_passes: int) -> None:
     verify = CountingVerify(num_free_passes=num_free_passes)
     async with orchestrator_stub(serve, verify) as stub:
-        call = stub.Generate(request(num_completions=3))  # type: ignore[attr-defined]
+        call: Any = stub.Generate(request(num_completions=3))
         num_sessions = 3 if num_free_passes else 1
         await becomes_true(lambda: verify.num_open == num_sessions)
         call.cancel()
