@@ -13,7 +13,7 @@ from amusd.prompts import Prompt
 from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec, faults, timeline_codec
+from amusd.rpc import codec, faults, statistics_codec, timeline_codec
 from amusd.rpc.channel import open_blocking_channel
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -152,7 +152,7 @@ class Generation:
         else:
             completion = response.completion
             self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
-            self.statistics = codec.statistics_from_proto(completion.statistics)
+            self.statistics = statistics_codec.statistics_from_proto(completion.statistics)
             number = completion.statistics.strategy
             if number:
                 self.strategy = codec.strategy_from_proto(number, Strategy.AMUSD)

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
+from amusd.protocol.events import Verdict
 from amusd.sampling.parameters import TokenLogprobs
 
 
@@ -17,6 +19,16 @@ class Emission:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: tuple[int, ...], event: object) -> Self:
+        """Return final tokens with the log-probabilities of the verdict that made them final.
+
+        Another event than a verdict has none.
+        """
+        if not isinstance(event, Verdict):
+            return cls(tokens)
+        return cls(tokens, event.logprobs[: len(tokens)], event.prompt_logprobs)
 
 
 Emit = Callable[[Emission], None]

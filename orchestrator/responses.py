@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from amusd.protocol.finish import FinishReason
-from amusd.rpc import codec, timeline_codec
+from amusd.rpc import codec, statistics_codec, timeline_codec
 from amusd.sampling.parameters import TokenLogprobs
 from amusd.v1 import orchestrator_pb2, sampling_pb2
 from orchestrator.completion_output import CompletionOutput, OutputChunk
-from orchestrator.session import Outcome
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session_plan import Outcome, SessionPlan
 from orchestrator.text import TextCodec
 
 
@@ -35,7 +34,7 @@ def completion_response(
         finish_reason=codec.finish_reason_to_proto(reason),
         text=rest,
         session_id=plan.session_id,
-        statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
+        statistics=statistics_codec.statistics_to_proto(outcome.statistics, plan.strategy),
         timeline=timeline_codec.timeline_to_proto(outcome.timeline),
         index=output.index,
         seed=0 if parameters.is_greedy else parameters.seed,

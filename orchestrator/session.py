@@ -12,10 +12,9 @@ a draft, decoding continues at the verify model's own speed.
 
 import asyncio
 import time
-from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
-from amusd.analysis.timeline import Timeline, TimelineRecorder
+from amusd.analysis.timeline import TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
@@ -36,22 +35,13 @@ from amusd.rpc import faults
 from orchestrator.backends import Backends
 from orchestrator.emission import Emission, Emit
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session_plan import Outcome, SessionPlan
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
 _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 _MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a generation ended, and what it took."""
-
-    reason: FinishReason
-    statistics: Statistics
-    timeline: Timeline | None = None
 
 
 class Session:
@@ -162,7 +152,7 @@ class Session:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
-            self._emit(_emission(decision.committed, event))
+            self._emit(Emission.of(decision.committed, event))
 
     def _after_event(self) -> None:
         """End the session if its output is over, else bound the wait for the next event."""
@@ -412,10 +402,3 @@ class Session:
             link.cancel()
         tasks = [task for link in self._links for task in link.tasks]
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _emission(tokens: tuple[int, ...], event: Event | None) -> Emission:
-    """Return final tokens with the log-probabilities of the verdict that they come from."""
-    if not isinstance(event, Verdict):
-        return Emission(tokens)
-    return Emission(tokens, event.logprobs[: len(tokens)], event.prompt_logprobs)

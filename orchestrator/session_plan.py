@@ -1,9 +1,11 @@
-"""The plan of a session: what a request asks for, checked and complete."""
+"""The plan of a session: what a request asks for, checked and complete; and its outcome."""
 
 from dataclasses import dataclass, replace
 
+from amusd.analysis.generation_statistics import Statistics
+from amusd.analysis.timeline import Timeline
 from amusd.policy.speculation_policy import AsynchronousPolicy
-from amusd.protocol.finish import FinishRule
+from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.strategy import Strategy
 from amusd.sampling.parameters import GREEDY, SequenceSampling
 
@@ -43,3 +45,12 @@ class SessionPlan:
         if not num_output or options is None or not options.has_prompt:
             return self.sampling
         return replace(self.sampling, logprobs=replace(options, has_prompt=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a generation ended, and what it took."""
+
+    reason: FinishReason
+    statistics: Statistics
+    timeline: Timeline | None = None

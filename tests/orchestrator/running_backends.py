@@ -12,8 +12,8 @@ from orchestrator.addresses import Resolver
 from orchestrator.backends import Backends
 from orchestrator.emission import Emission
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session import Session
+from orchestrator.session_plan import Outcome, SessionPlan
 from tests.orchestrator.replicas import written
 
 Serve = Callable[..., Awaitable[str]]
