@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from amusd.analysis.acceptance import Share
-from amusd.cli.common_options import check_output, errors
+from amusd.cli.common_options import check_output
+from amusd.cli.server_choice import errors
 from amusd.engine.loading.device import DeviceSettings
 from amusd.prompts import load_prompts
 from amusd.protocol.errors import UnavailableError

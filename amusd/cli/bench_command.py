@@ -17,12 +17,11 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
-    server,
 )
 from amusd.cli.local_services import LocalSettings, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import load_prompts

@@ -12,10 +12,9 @@ from amusd.cli.common_options import (
     Raw,
     UseProxy,
     VerifyModel,
-    errors,
-    server,
 )
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import Prompt

@@ -15,17 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from amusd.analysis.consistency import Comparison, Difference, Output, differences
-from amusd.cli.common_options import (
-    DraftModel,
-    Lookup,
-    MaxTokens,
-    VerifyModel,
-    check_output,
-    errors,
-)
+from amusd.cli.common_options import DraftModel, Lookup, MaxTokens, VerifyModel, check_output
 from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, Sample, ServiceRunner, StrategyChoice, parse_strategies
+from amusd.cli.server_choice import errors
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.fleet.model_description import is_synthetic

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import amusd
 from amusd.cli.bench_figures import BenchFigures, load_bench
-from amusd.cli.common_options import check_output, errors
+from amusd.cli.common_options import check_output
 from amusd.cli.plan_options import (
     Acceptance,
     BranchChance,
@@ -26,6 +26,7 @@ from amusd.cli.plan_options import (
     VerifyMs,
     VerifyRoundTrip,
 )
+from amusd.cli.server_choice import errors
 from amusd.performance.deployment import Branching, Deployment, MessageSeconds
 from amusd.performance.planning import Plan, make_plan, pays_per_device, verdict
 from amusd.protocol.errors import PreconditionError

@@ -24,9 +24,8 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
-    server,
 )
+from amusd.cli.server_choice import errors, server
 from amusd.cli.trace_file import trace
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
