@@ -32,7 +32,8 @@ def _chat(settings: ChatSettings) -> None:
     with settings.server.client(reuses_prefixes=True) as client:
         client.server_info()  # fails here if nothing answers, not at the first question
         if sys.stdin.isatty():
-            errors.print("Ctrl-D ends the conversation; /help shows the commands", style="dim")
+            hint = "Ctrl-D ends the conversation, /help shows the commands"
+            errors.print(hint, style="dim", highlight=False)
         converse(client, Dialogue(settings.system), options)
 
 

@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from amusd.analysis.consistency import Comparison, Difference, Output, differences
 from amusd.cli.common_options import DraftModel, Lookup, MaxTokens, VerifyModel, check_output
@@ -20,6 +18,7 @@ from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, Sample, ServiceRunner, StrategyChoice, parse_strategies
 from amusd.cli.server_choice import errors
+from amusd.cli.tables import empty_table
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.fleet.model_description import is_synthetic
@@ -239,11 +238,8 @@ def _report(plan: Plan, prompts: str, comparisons: Iterable[Comparison]) -> dict
 
 def show(comparisons: Iterable[Comparison], title: str) -> None:
     """Print one line per configuration, and a note for outputs that used no draft."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    headings = ("numerics", "strategy", "batch", "differ", "first", "median", "gap", "spacings")
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in headings[:2] else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+    figures = ("batch", "differ", "first", "median", "gap", "spacings")
+    table = empty_table(["numerics", "strategy"], figures, title)
     notes = []
     for one in comparisons:
         first, median = one.indices or ("-", "-")
@@ -262,8 +258,10 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
             notes.append(f"{name}: {one.num_fallbacks} outputs were decoded without the draft")
     Console(markup=False).print(table)
     print(
-        "batch: concurrent generations; first, median: index of the first token that differs;\n"
-        "gap: difference of the two tokens' logits there; spacings: the gap in steps of the dtype"
+        "batch: concurrent generations\n"
+        "first, median: index of the first token that differs\n"
+        "gap: difference of the two tokens' logits there\n"
+        "spacings: the gap in steps of the dtype"
     )
     for note in notes:
         errors.print(note, style="yellow")

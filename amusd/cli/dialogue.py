@@ -12,7 +12,8 @@ HELP = """\
 /reset          forget the conversation; the system message stays
 /system TEXT    set the system message; without TEXT, remove it
 /help           show this
-Ctrl-C ends an answer, Ctrl-D the program. A space before a slash makes it a message."""
+Ctrl-C ends an answer, Ctrl-D the conversation.
+A message that begins with a slash needs a space before it."""
 
 
 @dataclass(slots=True)

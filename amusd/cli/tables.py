@@ -20,17 +20,25 @@ def shares(sources: Sequence[SourceAcceptance]) -> str:
     )
 
 
-def show(measurements: Sequence[Measurement], title: str) -> None:
-    """Print one line per measurement."""
-    reference = reference_of(measurements)
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("strategy", no_wrap=True)
-    for heading in ("tokens", "ms/token", "speed-up", "accept", "tok/pass", "rollbacks", "same"):
+def empty_table(names: Sequence[str], figures: Sequence[str], title: str = "") -> Table:
+    """Return a table without rows: columns of names, which may break, and of figures, which do not.
+
+    So a terminal of 80 columns shows all headings and figures.
+    """
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in names:
+        table.add_column(heading, overflow="fold")
+    for heading in figures:
         table.add_column(heading, justify="right", no_wrap=True)
-    by_source = [shares(measurement.acceptance_per_source()) for measurement in measurements]
-    if any(by_source):
-        table.add_column("accept by source")
-    for measurement, sources in zip(measurements, by_source, strict=True):
+    return table
+
+
+def show(measurements: Sequence[Measurement], title: str) -> None:
+    """Print one line per measurement, and which is the fastest."""
+    reference = reference_of(measurements)
+    headings = ("tokens", "ms/token", "speed-up", "accept", "tok/pass", "rollbacks", "same")
+    table = empty_table(["strategy"], headings, title)
+    for measurement in measurements:
         figures = measurement.report(reference)
         is_served = "passes" in figures
         table.add_row(
@@ -42,6 +50,26 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
             f"{figures['tokens_per_pass']:.2f}" if is_served else "-",
             str(figures["rollbacks"]) if is_served else "-",
             "yes" if figures["outputs_identical"] else "NO",
-            *([sources] if any(by_source) else []),
         )
-    Console(markup=False).print(table)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    for measurement in measurements:
+        sources = shares(measurement.acceptance_per_source())
+        if sources:
+            console.print(f"accept by source, {measurement.runner.name}: {sources}")
+    if len(measurements) > 1:
+        console.print(verdict(measurements))
+
+
+def verdict(measurements: Sequence[Measurement]) -> str:
+    """Return in one line which measurement is the fastest, and whether all outputs are the same."""
+    reference = reference_of(measurements)
+    fastest = min(measurements, key=lambda one: one.ms_per_token)
+    line = f"fastest: {fastest.runner.name}"
+    if fastest is not reference:
+        speedup = reference.ms_per_token / fastest.ms_per_token
+        line += f", {speedup:.2f}x {reference.runner.name}"
+    differing = [one.runner.name for one in measurements if not one.same_outputs(reference)]
+    if differing:
+        return f"{line}; {', '.join(differing)}: outputs differ from {reference.runner.name}"
+    return f"{line}; all outputs are the same"
