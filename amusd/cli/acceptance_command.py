@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from amusd.analysis.acceptance import Share
-from amusd.cli.common_options import Force, check_output, errors, write_report
+from amusd.cli.common_options import Force, check_output, write_report
 from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.engine.loading.device import DeviceSettings
 from amusd.prompts import load_prompts
 

@@ -18,9 +18,7 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
     progress_bar,
-    server,
     write_report,
 )
 from amusd.cli.load import Load, measure_load
@@ -28,6 +26,7 @@ from amusd.cli.load import reference_of as reference_of_load
 from amusd.cli.local_services import LocalSettings, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import load_prompts

@@ -1,36 +1,28 @@
-"""Options that several commands share, and the server that they use."""
+"""Options that several commands share."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from amusd.cli.local_services import LocalSettings, local_services
-from amusd.engine.interface import EngineOptions
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.fleet.endpoint import parse_endpoint
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.settings import settings_in
 
-# Without markup, or the brackets of addresses and model names would be cut.
-errors = Console(stderr=True, markup=False)
-
-_LOCAL = {one.name: one for one in settings_in(LocalSettings())}
+_DECLARED = {one.name: one for one in settings_in(ServerChoice())}
 
 
-def _option(name: str) -> Any:
-    """Return the option for a setting of local services, as it is declared."""
-    found = _LOCAL[name]
+def _option(name: str, **details: Any) -> Any:
+    """Return the option for a setting of the server, as it is declared."""
+    found = _DECLARED[name]
     flags = "/".join(filter(None, (found.flag, found.off_flag)))
     default = found.declaration.default_text
     note = f" [default: {default}]" if default else ""
     return typer.Option(
-        flags, envvar=found.variable or None, help=f"{found.declaration.help}{note}"
+        flags, envvar=found.variable or None, help=f"{found.declaration.help}{note}", **details
     )
 
 
@@ -44,23 +36,8 @@ def _check_address(address: str) -> str:
     return address
 
 
-Address = Annotated[
-    str,
-    typer.Option(
-        envvar="AMUSD_ADDRESS",
-        callback=_check_address,
-        help="Address of an orchestrator, host:port; empty: start services for this command.",
-    ),
-]
-UseProxy = Annotated[
-    bool,
-    typer.Option(
-        "--use-proxy",
-        envvar="AMUSD_USE_PROXY",
-        help="Reach the address through the proxy that grpc_proxy, https_proxy or http_proxy "
-        "names.",
-    ),
-]
+Address = Annotated[str, _option("address", callback=_check_address)]
+UseProxy = Annotated[bool, _option("use_proxy")]
 DraftModel = Annotated[str, _option("draft")]
 VerifyModel = Annotated[str, _option("verify")]
 Lookup = Annotated[bool | None, _option("lookup")]
@@ -117,27 +94,3 @@ def progress_bar() -> Progress:
         console=errors,
         transient=True,
     )
-
-
-@contextlib.contextmanager
-def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterator[str]:
-    """Yield ``address``, or if it is empty that of services that run for the block.
-
-    Those have no prefix caching, so that several runs of one prompt compare.
-    """
-    if address:
-        yield address
-        return
-    with contextlib.ExitStack() as stack:
-        started = f"starting services: verify {verify}, draft {draft or 'none'}"
-        with errors.status(Text(started)):
-            options = EngineOptions(reuse_prefixes=False)
-            settings = LocalSettings(
-                draft=draft,
-                verify=verify,
-                lookup=lookup,
-                draft_options=options,
-                verify_options=options,
-            )
-            services = stack.enter_context(local_services(settings))
-        yield services.address

@@ -12,11 +12,10 @@ from amusd.cli.common_options import (
     Raw,
     UseProxy,
     VerifyModel,
-    errors,
     progress_bar,
-    server,
 )
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import Prompt

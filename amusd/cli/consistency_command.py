@@ -18,7 +18,6 @@ from amusd.cli.common_options import (
     MaxTokens,
     VerifyModel,
     check_output,
-    errors,
     progress_bar,
     write_report,
 )
@@ -26,6 +25,7 @@ from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, Sample, ServiceRunner, StrategyChoice, parse_strategies
 from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.fleet.model_description import is_synthetic
@@ -291,8 +291,10 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
             notes.append(f"{name}: {one.num_fallbacks} outputs were decoded without the draft")
     table.print()
     print(
-        "batch: concurrent generations; first, median: index of the first token that differs;\n"
-        "gap: difference of the two tokens' logits there; spacings: the gap in steps of the dtype"
+        "batch: concurrent generations\n"
+        "first, median: index of the first token that differs\n"
+        "gap: difference of the two tokens' logits there\n"
+        "spacings: the gap in steps of the dtype"
     )
     for note in notes:
         errors.print(note, style="yellow")

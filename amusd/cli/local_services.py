@@ -285,7 +285,7 @@ def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:
     end = time.monotonic() + timeout_seconds
-    with Client(services.address) as client:
+    with Client(services.address, max_attempts=1) as client:
         while True:
             services.check()
             try:

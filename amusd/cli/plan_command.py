@@ -12,7 +12,7 @@ from rich.console import Console
 
 import amusd
 from amusd.cli.bench_figures import BenchFigures, load_bench
-from amusd.cli.common_options import Force, check_output, errors, write_report
+from amusd.cli.common_options import Force, check_output, write_report
 from amusd.cli.plan_options import (
     Acceptance,
     BranchChance,
@@ -24,6 +24,7 @@ from amusd.cli.plan_options import (
     VerifyRoundTrip,
 )
 from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.performance.deployment import Branching, Deployment, MessageSeconds
 from amusd.performance.planning import Plan, make_plan, pays_per_device, verdict
 from amusd.protocol.errors import PreconditionError

@@ -53,7 +53,7 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
     for measurement in measurements:
         by_source = shares(measurement.acceptance_per_source())
         if by_source:
-            console.print(f"{measurement.runner.name}, acceptance by source: {by_source}")
+            console.print(f"accept by source, {measurement.runner.name}: {by_source}")
     console.print(verdict(measurements), soft_wrap=True)
 
 
@@ -72,9 +72,11 @@ def verdict(measurements: Sequence[Measurement]) -> str:
         if len(fastest.samples) > 1:
             found += f" (half of the prompts between {low:.2f}x and {high:.2f}x)"
     if len(measurements) == 1:
-        return f"{found}."
-    is_same = all(one.same_outputs(reference) for one in measurements)
-    return f"{found}; the outputs are {'the same' if is_same else 'NOT the same'}."
+        return found
+    differing = [one.runner.name for one in measurements if not one.same_outputs(reference)]
+    if differing:
+        return f"{found}; {', '.join(differing)}: outputs differ from {reference.runner.name}"
+    return f"{found}; all outputs are the same"
 
 
 def _ratios(reference: Measurement, other: Measurement) -> list[float]:

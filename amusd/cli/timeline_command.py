@@ -22,10 +22,9 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
-    server,
 )
 from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors, server
 from amusd.cli.trace_file import trace
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
