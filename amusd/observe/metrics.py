@@ -20,7 +20,7 @@ from amusd.observe.pass_listener import PassReport
 ReplicaCount = Callable[[], Mapping[tuple[str, ReplicaState], int]]
 """Returns the number of replicas by role and state."""
 
-Role = Literal["draft", "verify", "orchestrator"]
+Role = Literal["draft", "verify", "orchestrator", "gateway"]
 
 _ALL: tuple[Role, ...] = ("orchestrator", "draft", "verify")
 _ENGINES: tuple[Role, ...] = ("draft", "verify")
