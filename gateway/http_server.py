@@ -62,6 +62,8 @@ class HttpServer:
         )
         self._server = _Server(config)
         self._bound = bound
+        for one in bound:
+            one.listen(_BACKLOG)  # connections wait until the server accepts them
 
     async def serve(self) -> None:
         """Serve until ``end`` is called; then close all connections."""

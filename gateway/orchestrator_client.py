@@ -10,7 +10,7 @@ import grpc.aio
 from amusd.fleet.endpoint import parse_endpoint
 from amusd.rpc.channel import MAX_MESSAGE_BYTES, channel_options
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from gateway.api_errors import ApiError, of_call
+from gateway.api_errors import ApiError, of_call, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class OrchestratorClient:
         try:
             self._info = await self._stub.GetServerInfo(request, timeout=seconds)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise unavailable(f"the orchestrator does not answer in {seconds:g} s") from error
             raise of_call(error) from error
         return self._info
 

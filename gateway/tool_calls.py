@@ -21,6 +21,7 @@ _PYTHON_TAG = "<|python_tag|>"
 _MARKERS = (_OPEN, _MISTRAL, _PYTHON_TAG)
 _PLAUSIBLE_WITHIN = 128  # characters in which a call without a marker has its first field
 _NAMED_CALL = re.compile(r"\s*([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
+_BETWEEN_CALLS = " \n\t\r,[]"
 _DECODER = json.JSONDecoder()
 
 
@@ -98,13 +99,15 @@ class CallListParser:
             except ValueError:
                 break
             call = _call_of(value, None)
+            between = self._waiting[:begin].strip(_BETWEEN_CALLS)
+            events += [between] if between else []
             events.append(self._waiting[begin:end] if call is None else call)
             self._waiting = self._waiting[end:]
         return events
 
     def finish(self) -> list[Event]:
         """Return a call that was cut off as text."""
-        rest = self._waiting.strip(" \n\t\r,[]")
+        rest = self._waiting.lstrip(_BETWEEN_CALLS)
         return [rest] if rest else []
 
 
@@ -158,7 +161,8 @@ class FreeCallParser:
             self._waiting = text[place:]
             before = text[:place].rstrip()
             return [before] if before else []
-        certain = len(text) - _possible_marker(text)
+        # Spaces before a marker are not content, so they wait for what follows.
+        certain = len(text[: len(text) - _possible_marker(text)].rstrip())
         self._waiting = text[certain:]
         return [text[:certain]] if certain else None
 
@@ -167,10 +171,18 @@ class FreeCallParser:
         if end < 0:
             return None
         whole, inside = self._waiting[: end + len(_CLOSE)], self._waiting[len(_OPEN) : end]
-        self._waiting = self._waiting[end + len(_CLOSE) :].lstrip()
-        self._state = self._in_text
+        self._waiting = self._waiting[end + len(_CLOSE) :]
+        self._state = self._after_tag
         call = _parsed_call(inside, None)
         return [whole if call is None else call]
+
+    def _after_tag(self) -> list[Event] | None:
+        """Drop the line break between calls."""
+        self._waiting = self._waiting.lstrip()
+        if not self._waiting:
+            return None
+        self._state = self._in_text
+        return []
 
     def _in_bare(self) -> list[Event] | None:
         """Keep an output that is JSON until it ends, unless it cannot be a call."""
@@ -195,7 +207,7 @@ def _possible_marker(text: str) -> int:
 
 def _calls_in(text: str, names: Collection[str] | None) -> list[Event]:
     """Return the calls that ``text`` consists of; none if it has anything else."""
-    bare = text.strip().removeprefix(_MISTRAL).removeprefix(_PYTHON_TAG)
+    bare = text.strip().removeprefix(_MISTRAL).removeprefix(_PYTHON_TAG).lstrip()
     calls: list[Event] = []
     try:
         for value in _values_in(bare):
