@@ -6,7 +6,7 @@ Names follow vLLM where it has the metric, behind the prefix ``amusd_``.
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["draft", "verify", "orchestrator"]
+Role = Literal["draft", "verify", "orchestrator", "gateway"]
 
 _ALL: tuple[Role, ...] = ("orchestrator", "draft", "verify")
 ENGINES: tuple[Role, ...] = ("draft", "verify")
