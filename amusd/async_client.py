@@ -124,6 +124,7 @@ class AsyncClient:
         self._connection = Connection(address, use_proxy, tls, ca, api_key, max_attempts)
         self._timeout_seconds = timeout_seconds
         self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None  # of the channel
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -174,7 +175,7 @@ class AsyncClient:
             AmusdError: the server cannot be reached, or is not ready; or the client is closed.
         """
         try:
-            found: orchestrator_pb2.GetServerInfoResponse = await self._stub().GetServerInfo(
+            found: orchestrator_pb2.GetServerInfoResponse = await self._opened().GetServerInfo(
                 orchestrator_pb2.GetServerInfoRequest(),
                 timeout=self._timeout_seconds or _INFO_SECONDS,
                 metadata=self._connection.metadata,
@@ -186,18 +187,19 @@ class AsyncClient:
     def _start(
         self, request: orchestrator_pb2.GenerateRequest, options: Options
     ) -> AsyncGeneration:
-        responses = self._stub().Generate(
+        responses = self._opened().Generate(
             request, timeout=self._timeout_seconds, metadata=self._connection.metadata
         )
         return AsyncGeneration(responses, self._connection, options.n)
 
-    def _stub(self) -> Any:
+    def _opened(self) -> Any:
         """Return the stub of a channel that belongs to the running event loop."""
         if self._is_closed:
             raise PreconditionError(_CLOSED)
         if self._channel is None:
             self._channel = self._connection.open_async()
-        return orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+            self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        return self._stub
 
 
 def _is_cancelled() -> bool:

@@ -1,18 +1,17 @@
 """``amusd chat``: a conversation in the terminal."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amusd.cli.declared_options import settings_command
 from amusd.cli.dialogue import Dialogue
-from amusd.cli.generate_command import statistics_line
+from amusd.cli.generate_command import is_terminal, statistics_line
 from amusd.cli.request_settings import RequestSettings
 from amusd.cli.server_choice import ServerChoice, errors
 from amusd.client import Client, Generation
 from amusd.clients.request_options import Options
-from amusd.protocol.errors import AmusdError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.settings import part, setting
 
 _PROMPT = "> "
@@ -31,7 +30,7 @@ def _chat(settings: ChatSettings) -> None:
     options = settings.request.options()
     with settings.server.client(reuses_prefixes=True) as client:
         client.server_info()  # fails here if nothing answers, not at the first question
-        if sys.stdin.isatty():
+        if is_terminal():
             hint = "Ctrl-D ends the conversation, /help shows the commands"
             errors.print(hint, style="dim", highlight=False)
         converse(client, Dialogue(settings.system), options)
@@ -81,17 +80,19 @@ def _lines() -> Iterator[str]:
 
     Ctrl-C drops the line that is being written.
     """
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
+    has_terminal = is_terminal()
+    if has_terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401, PLC0415  # input() then edits lines and has a history
     while True:
         try:
-            yield input(_PROMPT if is_terminal else "")
-        except EOFError:
-            if is_terminal:
+            yield input(_PROMPT if has_terminal else "")
+        except (EOFError, RuntimeError):  # the latter if there is no standard input at all
+            if has_terminal:
                 print()
             return
+        except UnicodeDecodeError:
+            raise InvalidInputError("standard input is not UTF-8: convert it") from None
         except KeyboardInterrupt:
             print()
 

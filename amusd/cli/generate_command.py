@@ -60,7 +60,7 @@ def _generate(settings: GenerateSettings, prompt: str | None) -> None:
 
 def _prompt(argument: str | None, is_raw: bool) -> str:
     """Return the prompt: the argument, or standard input."""
-    if argument is None and sys.stdin.isatty():
+    if argument is None and is_terminal():
         raise click.UsageError("Missing argument 'PROMPT'")
     if argument in (None, _STDIN):
         prompt = _standard_input()
@@ -70,7 +70,14 @@ def _prompt(argument: str | None, is_raw: bool) -> str:
     return _not_empty(argument)
 
 
+def is_terminal() -> bool:
+    """Whether standard input is a person, or nothing at all."""
+    return sys.stdin is None or sys.stdin.isatty()
+
+
 def _standard_input() -> str:
+    if sys.stdin is None:
+        return ""
     content = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(content) > _MAX_STDIN_BYTES:
         raise InvalidInputError("standard input has more than 4 MiB: send a shorter prompt")

@@ -87,6 +87,10 @@ class Connection:
         if call_error.code() in _REFUSED:
             hint = "check api_key" if self.api_key else "set api_key"
             return InvalidInputError(faults.status_details(f"{service}: {details}; {hint}"))
+        if call_error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return UnavailableError(
+                f"{service}: the timeout has passed: raise it, or ask for fewer tokens"
+            )
         if _UNREACHABLE not in details:
             return faults.error_of(call_error, service)
         is_tls = any(word in details.lower() for word in _TLS_WORDS)

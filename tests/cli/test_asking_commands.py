@@ -229,6 +229,12 @@ def test_chat_goes_on_after_an_error(fake: FakeOrchestrator) -> None:
     assert roles(fake.requests[1]) == [("user", "Why?")]
 
 
+def test_chat_refuses_what_is_not_utf8(fake: FakeOrchestrator) -> None:
+    done = run("chat", stdin=b"\xff\n")
+    assert isinstance(done.exception, InvalidInputError)
+    assert "standard input is not UTF-8" in str(done.exception)
+
+
 def test_chat_says_at_once_that_nothing_answers() -> None:
     done = run("chat", "--address", "127.0.0.1:9", stdin="Why?\n")
     assert isinstance(done.exception, AmusdError)

@@ -162,6 +162,13 @@ def test_a_deadline_bounds_all_attempts_together(read: Reader) -> None:
 
 
 @both
+def test_a_timeout_says_what_to_do(read: Reader) -> None:
+    fake = FakeOrchestrator(ANSWER, num_free=1)
+    with serving(fake) as address, pytest.raises(UnavailableError, match="raise it, or ask for"):
+        read(address, timeout_seconds=0.2)
+
+
+@both
 def test_an_api_key_goes_with_every_call(read: Reader) -> None:
     fake = FakeOrchestrator(ANSWER)
     with serving(fake) as address:
