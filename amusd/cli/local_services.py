@@ -22,7 +22,7 @@ from amusd.engine.loading.device import DeviceSettings
 from amusd.fleet.endpoint import dialled, parse_endpoint
 from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings
 from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import AmusdError, UnavailableError
@@ -307,7 +307,7 @@ def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:
     end = time.monotonic() + timeout_seconds
-    with Client(services.address) as client:
+    with Client(services.address, max_attempts=1) as client:
         while True:
             services.check()
             try:

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from amusd.cli.declared_options import settings_command
+from amusd.cli.declared_options import HELP_NAMES, settings_command
 from amusd.cli.service_settings import DRAFT, GATEWAY, ORCHESTRATOR, VERIFY
 from amusd.observe.logging_setup import start_logging
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings, Observer, observing
 from amusd.protocol.errors import InvalidInputError
 from amusd.rpc.server import Listen
@@ -77,6 +77,7 @@ serve = click.Group(
     "serve",
     help="Run one service until SIGINT or SIGTERM.",
     no_args_is_help=True,
+    context_settings=HELP_NAMES,
     commands=[
         settings_command("draft", _DRAFT_HELP, DRAFT, _serve_draft),
         settings_command("verify", _VERIFY_HELP, VERIFY, _serve_verify),

@@ -1,6 +1,6 @@
 """The services with the settings that each takes, and the defaults of these."""
 
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.rpc.server import Listen
 from amusd.serving.engine_settings import EngineServiceSettings
 from amusd.settings import Setting, settings_in

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from amusd.cli.common_options import errors
 from amusd.cli.declared_options import settings_command
 from amusd.cli.local_services import LocalSettings, local_services
+from amusd.cli.server_choice import errors
 from amusd.engine.interface import EngineOptions, WeightFormat
 from amusd.fleet.endpoint import Endpoint
 from amusd.observe.logging_setup import LogLevel

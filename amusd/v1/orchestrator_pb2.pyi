@@ -253,8 +253,8 @@ class GenerateRequest(_message.Message):
     completion. Default false.
     """
     min_tokens: _builtins.int
-    """Minimum number of output tokens: before it, the tokens that end the output are banned. At most
-    max_tokens. Default 0.
+    """Minimum number of output tokens: so many tokens come before one that ends the output. At most
+    max_tokens; not beside a constraint. Default 0.
     """
     include_stop: _builtins.bool
     """Whether the text of the output includes the stop text. Default false: the text ends before it."""

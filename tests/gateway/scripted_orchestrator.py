@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -51,7 +52,7 @@ def completion(
     text: str = "",
     reason: orchestrator_pb2.FinishReason.ValueType = orchestrator_pb2.FINISH_REASON_STOP,
     statistics: orchestrator_pb2.Statistics | None = None,
-    **fields: int | str,
+    **fields: Any,
 ) -> Response:
     if statistics is None:
         statistics = orchestrator_pb2.Statistics(
@@ -97,7 +98,7 @@ class ScriptedOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     most_open: int = 0
     has_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def Generate(  # type: ignore[override]  # noqa: N802
+    async def Generate(  # noqa: N802
         self, request: Request, context: Context
     ) -> AsyncIterator[Response]:
         self.requests.append(request)
@@ -115,7 +116,7 @@ class ScriptedOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             self.num_open -= 1
             self.has_ended.set()
 
-    async def GetServerInfo(  # type: ignore[override]  # noqa: N802
+    async def GetServerInfo(  # noqa: N802
         self, request: orchestrator_pb2.GetServerInfoRequest, context: Context
     ) -> orchestrator_pb2.GetServerInfoResponse:
         return orchestrator_pb2.GetServerInfoResponse(
