@@ -18,12 +18,16 @@ from orchestrator.chat_template import ChatTemplates
 from orchestrator.chat_tokens import ChatEncoder, encode_text
 from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
 from orchestrator.text_bound import TextBound
+from orchestrator.token_bytes import TokenBytes
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class TextCodec(Protocol):
     """A tokenizer."""
+
+    has_text: bool
+    """Whether there is one; without it, outputs have no text."""
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the tokens of a plain text, with the model's special tokens at its start.
@@ -53,6 +57,12 @@ class TextCodec(Protocol):
 
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
+
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the text of a token as bytes, which may be a part of a character.
+
+        A token that ``begins_text`` may lack the space before its word.
+        """
 
 
 def load_text_codec(name: str) -> TextCodec:
@@ -90,6 +100,8 @@ def _model_text(files: TokenizerFiles) -> "ModelText":
 class ModelText:
     """The tokenizer of a model, with its chat templates."""
 
+    has_text = True
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -103,6 +115,7 @@ class ModelText:
         """
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
+        self._token_bytes = TokenBytes(tokenizer, self._detokenizer)
         if isinstance(templates, str):
             templates = {"default": templates}
         self._bound = TextBound.of(tokenizer)
@@ -130,9 +143,15 @@ class ModelText:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
         return self._detokenizer.decoder(prompt)
 
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the text of a token as bytes."""
+        return self._token_bytes.of(token, begins_text)
+
 
 class ByteText:
     """Tokenizer of synthetic models: tokens 0 to 255 are UTF-8 bytes, others have no text."""
+
+    has_text = True
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the bytes of a text."""
@@ -153,9 +172,15 @@ class ByteText:
         """Return a decoder for one output."""
         return ByteDecoder()
 
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the byte of a token."""
+        return bytes([token]) if token < 256 else b""
+
 
 class NoText:
     """Replaces the tokenizer of a model without one: prompts are token ids, output has no text."""
+
+    has_text = False
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Raise NotServedError."""
@@ -174,3 +199,7 @@ class NoText:
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder whose text is always empty."""
         return NoDecoder()
+
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return no text."""
+        return b""

@@ -271,7 +271,8 @@ def test_without_a_draft_service_decoding_is_autoregressive() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_refused_in_one_line(words: tuple[str, ...], line: str) -> None:
-    assert refusal(*words) == line
+    command = " ".join(word for word in words[:2] if not word.startswith("-"))
+    assert refusal(*words) == f"{line}; see amusd {command} --help"
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,8 @@ def test_up_finds_a_taken_port_before_it_starts_a_service(
     ],
 )  # fmt: skip
 def test_a_wrong_variable_is_refused_in_one_line(variable: str, value: str, line: str) -> None:
-    assert refusal("serve", "draft", **{variable: value}) == f"error: {variable} {line}"
+    expected = f"error: {variable} {line}; see amusd serve draft --help"
+    assert refusal("serve", "draft", **{variable: value}) == expected
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,15 @@ def test_what_a_command_does_not_take_is_refused_in_one_line(
     assert line.startswith("error: ")
     for one in parts:
         assert one in line
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "generate", "chat", "compare", ""])
+def test_the_short_flag_shows_the_same_help(command: str) -> None:
+    words = arguments(command) if command in COMMANDS else command.split()
+    short, long = (CliRunner().invoke(app, [*words, flag]) for flag in ("-h", "--help"))
+    assert short.exit_code == 0
+    assert short.stdout == long.stdout
+    assert "Usage:" in short.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
