@@ -232,6 +232,7 @@ class GenerateRequest(_message.Message):
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     NUM_COMPLETIONS_FIELD_NUMBER: _builtins.int
+    STREAM_TIMELINE_FIELD_NUMBER: _builtins.int
     BAD_TEXTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue; not empty. The names of special tokens in it become special tokens."""
@@ -261,6 +262,10 @@ class GenerateRequest(_message.Message):
     num_completions: _builtins.int
     """Completions of the same prompt, 1 to 16; completion i has the seed of the request plus i. They
     share the prefill. 0 means 1.
+    """
+    stream_timeline: _builtins.bool
+    """Send the events of the timeline as they happen, for people who watch. Only with one completion.
+    Default false.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -316,11 +321,12 @@ class GenerateRequest(_message.Message):
         include_stop: _builtins.bool = ...,
         logprobs: _sampling_pb2.LogprobsOptions | None = ...,
         num_completions: _builtins.int = ...,
+        stream_timeline: _builtins.bool = ...,
         bad_texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "bad_texts", b"bad_texts", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "bad_texts", b"bad_texts", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "stream_timeline", b"stream_timeline", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
     _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015
@@ -345,6 +351,7 @@ class GenerateResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> Global___Chunk:
         """Tokens that became final."""
@@ -353,21 +360,84 @@ class GenerateResponse(_message.Message):
     def completion(self) -> Global___Completion:
         """The end of an output; the last message of the stream is the last completion."""
 
+    @_builtins.property
+    def event(self) -> Global___LiveEvent:
+        """An event of the timeline, if the request has stream_timeline. It may come before or after the
+        chunk with the tokens that it made final.
+        """
+
     def __init__(
         self,
         *,
         chunk: Global___Chunk | None = ...,
         completion: Global___Completion | None = ...,
+        event: Global___LiveEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "event", b"event", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "event", b"event", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["chunk", "completion"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["chunk", "completion", "event"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class LiveEvent(_message.Message):
+    """An event of a generation that runs, with texts for people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___TimelineEvent:
+        """The event."""
+
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenText]:
+        """The texts of tokens that no earlier event of the stream had."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___TimelineEvent | None = ...,
+        texts: _abc.Iterable[Global___TokenText] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveEvent: _TypeAlias = LiveEvent  # noqa: Y015
+
+@_typing.final
+class TokenText(_message.Message):
+    """The text of a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token."""
+    text: _builtins.bytes
+    """Its text as bytes, which may be a part of a character. Empty for special tokens."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        text: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenText: _TypeAlias = TokenText  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
