@@ -69,12 +69,7 @@ def open_sampler(
     """
     if sampling.is_plain and sampling.logprobs is None:
         return None
-    outside = [token for token in sampling.parameters.token_ids if token >= vocabulary_size]
-    if outside:
-        raise InvalidInputError(
-            f"token id {outside[0]} in the sampling is outside the vocabulary: use 0 to "
-            f"{vocabulary_size - 1}"
-        )
+    sampling.check_vocabulary(vocabulary_size)
     constraint, masks = sampling.parameters.constraint, None
     if constraint is not None:
         if constraints is None:
