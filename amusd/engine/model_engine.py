@@ -58,7 +58,7 @@ class ModelEngine:
         self.num_alternatives = selection.num_alternatives
         self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
         self._rankings: dict[int, Ranking | Sampled] = {}  # of the last output of each slot
-        self._logprobs: dict[int, list[TokenLogprobs]] = {}  # of the last batch
+        self._logprobs: dict[int, list[TokenLogprobs]] = {}  # of the last batch of each slot
         self._cache: KVCacheManager[Any] = KVCacheManager(
             selection.max_tokens,
             selection.context_length,
@@ -100,7 +100,8 @@ class ModelEngine:
 
     def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
         """Run one batch; return the ``Outcome`` of each sequence: lists if none is sampled."""
-        self._logprobs.clear()
+        for scheduled in batch:
+            self._logprobs.pop(scheduled.slot, None)
         chunks = self._chunks(batch)
         if any(chunk.rows for chunk in chunks):
             return self._sampled(batch, chunks)
@@ -133,7 +134,7 @@ class ModelEngine:
         return () if ranking is None else ranking.probabilities
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order."""
         return self._logprobs.get(slot, ())
 
     def truncate(self, slot: int, length: int) -> None:

@@ -184,7 +184,7 @@ class SyntheticEngine:
         self._model = model
         self._is_draft = options.is_draft
         self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
-        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch
+        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch of each slot
         self._last_sampled: dict[int, Sampled] = {}  # of the last output of each slot
         self._cache: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
@@ -243,7 +243,6 @@ class SyntheticEngine:
     def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
         """Return the ``Outcome`` of each sequence, after the time of a pass over all of them."""
         started = time.perf_counter()
-        self._sampled.clear()
         outputs: list[Outcome] = [self._run_one(scheduled) for scheduled in batch]
         num_rows = sum(len(scheduled.tokens) for scheduled in batch)
         pass_seconds = (self._model.pass_ms + self._model.row_ms * (num_rows - 1)) / 1e3
@@ -268,7 +267,7 @@ class SyntheticEngine:
         return self._model.probabilities if slot in self._alternatives else ()
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order."""
         found = (one.logprobs for one in self._sampled.get(slot, ()))
         return [one for one in found if one is not None]
 
