@@ -115,6 +115,7 @@ class Completions:
         )
         self._sessions[output.index] = session
         outcome = await session.run()
+        self._watches[output.index].finished(outcome.reason.value)
         self._call.seats.give_back()
         await self._outbox.end(
             output, lambda: self._call.write(completion_response(plan, output, outcome))

@@ -11,7 +11,7 @@ from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, model_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.admission import Admission
 from orchestrator.backends import Backends
@@ -40,6 +40,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
         self._backends, self._text = backends, text
+        self._observer.model_name = backends.verify_model.name
 
     def close(self) -> None:
         """End the threads of the tokenizer."""
@@ -76,9 +77,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
         return orchestrator_pb2.GetServerInfoResponse(
             version=amusd.__version__,
-            verify_model=codec.model_to_proto(backends.verify_model),
-            draft_model=codec.model_to_proto(draft_model) if draft_model else None,
-            limits=codec.limits_to_proto(limits),
+            verify_model=model_codec.model_to_proto(backends.verify_model),
+            draft_model=model_codec.model_to_proto(draft_model) if draft_model else None,
+            limits=model_codec.limits_to_proto(limits),
             strategies=[codec.strategy_to_proto(strategy) for strategy in strategies],
             default_strategy=codec.strategy_to_proto(settings.default_strategy),
             default_max_tokens=settings.default_max_tokens,

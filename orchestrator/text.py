@@ -11,14 +11,14 @@ from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.library_output import cause_of, one_line
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
+from amusd.tokenizer.model_tokenizer import make_tokenizer
+from amusd.tokenizer.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from orchestrator.chat import Message
 from orchestrator.chat_template import ChatTemplates
 from orchestrator.chat_tokens import ChatEncoder, encode_text
 from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
-from orchestrator.special_tokens import add_tokens, special_tokens_of
 from orchestrator.text_bound import TextBound
 from orchestrator.token_bytes import TokenBytes
-from orchestrator.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -91,17 +91,10 @@ def load_text_codec(name: str) -> TextCodec:
 
 
 def _model_text(files: TokenizerFiles) -> "ModelText":
-    try:
-        tokenizer = Tokenizer.from_str(files.tokenizer)
-    except Exception as error:  # the library raises no narrower type
-        raise ValueError(f"tokenizer.json: {error}") from error
-    special_tokens = special_tokens_of(files, tokenizer)
-    add_tokens(tokenizer, special_tokens)
-    # Both are left over from training: Transformers does not apply them to a prompt either.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    made = make_tokenizer(files)
+    tokenizer = made.tokenizer
     tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
-    return ModelText(tokenizer, files.templates, special_tokens.texts())
+    return ModelText(tokenizer, files.templates, made.special_tokens.texts())
 
 
 class ModelText:

@@ -49,7 +49,10 @@ class NoModel:
         return self._slots.usage
 
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
-        """Return a new slot, with memory for the index of ``capacity`` tokens."""
+        """Return a new slot, with memory for the index of ``capacity`` tokens.
+
+        Any sampling is accepted: nothing is sampled.
+        """
         return self._slots.open(capacity)
 
     def length(self, slot: int) -> int:
@@ -73,7 +76,7 @@ class NoModel:
         return ()
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return none: this engine computes no log-probabilities."""
+        """Return none: there is no model."""
         return ()
 
     def truncate(self, slot: int, length: int) -> None:

@@ -224,13 +224,15 @@ class VerifySession:
 
         Args:
             predictions: the verify model's token after the last final token and after each
-                checked one, ``[num_checked + 1]``.
+                checked one, ``[num_checked + 1]``. Fewer, at least one: the tokens that have no
+                prediction behind them are checked in the next pass.
             pass_seconds: how long the pass took.
             device_seconds: this session's share of it.
             num_cached: tokens of the prompt that were copied, not computed.
             passes: when it ran, and before it those that computed chunks of the prompt.
         """
-        num_checked = len(self._checking)
+        num_checked = min(len(self._checking), len(predictions) - 1)
+        self._pending[:0] = self._checking[num_checked:]
         num_accepted = 0
         while (
             num_accepted < num_checked and self._checking[num_accepted] == predictions[num_accepted]

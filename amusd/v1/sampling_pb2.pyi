@@ -23,9 +23,9 @@ class Sampling(_message.Message):
     """How a token is chosen from a model's logits. The draft and the verify model get the same sampling,
     so a proposal is accepted if and only if it is the token that the verify model chooses itself.
 
-    The logits of a token go through these steps, in this order: bans and logit_bias, penalties,
-    division by the temperature, top_k, top_p, min_p. Then noise is added, and the largest one wins;
-    of equal ones the lowest token id. The noise is -log(-log(u)), where u in (0, 1) is a Philox4x32-10
+    The logits of a token go through these steps, in this order: repetition penalty; logit_bias,
+    presence and frequency penalty, and bans; division by the temperature; top_k, top_p, min_p. Then
+    noise is added, and the largest one wins; of equal ones the lowest token id. The noise is -log(-log(u)), where u in (0, 1) is a Philox4x32-10
     random number of the seed, the token's absolute position and its id. So an output depends on the
     request and the verify model alone, whatever the strategy, the draft model, or the batch.
 

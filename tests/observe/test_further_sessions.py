@@ -6,13 +6,21 @@ from unittest.mock import MagicMock
 from amusd.observe.metrics import Metrics
 from amusd.observe.observer import Observer
 
+OF_REQUEST = (
+    "amusd_generation_tokens_total",
+    "amusd_prompt_tokens_total",
+    "amusd_request_seconds_count",
+    "amusd_time_to_first_token_seconds_count",
+)
+
 
 def test_further_sessions_count_as_sessions_only() -> None:
     metrics = Metrics("orchestrator")
     observer = Observer("orchestrator", metrics)
 
     def value(name: str) -> float:
-        return metrics.registry.get_sample_value(name) or 0.0
+        labels = {"model_name": "", "strategy": "amusd"} if name in OF_REQUEST else {}
+        return metrics.registry.get_sample_value(name, labels) or 0.0
 
     with observer.request(MagicMock()) as watch:
         watch.opened("first", 10, "amusd")

@@ -16,7 +16,7 @@ from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.events import Verdict
 from amusd.protocol.verify_session import VerifySession
-from amusd.rpc import codec
+from amusd.rpc import codec, model_codec
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.faults import Context
 from amusd.sampling.parameters import TokenLogprobs
@@ -110,8 +110,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
         while self.hangs:  # noqa: ASYNC110  # the test sets it
             await asyncio.sleep(0.01)
         return verify_pb2.GetVerifyInfoResponse(
-            model=codec.model_to_proto(self.model),
-            limits=codec.limits_to_proto(LIMITS),
+            model=model_codec.model_to_proto(self.model),
+            limits=model_codec.limits_to_proto(LIMITS),
             num_sessions=self.num_sessions,
         )
 
@@ -262,8 +262,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
         while self.hangs:  # noqa: ASYNC110  # the test sets it
             await asyncio.sleep(0.01)
         return draft_pb2.GetDraftInfoResponse(
-            model=codec.model_to_proto(self.model),
-            limits=codec.limits_to_proto(LIMITS),
+            model=model_codec.model_to_proto(self.model),
+            limits=model_codec.limits_to_proto(LIMITS),
             num_sessions=self.num_sessions,
         )
 

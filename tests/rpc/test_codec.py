@@ -8,7 +8,7 @@ from amusd.fleet.model_description import CacheUsage
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, DeviceTime, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec, statistics_codec
+from amusd.rpc import codec, model_codec, statistics_codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 
 
@@ -92,11 +92,11 @@ def test_cache_usage_keeps_its_counts() -> None:
     usage = CacheUsage(
         max_tokens=1 << 40, num_reserved=5, num_retained=4, num_computed=3, num_cached=2
     )
-    assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
+    assert model_codec.usage_from_proto(model_codec.usage_to_proto(usage)) == usage
 
 
 def test_unset_numerics_and_weight_format_are_empty() -> None:
-    model = codec.model_from_proto(model_pb2.ModelInfo(name="any"))
+    model = model_codec.model_from_proto(model_pb2.ModelInfo(name="any"))
     assert (model.numerics, model.weight_format) == ("", "")
 
 

@@ -39,7 +39,7 @@ class FragileEngine(SyntheticEngine):
         self.max_sessions = 100
         self.sizes: list[int] = []
 
-    def run(self, feeds: Rows[ScheduledSequence]) -> list[Outcome]:  # type: ignore[override]
+    def run(self, feeds: Rows[ScheduledSequence]) -> list[Outcome]:
         self.sizes.append(len(feeds))
         outputs = super().run(feeds)  # it has taken the tokens when it raises
         has_poison = any(POISON in feed.tokens for feed in feeds)
