@@ -356,7 +356,9 @@ class TokenLogprob(_message.Message):
     logprob: _builtins.float
     """Natural logarithm of its probability, 0 or less; minus infinity if it is impossible."""
     text: _builtins.bytes
-    """Its text as bytes, which may be a part of a character. Set in chunks only."""
+    """Its text as bytes, which may be a part of a character. Those of an output join to its text, with
+    byte-level and SentencePiece tokenizers. Empty for special tokens. Set in chunks only.
+    """
     def __init__(
         self,
         *,
