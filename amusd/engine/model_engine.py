@@ -19,6 +19,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection, select_runner
+from amusd.engine.sampling.constraints import ConstraintCompiler
 from amusd.engine.sampling.reference_sampler import NOT_FINITE, Sampled
 from amusd.engine.sampling.sampler import Ranking
 from amusd.engine.sampling.sequence_sampler import (
@@ -77,6 +78,18 @@ class ModelEngine:
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
         return self._cache.usage
+
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Compile the constraint of a sequence, on any thread. A draft goes without a bad one."""
+        constraint = sampling.parameters.constraint
+        if constraint is None or self._constraints is None:
+            return None
+        try:
+            return self._constraints.prepare(constraint)
+        except AmusdError:
+            if self._is_draft:
+                return None
+            raise
 
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
@@ -233,8 +246,10 @@ def load_engine(
     loaded = load_source(source, known_tokens_only)
     for remark in loaded.remarks:
         log.warning("%s: %s", source.name, remark)
+    model = loaded.description
+    constraints = ConstraintCompiler(source.location, model.output_size, model.eos_token_ids)
     try:
-        return serve(loaded, options)
+        return serve(loaded, options, constraints)
     except AmusdError:
         raise
     except Exception as error:  # an odd configuration raises whatever it leads to

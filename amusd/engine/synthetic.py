@@ -221,6 +221,9 @@ class SyntheticEngine:
         """How much of the KV cache is in use."""
         return self._cache.usage
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do nothing: a synthetic model takes no constraint."""
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
         sampler = open_sampler(sampling, self._model.vocabulary, is_draft=self._is_draft)
