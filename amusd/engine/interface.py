@@ -13,6 +13,9 @@ from amusd.settings import check_bounds, setting
 NO_TOKEN = -1
 """Stands for a token where the logits are not finite, so that there is no largest one."""
 
+NOTHING_ALLOWED = -2
+"""Stands for a token where a request's own bans leave none."""
+
 MAX_ALTERNATIVES = 4
 """Most next-best tokens that an engine of a real model gives beside an output."""
 

@@ -6,14 +6,14 @@ at the very border of top-p may be kept in one and left out in another.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from amusd.engine.interface import NO_TOKEN
+from amusd.engine.interface import NO_TOKEN, NOTHING_ALLOWED
 from amusd.engine.sampling.noise import gumbel_noise
-from amusd.sampling.parameters import SamplingParameters, TokenLogprobs
+from amusd.sampling.parameters import LogprobsOptions, SamplingParameters, TokenLogprobs
 
 Logits = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
@@ -37,15 +37,37 @@ class LogitEdits:
 
 
 @dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How the token of one output is chosen, and which log-probabilities are asked for.
+
+    ``logprobs`` None: none. ``target`` is the token whose log-probability is asked for;
+    ``NO_TOKEN`` stands for the sampled one.
+    """
+
+    parameters: SamplingParameters
+    edits: LogitEdits
+    logprobs: LogprobsOptions | None = None
+    target: int = NO_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """The token of an output, the next-best ones, and their probabilities, [ranks] each.
 
-    The first token is the sampled one. With noise, the probabilities are the softmax of the noisy
-    logits of these tokens alone: how far the first one is ahead.
+    The first token is the sampled one, or ``NO_TOKEN`` or ``NOTHING_ALLOWED`` alone. With noise,
+    the probabilities are the softmax of the noisy logits of these tokens alone: how far the first
+    one is ahead. ``logprobs`` None: none are asked for, or there is no token.
     """
 
     tokens: tuple[int, ...]
     probabilities: tuple[float, ...]
+    logprobs: TokenLogprobs | None = None
+
+
+NOT_FINITE = Sampled((NO_TOKEN,), (0.0,))
+"""Of logits that are NaN, or whose largest is infinite."""
+ALL_BANNED = Sampled((NOTHING_ALLOWED,), (0.0,))
+"""Of edits that leave no token."""
 
 
 def edited(
@@ -120,12 +142,12 @@ def sample(
         num_alternatives: next-best tokens to return, as far as they are possible.
     """
     if not np.isfinite(logits.max()):  # NaN if there is any
-        return Sampled((NO_TOKEN,), (0.0,))
+        return NOT_FINITE
     row_of = None if head_ids is None else {int(one): row for row, one in enumerate(head_ids)}
     processed = edited(logits, edits, parameters, row_of)
     ids = np.arange(len(logits)) if head_ids is None else head_ids
     if not (processed > -np.inf).any():
-        return Sampled((NO_TOKEN,), (0.0,))
+        return ALL_BANNED
     scores = kept_scores(processed, parameters)
     if not parameters.is_greedy:
         scores = scores + gumbel_noise(parameters.seed, edits.position, ids)
@@ -134,6 +156,24 @@ def sample(
     among = scores if parameters.is_greedy else scores[best]
     shares = np.exp(scores[best] - scores[best[0]]) / np.exp(among - among.max()).sum()
     return Sampled(tuple(int(ids[row]) for row in best), tuple(float(one) for one in shares))
+
+
+def sample_row(
+    logits: Logits,
+    row: RowSampling,
+    head_ids: npt.NDArray[np.int64] | None = None,
+    num_alternatives: int = 0,
+) -> Sampled:
+    """Return what ``sample`` does, with the log-probabilities that the row asks for."""
+    found = sample(logits, row.edits, row.parameters, head_ids, num_alternatives)
+    if row.logprobs is None or found in (NOT_FINITE, ALL_BANNED):
+        return found
+    scores = logits.astype(np.float64)
+    if row.logprobs.is_processed:
+        row_of = None if head_ids is None else {int(one): at for at, one in enumerate(head_ids)}
+        scores = kept_scores(edited(logits, row.edits, row.parameters, row_of), row.parameters)
+    target = found.tokens[0] if row.target == NO_TOKEN else row.target
+    return replace(found, logprobs=logprobs_of(scores, target, row.logprobs.num_top, head_ids))
 
 
 def logprobs_of(
