@@ -115,8 +115,9 @@ class ClientOutbox:
             return True
         for _ in self._outputs:
             output = self._outputs[self._turn]
-            self._turn = (self._turn + 1) % len(self._outputs)
             chunk = output.take()
+            if chunk is None or chunk.tokens:  # all of the prompt comes before other outputs
+                self._turn = (self._turn + 1) % len(self._outputs)
             if chunk is not None:
                 await self._in_time(self._write(chunk))
                 return True
