@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -164,3 +165,10 @@ async def served_gateway(
         await serving
         await client.close()
         await server.stop(0)
+
+
+async def becomes_true(condition: Any, within_seconds: float = 5.0) -> None:
+    end = time.monotonic() + within_seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)

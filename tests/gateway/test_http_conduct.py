@@ -13,6 +13,7 @@ from tests.gateway.scripted_orchestrator import (
     MODEL,
     ScriptedOrchestrator,
     ServedGateway,
+    becomes_true,
     chunk,
     completion,
     said,
@@ -25,13 +26,6 @@ COMPLETIONS = "/v1/completions"
 
 def http(gateway: ServedGateway) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=gateway.url, timeout=20)
-
-
-async def becomes_true(condition: Any, within_seconds: float = 5.0) -> None:
-    end = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(

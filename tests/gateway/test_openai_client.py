@@ -15,6 +15,7 @@ from tests.gateway.scripted_orchestrator import (
     Request,
     Response,
     ScriptedOrchestrator,
+    becomes_true,
     chunk,
     completion,
     position,
@@ -387,7 +388,7 @@ async def test_one_failed_prompt_ends_all_calls_of_its_request(
     orchestrator.script = lambda request: () if request.text == "c" else [chunk("x"), completion()]
     with pytest.raises(openai.APIStatusError, match="without a completion"):
         await client.completions.create(model=MODEL, prompt=list("abcdef"))
-    assert orchestrator.num_open == 0
+    await becomes_true(lambda: orchestrator.num_open == 0, 0.5)
 
 
 def test_the_blocking_client_works_too(orchestrator: ScriptedOrchestrator) -> None:

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 AUTOREGRESSIVE = pb.STRATEGY_AUTOREGRESSIVE
 STRATEGIES = (AUTOREGRESSIVE, pb.STRATEGY_SPECULATIVE, pb.STRATEGY_AMUSD)
 NUM_REQUESTS = 100  # each decoded in 5 ways
-CONCURRENCY = 8
+CONCURRENCY = 16
 
 
 @dataclass(frozen=True)
