@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from amusd.v1 import model_pb2, orchestrator_pb2
 from gateway import api_errors
@@ -26,7 +26,7 @@ from gateway.generation_endpoint import GenerationEndpoint, model_names
 from gateway.http_admission import Admission
 from gateway.openai_answer import OpenAIAnswer
 from gateway.orchestrator_client import OrchestratorClient
-from gateway.page_files import PageFiles
+from gateway.page_files import page_routes
 
 _HEALTH_SECONDS = 2.0
 
@@ -55,7 +55,7 @@ def make_application(
         Route("/metrics", information.prometheus),
         Route("/decode", decodes, methods=["POST"]),
         Route("/server", information.server),
-        Mount("/", PageFiles()),
+        *page_routes(),
     ]
     handlers = {HTTPException: _http_error, ApiError: _api_error}
     return Starlette(routes=routes, exception_handlers=handlers)

@@ -1,13 +1,15 @@
 """The files of the page. They load nothing from elsewhere, and the browser holds them to it."""
 
-import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 _FOLDER = Path(__file__).parent / "static"
+_INDEX = "index.html"
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'",
@@ -17,21 +19,12 @@ _HEADERS = {
 }
 
 
-class PageFiles(StaticFiles):
-    """Serves the folder of the page, with the page itself at its root."""
+def page_routes() -> Iterator[Route]:
+    """Yield a route for each file; the page itself is at the root."""
+    for path in sorted(_FOLDER.iterdir()):
+        place = "/" if path.name == _INDEX else f"/{path.name}"
+        yield Route(place, partial(_file, path=path))
 
-    def __init__(self) -> None:
-        """Serve the installed files."""
-        super().__init__(directory=_FOLDER, html=True)
 
-    def file_response(
-        self,
-        full_path: "str | os.PathLike[str]",
-        stat_result: os.stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        """Return a file with headers for the browser."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(_HEADERS)
-        return response
+async def _file(request: Request, path: Path) -> Response:
+    return FileResponse(path, headers=_HEADERS)
