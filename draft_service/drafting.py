@@ -222,12 +222,18 @@ class Drafting:
         if NO_TOKEN in predictions:
             raise not_finite(self._engine.description)
         session, position = sequence.session, sequence.session.length
-        session.extend(tuple(predictions), DraftSource.MODEL)
+        session.extend(tuple(predictions), DraftSource.MODEL, self._probabilities(sequence))
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
             proposers = self._proposers(session.tracker.paying)
             sequence.brancher.wrote(position, sequence.slot, proposers)
         self._send(sequence)
+
+    def _probabilities(self, sequence: DraftSequence) -> tuple[float, ...]:
+        """Return the model's probability of the token of a sequence's last batch; none: unknown."""
+        assert sequence.slot is not None  # it took part in a batch
+        found = self._engine.probabilities(sequence.slot)
+        return (min(1.0, found[0]),) if found else ()
 
     def _start_branching(self, sequence: DraftSequence) -> None:
         """Draft branches beside a session that may have them, if the engine gives any."""
@@ -319,6 +325,7 @@ class Drafting:
                     times.share_seconds,
                     times.times,
                     run.branches,
+                    run.probabilities,
                 )
             )
             has_sent = True

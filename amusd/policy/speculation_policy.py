@@ -121,12 +121,18 @@ class Asynchronous:
         self._is_prefilled = False
         self._num_expired_waits = 0
         self._epoch = 0
+        self._has_probabilities = False  # of the draft's tokens
         self._last_proposal = (-1, 0.0)  # its epoch, and when it arrived
         self._rolled_back_seconds: float | None = None  # None: no rollback awaits its proposal
 
     @property
     def max_checked(self) -> int:
-        """Return the number of proposals that yields the most tokens per second."""
+        """Return the number of proposals that yields the most tokens per second.
+
+        If proposals have probabilities, the verify service knows better which of them pay.
+        """
+        if self._has_probabilities:
+            return self._length.useful_lookahead()
         return self._length.best()
 
     @property
@@ -180,6 +186,7 @@ class Asynchronous:
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Learn the draft's time for a token, and expect the next proposal one token later."""
+        self._has_probabilities = self._has_probabilities or bool(proposal.probabilities)
         # N-gram lookup takes no model step, and the model's first proposal includes the prefill.
         if proposal.num_steps and proposal.source is DraftSource.MODEL:
             if self._is_prefilled:

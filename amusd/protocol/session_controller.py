@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.policy.speculation_switch import SwitchMember
+from amusd.protocol.draft_probabilities import padded, trimmed
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
@@ -283,7 +284,16 @@ class SessionController:
         if held is None:
             return forward
         branches = held.branches + forward.branches
-        return Forward(held.epoch, held.position, held.tokens + forward.tokens, branches=branches)
+        return Forward(
+            held.epoch,
+            held.position,
+            held.tokens + forward.tokens,
+            branches=branches,
+            probabilities=trimmed(
+                padded(held.tokens, held.probabilities)
+                + padded(forward.tokens, forward.probabilities)
+            ),
+        )
 
     def _forward_alone(self) -> Decision:
         """Let the verify model go on with the held proposals, or without any."""
@@ -300,4 +310,5 @@ class SessionController:
             joined.tokens,
             self._policy.max_checked,
             joined.branches,
+            joined.probabilities,
         )

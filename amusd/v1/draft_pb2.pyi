@@ -234,6 +234,7 @@ class Proposal(_message.Message):
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
@@ -269,6 +270,13 @@ class Proposal(_message.Message):
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Branch]:
         """Branches that hang on these and on earlier tokens of the epoch."""
 
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The draft model's own probability of each of token_ids, 0 to 1; 0: not known. Empty: none is
+        known (n-gram lookup, and models that give no next-best tokens). A number of values other than
+        that of the tokens, and a value out of range, count as empty.
+        """
+
     def __init__(
         self,
         *,
@@ -281,10 +289,11 @@ class Proposal(_message.Message):
         device_seconds: _builtins.float = ...,
         steps: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
         branches: _abc.Iterable[_model_pb2.Branch] | None = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "probabilities", b"probabilities", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

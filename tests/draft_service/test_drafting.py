@@ -66,6 +66,27 @@ def test_an_open_session_drafts_up_to_its_lookahead_without_being_asked() -> Non
     assert receiver.tokens == written([1, 2, 3], 4)
 
 
+def test_a_proposal_has_the_models_probability_of_each_token() -> None:
+    model = SyntheticModel(vocabulary=50, agreement=0.6, spread=0.5)
+    worker = DraftWorker(model_drafter(SyntheticEngine(model), with_ngrams=False), LIMITS, 100)
+    opening = replace(OPENING, limits=DraftLimits(8, 40, tokens_per_proposal=8))
+    receiver = opened(worker, opening)
+    run(worker)
+    [proposal] = receiver.proposals
+    tokens = [*OPENING.tokens, *proposal.tokens]
+    start = len(OPENING.tokens)
+    known = [model.probabilities(tokens[:end])[0] for end in range(start, len(tokens))]
+    assert list(proposal.probabilities) == known
+    assert len(set(known)) == 2
+
+
+def test_a_model_that_knows_no_probabilities_proposes_without() -> None:
+    worker = make_worker()
+    receiver = opened(worker)
+    run(worker)
+    assert {proposal.probabilities for proposal in receiver.proposals} == {()}
+
+
 def test_an_advance_lets_drafting_go_on() -> None:
     worker = make_worker()
     receiver = opened(worker)

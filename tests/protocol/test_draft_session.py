@@ -2,8 +2,9 @@
 
 import pytest
 
-from amusd.protocol.draft_session import DraftedRun, DraftLimits, DraftSession
+from amusd.protocol.draft_session import DraftLimits, DraftSession
 from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.events import DraftedRun
 from tests.protocol.refusal import refused, unchanged
 
 

@@ -46,6 +46,7 @@ def setups(draw: st.DrawFn, /, **fixed: Any) -> Setup:
         branch_depth=draw(st.integers(1, 4)),
         max_branches=draw(st.sampled_from([0, 1, 2, 8])),
         grows_branches=draw(st.booleans()),
+        has_chances=draw(st.booleans()),
     )
     return replace(setup, **fixed)
 
