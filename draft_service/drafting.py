@@ -15,7 +15,8 @@ from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
 from amusd.policy.branch_budget import BranchBudget
 from amusd.policy.branch_plan import BranchCounts
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal, Rollback
@@ -93,6 +94,7 @@ class Drafting:
                 capacity,
                 limits.tokens_per_proposal,
                 min(limits.max_branches, self._limits.max_branches),
+                limits.min_use_probability,
             ),
             opening.epoch,
         )

@@ -68,6 +68,7 @@ class SessionOpening:
     epoch: int = 0
     records_times: bool = False
     max_branches: int = 0
+    min_use_probability: float = 0.0
 
 
 class _Stream:
@@ -256,6 +257,7 @@ class DraftLink:
             epoch=opening.epoch,
             record_times=opening.records_times,
             max_branches=opening.max_branches,
+            min_use_probability=opening.min_use_probability,
         )
         self._stream.put(draft_pb2.ProposeRequest(open=request))
 

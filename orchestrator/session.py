@@ -79,6 +79,7 @@ class Session:
             make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
             plan.finish,
             has_draft=self._drafting is not None,
+            min_use_probability=plan.min_use_probability,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline: TimelineRecorder | None = None
@@ -337,6 +338,7 @@ class Session:
             ledger.epoch,
             plan.records_timeline,
             plan.max_branches,
+            plan.min_use_probability,
         )
 
     def _open_verify(self, instead_of: LinkLost | None = None) -> None:

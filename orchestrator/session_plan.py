@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from amusd.policy.speculation_policy import AsynchronousPolicy
+from amusd.protocol.draft_probabilities import MIN_USE_PROBABILITY
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 
@@ -27,3 +28,8 @@ class SessionPlan:
     def may_rest(self) -> bool:
         """Whether the session may decode without proposals while that is faster."""
         return self.strategy is Strategy.AMUSD and self.policy is AsynchronousPolicy.ADAPTIVE
+
+    @property
+    def min_use_probability(self) -> float:
+        """Where the draft stops, by its own probabilities; 0: at its look-ahead only."""
+        return MIN_USE_PROBABILITY if self.may_rest else 0.0

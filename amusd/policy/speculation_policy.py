@@ -114,6 +114,7 @@ class Asynchronous:
     def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
         """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions."""
         self._times = times
+        self._most_ahead = lookahead
         self._length = SpeculationLength(lookahead, times)
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
@@ -131,14 +132,16 @@ class Asynchronous:
 
         If proposals have probabilities, the verify service knows better which of them pay.
         """
-        if self._has_probabilities:
-            return self._length.useful_lookahead()
-        return self._length.best()
+        return self.lookahead if self._has_probabilities else self._length.best()
 
     @property
     def lookahead(self) -> int:
-        """Return how many drafted tokens are likely enough to be used."""
-        return self._length.useful_lookahead()
+        """Return how many drafted tokens are likely enough to be used.
+
+        A draft that knows probabilities stops on its own. So it may go further where it is sure.
+        """
+        lookahead = self._length.useful_lookahead()
+        return min(2 * lookahead, self._most_ahead) if self._has_probabilities else lookahead
 
     @property
     def tokens_per_proposal(self) -> int:

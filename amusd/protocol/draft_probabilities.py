@@ -4,11 +4,15 @@ There is one for each token, 0 to 1; 0 stands for one that is not known. No valu
 known.
 """
 
+import math
 from collections.abc import Iterable
 
 from amusd.protocol.errors import InvalidInputError
 
 UNKNOWN = 0.0
+MIN_USE_PROBABILITY = 0.05
+"""A token that is used less often is not drafted: it costs energy, and slows the verify model down
+where the two devices share memory or power."""
 
 
 def check_probabilities(tokens: tuple[int, ...], probabilities: tuple[float, ...]) -> None:
@@ -29,6 +33,11 @@ def padded(tokens: tuple[int, ...], probabilities: tuple[float, ...]) -> tuple[f
     if probabilities and fit(tokens, probabilities):
         return probabilities
     return (UNKNOWN,) * len(tokens)
+
+
+def use_probability(probabilities: Iterable[float]) -> float:
+    """Return how likely all tokens are right; those of unknown probability count as right."""
+    return math.prod(one for one in probabilities if one)
 
 
 def trimmed(probabilities: Iterable[float]) -> tuple[float, ...]:

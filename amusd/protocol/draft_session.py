@@ -16,34 +16,13 @@ Intervals, for V verified tokens and n drafted beyond them:
      final            proposed          drafted, collected for the next proposal
 """
 
-from dataclasses import dataclass
-
 from amusd.policy.source_selection import SourceTracker
 from amusd.protocol.branches import Branches
-from amusd.protocol.draft_probabilities import UNKNOWN, padded, trimmed
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_probabilities import UNKNOWN, padded, trimmed, use_probability
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError, PreconditionError
 from amusd.protocol.events import Branch, DraftedRun
-
-
-@dataclass(frozen=True, slots=True)
-class DraftLimits:
-    """How far a session drafts ahead, in tokens, and how many branches it may hold."""
-
-    lookahead: int
-    max_position: int
-    tokens_per_proposal: int = 1
-    max_branches: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse limits under which nothing could be proposed."""
-        if self.lookahead < 1:
-            raise InvalidInputError(f"lookahead is {self.lookahead}: ask for 1 or more")
-        if not 1 <= self.tokens_per_proposal <= self.lookahead:
-            raise InvalidInputError(
-                f"tokens_per_proposal is {self.tokens_per_proposal}: "
-                f"ask for 1 to lookahead ({self.lookahead})"
-            )
 
 
 class DraftSession:
@@ -124,6 +103,9 @@ class DraftSession:
     def room(self) -> int:
         """Number of tokens that may be drafted now."""
         if self._stalled or self._exhausted:
+            return 0
+        least = self._limits.min_use_probability
+        if least and use_probability(self._probabilities) < least:
             return 0
         end = min(self._verified + self._lookahead, self._limits.max_position)
         return max(0, end - self.length)

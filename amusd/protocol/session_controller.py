@@ -14,12 +14,13 @@ from dataclasses import replace
 
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.policy.speculation_switch import SwitchMember
-from amusd.protocol.draft_probabilities import padded, trimmed
+from amusd.protocol.draft_probabilities import padded, trimmed, use_probability
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.resting_draft import RestingDraft
 
+_STOP_MARGIN = 1.001  # probabilities are rounded on their way from the draft
 _ASKED_AHEAD = 8  # tokens; passes that a lost client may waste
 
 
@@ -27,9 +28,17 @@ class SessionController:
     """Decides what follows from each event of a session, until its output is over."""
 
     def __init__(
-        self, ledger: Ledger, policy: SpeculationPolicy, finish: FinishRule, has_draft: bool
+        self,
+        ledger: Ledger,
+        policy: SpeculationPolicy,
+        finish: FinishRule,
+        has_draft: bool,
+        min_use_probability: float = 0.0,
     ) -> None:
-        """Start with the pass over the prompt, which comes without a request."""
+        """Start with the pass over the prompt, which comes without a request.
+
+        The draft stops where a further token is used less often than ``min_use_probability``.
+        """
         self.ledger = ledger
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
@@ -38,6 +47,7 @@ class SessionController:
         self._policy = policy
         self._finish = finish
         self._has_draft = has_draft
+        self._min_use_probability = min_use_probability
         self._pass_due = True
         self._computes_prompt = True  # the next verdict includes the prefill
         self._held: Forward | None = None  # waits for more proposals; the verify model is idle
@@ -270,6 +280,8 @@ class SessionController:
         if self._pass_due:
             return False
         held = self._joined(forward)
+        if use_probability(held.probabilities) < _STOP_MARGIN * self._min_use_probability:
+            return False
         # The last token of an output needs no proposal.
         room = self._finish.max_tokens - self.num_output - 1
         num_ready = len(held.tokens)

@@ -75,6 +75,7 @@ class ProposeOpen(_message.Message):
     MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    MIN_USE_PROBABILITY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     lookahead: _builtins.int
@@ -98,6 +99,12 @@ class ProposeOpen(_message.Message):
     max_branches: _builtins.int
     """Branches that the session may have at the same time; 0: none. Whether there are any is up to the
     drafter.
+    """
+    min_use_probability: _builtins.float
+    """Least probability that a token is used, 0 to below 1: the draft stops behind a token at which
+    the product of the model's own probabilities of all tokens beyond the verified position falls
+    below it, and sends what it has. It goes on as soon as further tokens are final. Tokens of
+    unknown probability count as 1. 0: it never stops for this reason.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -125,10 +132,11 @@ class ProposeOpen(_message.Message):
         max_branches: _builtins.int = ...,
         sampling: _sampling_pb2.Sampling | None = ...,
         context: _sampling_pb2.SequenceContext | None = ...,
+        min_use_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "min_use_probability", b"min_use_probability", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amusd.engine.interface import NO_TOKEN, ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import NotFiniteError
 from amusd.protocol.events import Advance, Proposal, Rollback

@@ -4,7 +4,8 @@ import pytest
 
 from amusd.policy.branch_plan import BranchCounts, BranchPlan
 from amusd.policy.branch_selection import Choice
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.events import Branch
 
 

@@ -8,8 +8,9 @@ from itertools import starmap
 from amusd.engine.synthetic import SyntheticModel
 from amusd.policy.speculation_length import StepTimes
 from amusd.policy.speculation_switch import SpeculationSwitch, SwitchMember
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_probabilities import trimmed
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, Branch, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason
@@ -28,7 +29,13 @@ class DraftSide:
         plan = draft_plan(setup.strategy, setup.lookahead)
         assert plan is not None
         end = min(setup.max_position, setup.draft_context)
-        limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal, max_branches=6)
+        limits = DraftLimits(
+            plan.lookahead,
+            end,
+            plan.tokens_per_proposal,
+            max_branches=6,
+            min_use_probability=setup.min_use,
+        )
         self.session = DraftSession(setup.prompt, limits)
         self.sent: deque[Proposal] = deque()
         self._growing: deque[tuple[Branch, int]] = deque()  # with the tokens that were sent of it
@@ -268,7 +275,7 @@ class Orchestrator:
         self.outgoing: deque[Advance | Rollback] = deque()
         self.forwards: deque[Forward] = deque()
         self._controller = SessionController(
-            ledger, DialledPolicy(setup, ledger), setup.finish, has_draft
+            ledger, DialledPolicy(setup, ledger), setup.finish, has_draft, setup.min_use
         )
         # While the draft rests, it gets no messages, so the laws of the watch do not hold.
         self._is_watched = not setup.rest

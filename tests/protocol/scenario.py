@@ -50,7 +50,8 @@ class Setup:
     ``grows_branches``: a branch is sent with one token, and comes again with each further one.
     ``rest``: speculation is off in every other span of so many positions; 0: never. ``is_shared``:
     other sessions use the verify device, so passes are asked for ahead of time. ``has_chances``:
-    the draft states the probability of each token, ``probability_of``.
+    the draft states the probability of each token, ``probability_of``. ``min_use``: the draft stops
+    where a further token is less likely used.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -78,6 +79,7 @@ class Setup:
     rest: int = 0
     is_shared: bool = False
     has_chances: bool = False
+    min_use: float = 0.0
 
     def probability_of(self, position: int, token: int) -> float:
         """The draft's probability of a token, 0 if it is not known; some never are."""

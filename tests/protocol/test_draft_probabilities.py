@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_probabilities import check_probabilities, padded, trimmed
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Branch, Forward, Proposal, Verdict
@@ -158,3 +159,42 @@ def test_unfit_ones_are_refused_and_change_nothing(
         verify.offer(0, 2, (20, 21), probabilities=probabilities)
     with refused(verify, "beside 2 tokens", InvalidInputError):
         verify.offer(0, 2, (20,), (branch,))
+
+
+# Where the draft stops
+
+
+def test_the_draft_stops_behind_the_token_that_makes_further_ones_unlikely() -> None:
+    limits = DraftLimits(8, 100, tokens_per_proposal=8, min_use_probability=0.2)
+    session = DraftSession([10, 11], limits)
+    session.extend((20,), DraftSource.MODEL, (0.5,))
+    assert session.room == 7
+    assert session.take_run() is None  # it is collected
+    session.extend((21,), DraftSource.MODEL, (0.3,))
+    assert session.room == 0
+    run = session.take_run()
+    assert run is not None
+    assert run.tokens == (20, 21)
+    assert session.take_run() is None
+    session.advance(0, 2, (20,))
+    assert session.room == 7  # 0.3 is likely enough
+
+
+def test_tokens_of_unknown_probability_stop_nothing() -> None:
+    session = DraftSession([10, 11], DraftLimits(8, 100, min_use_probability=0.2))
+    session.extend((20, 21, 22), DraftSource.LOOKUP)
+    assert session.room == 5
+    session.extend((), DraftSource.LOOKUP)
+    session.take_run()
+
+
+def test_without_a_least_probability_only_the_lookahead_stops_the_draft() -> None:
+    session = DraftSession([10, 11], DraftLimits(8, 100))
+    session.extend((20,), DraftSource.MODEL, (1e-9,))
+    assert session.room == 7
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.0, math.nan, math.inf])
+def test_a_least_probability_out_of_range_is_refused(least: float) -> None:
+    with pytest.raises(InvalidInputError, match=r"min_use_probability is .*: ask for 0 to below 1"):
+        DraftLimits(8, 100, min_use_probability=least)

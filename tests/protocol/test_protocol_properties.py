@@ -47,6 +47,7 @@ def setups(draw: st.DrawFn, /, **fixed: Any) -> Setup:
         max_branches=draw(st.sampled_from([0, 1, 2, 8])),
         grows_branches=draw(st.booleans()),
         has_chances=draw(st.booleans()),
+        min_use=draw(st.sampled_from([0.0, 0.05, 0.5])),
     )
     return replace(setup, **fixed)
 

@@ -58,6 +58,20 @@ def test_held_proposals_keep_the_probability_of_each_token() -> None:
     assert forward.probabilities == (0.0, 0.5, 0.25)
 
 
+def test_nothing_is_awaited_from_a_draft_that_has_stopped() -> None:
+    ledger = Ledger([1, 2])
+    policy = DialledPolicy(Setup(num_collected=4), ledger)
+    finish = FinishRule(100, frozenset())
+    controller = SessionController(ledger, policy, finish, has_draft=True, min_use_probability=0.2)
+    controller.on_verdict(Verdict(0, 2, 0, 0, TOKEN), 0.0)
+    first = Proposal(0, 3, (TOKEN,), probabilities=(0.5,))
+    assert controller.on_proposal(first, 0.0) == Decision()
+    last = Proposal(0, 4, (TOKEN,), probabilities=(0.3,))
+    forward = controller.on_proposal(last, 0.0).forward
+    assert forward is not None
+    assert forward.tokens == (TOKEN, TOKEN)
+
+
 def test_a_draft_is_silent_from_the_verdict_on_that_needs_its_proposal() -> None:
     run = Run()
     assert run.silence(5.0) == 0.0  # the prompt is computed
