@@ -10,8 +10,9 @@ from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, model_codec
 from amusd.rpc.outbox import Outbox
+from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, check_session_id
 from amusd.serving.engine_thread import CommandWindow, EngineThread
 from amusd.serving.session_stream import SessionStreams, StreamShape
@@ -129,6 +130,7 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
         records_times=request.record_times,
+        sampling=sequence_sampling_from_proto(request),
     )
 
 
@@ -145,10 +147,10 @@ _SHAPE: StreamShape[Advance, Proposal] = StreamShape(
 def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:
     drafter = worker.drafter
     return draft_pb2.GetDraftInfoResponse(
-        model=codec.model_to_proto(worker.engine.description),
-        limits=codec.limits_to_proto(worker.limits),
+        model=model_codec.model_to_proto(worker.engine.description),
+        limits=model_codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
         num_waiting=worker.num_waiting,
-        cache=codec.usage_to_proto(worker.engine.usage),
+        cache=model_codec.usage_to_proto(worker.engine.usage),
         sources=[codec.source_to_proto(one) for one in DraftSource if one in drafter.sources],
     )

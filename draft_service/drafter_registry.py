@@ -20,6 +20,7 @@ def make_drafter(settings: DraftServiceSettings) -> Drafter:
         engine.engine_options,
         index_bytes=index_bytes,
         num_alternatives=MAX_ALTERNATIVES if engine.max_branches else 0,
+        is_draft=True,
     )
     loaded = load_model(engine.model, "draft", engine.device, options)
     return model_drafter(loaded, with_ngrams=settings.uses_lookup)

@@ -20,6 +20,7 @@ from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
@@ -44,6 +45,7 @@ class DraftOpening:
     epoch: int = 0
     vocabulary_fingerprint: str = ""
     records_times: bool = False
+    sampling: SequenceSampling = GREEDY
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -104,6 +106,7 @@ class Drafting:
             capacity=capacity,
             send=send,
             clock=BatchClock(opening.records_times),
+            sampling=opening.sampling,
             session=session,
         )
 
@@ -342,6 +345,7 @@ class Drafting:
                 "share their tokenizer"
             )
         model.check_tokens(opening.tokens)
+        opening.sampling.check_vocabulary(model.output_size)
         if opening.limits.max_position <= len(opening.tokens):
             raise InvalidInputError(
                 f"max_position {opening.limits.max_position} leaves no room after "

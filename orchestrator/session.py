@@ -12,11 +12,9 @@ a draft, decoding continues at the verify model's own speed.
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
-from amusd.analysis.timeline import Timeline, TimelineRecorder
+from amusd.analysis.timeline import TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
@@ -29,14 +27,15 @@ from amusd.protocol.errors import (
     UnavailableError,
 )
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
-from amusd.protocol.finish import FinishReason
+from amusd.protocol.finish import FinishReason, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import draft_plan
 from amusd.rpc import faults
 from orchestrator.backends import Backends
+from orchestrator.emission import Emission, Emit
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session_plan import Outcome, SessionPlan
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
@@ -44,28 +43,21 @@ _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 _MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
 
-Emit = Callable[[tuple[int, ...]], None]
-"""Takes final tokens of the output, at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a generation ended, and what it took."""
-
-    reason: FinishReason
-    statistics: Statistics
-    timeline: Timeline | None = None
-
 
 class Session:
     """Decodes one request; ``run`` is called once."""
 
     def __init__(
-        self, backends: Backends, plan: SessionPlan, emit: Emit, watch: RequestWatch
+        self,
+        backends: Backends,
+        plan: SessionPlan,
+        emit: Emit,
+        watch: RequestWatch,
+        text_end: TextEnd | None = None,
     ) -> None:
         """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
 
-        ``watch`` records what happens.
+        ``watch`` records what happens. The output also ends where ``text_end`` says.
         """
         self._watch = watch
         self._backends = backends
@@ -79,6 +71,7 @@ class Session:
             make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
             plan.finish,
             has_draft=self._drafting is not None,
+            text_end=text_end,
             min_use_probability=plan.min_use_probability,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
@@ -113,6 +106,11 @@ class Session:
         timeline = self._timeline.timeline() if self._timeline is not None else None
         return Outcome(reason, statistics, timeline)
 
+    @property
+    def verify_address(self) -> str:
+        """The verify replica that has the session; empty before it is opened."""
+        return self._verify.address if self._verify is not None else ""
+
     def _take(self, event: Event) -> None:
         """Take an event of a link: the hot path of a generation."""
         if self._ended.done():
@@ -121,7 +119,7 @@ class Session:
             decision = self._decide(event)
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
-            self._carry_out(decision)
+            self._carry_out(decision, event)
             self._after_event()
         except Exception as error:  # of whatever kind: it ends this session, and no other
             self._end_with(error)
@@ -141,7 +139,7 @@ class Session:
             case LinkLost():
                 return self._on_verify_lost(event)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, event: Event | None = None) -> None:
         # A forward is first: the verify model may be idle, the draft works in any case.
         if decision.forward is not None and self._verify is not None:
             self._verify.send(decision.forward)
@@ -155,7 +153,7 @@ class Session:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
-            self._emit(decision.committed)
+            self._emit(Emission.of(decision.committed, event))
 
     def _after_event(self) -> None:
         """End the session if its output is over, else bound the wait for the next event."""
@@ -338,6 +336,7 @@ class Session:
             ledger.epoch,
             plan.records_timeline,
             plan.max_branches,
+            plan.sampling_after(self._controller.num_output),
             plan.min_use_probability,
         )
 
@@ -348,7 +347,9 @@ class Session:
             AmusdError: none can be used; after a failure, the error says what failed.
         """
         try:
-            lease = self._backends.verify.take(self._attempts["verify"].avoided)
+            lease = self._backends.verify.take(
+                self._attempts["verify"].avoided, self._plan.preferred_verify
+            )
         except UnavailableError as none_left:
             if instead_of is None or instead_of.ending is Ending.REFUSED:
                 raise

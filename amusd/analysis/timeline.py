@@ -57,7 +57,7 @@ class TimelineRecorder:
     def decided(self, event: object, decision: Decision, unix_nanos: int) -> None:
         """Record an event that was processed, and the messages that its decision sends."""
         if isinstance(event, Verdict):
-            self._add(_within_output(event, decision.committed), unix_nanos)
+            self._add(_recorded(event, decision.committed), unix_nanos)
         elif isinstance(event, Proposal):
             self._add(event, unix_nanos)
         for message in (decision.rollback, decision.advance, decision.forward):
@@ -80,8 +80,10 @@ class TimelineRecorder:
         self._events.append(TimelineEvent(seconds, message))
 
 
-def _within_output(verdict: Verdict, committed: tuple[int, ...]) -> Verdict:
-    """Return a verdict without the accepted tokens behind the end of the output."""
+def _recorded(verdict: Verdict, committed: tuple[int, ...]) -> Verdict:
+    """Return a verdict without log-probabilities and tokens behind the end of the output."""
+    if verdict.logprobs:
+        verdict = replace(verdict, logprobs=(), prompt_logprobs=())
     if not 0 < len(committed) <= verdict.num_accepted:
         return verdict
     return replace(verdict, num_accepted=len(committed) - 1, next_token=committed[-1])

@@ -13,6 +13,9 @@ from amusd.settings import check_bounds, setting
 NO_TOKEN = -1
 """Stands for a token where the logits are not finite, so that there is no largest one."""
 
+NOTHING_ALLOWED = -2
+"""Stands for a token where a request's own bans leave none."""
+
 MAX_ALTERNATIVES = 4
 """Most next-best tokens that an engine of a real model gives beside an output."""
 
@@ -44,7 +47,8 @@ class EngineOptions:
     ``max_context`` is the most tokens of one session; 0: the model's context. ``index_bytes`` is
     what the service itself keeps of each cached token; the size of the KV cache includes it.
     ``num_alternatives`` is how many next-best tokens the engine gives beside an output, at most
-    ``MAX_ALTERNATIVES``; 0: none, at no cost. A synthetic model's name sets its own.
+    ``MAX_ALTERNATIVES``; 0: none, at no cost. A synthetic model's name sets its own. ``is_draft``:
+    the tokens are proposals only, so where a request allows none, the engine gives any.
     """
 
     max_batch: int = setting(
@@ -73,6 +77,7 @@ class EngineOptions:
     max_context: int = 0
     index_bytes: int = 0
     num_alternatives: int = 0
+    is_draft: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -106,7 +111,7 @@ class ScheduledSequence:
 Outcome: TypeAlias = "list[int] | AmusdError"
 """What a batch gives one of its sequences: its sampled tokens, or the error that ends its session.
 
-An error concerns this sequence alone, such as logits that are not finite.
+An error concerns this sequence alone, such as a request that allows no token.
 """
 
 
@@ -161,6 +166,10 @@ class Engine(Protocol):
     def run(self, batch: Sequence[ScheduledSequence]) -> Sequence[Outcome]:
         """Run one batch; return the sampled tokens of each sequence, ``num_outputs`` each.
 
+        Fewer are returned, at least one, before a position where its sampling allows no token. If
+        it allows none at the first position behind the prompt that has an output, the outcome is
+        an ``InvalidInputError``.
+
         A batch has each sequence at most once. ``NO_TOKEN`` stands where the model computed NaN or
         infinity; other sequences are not affected. After any exception the caller truncates each
         sequence to its length before the batch. Then it can run the batch again, or parts of it.
@@ -183,7 +192,7 @@ class Engine(Protocol):
         """
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order.
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order.
 
         They are those of the outputs, or of the sequence's ``targets``. Empty unless its sampling
         asks for them.

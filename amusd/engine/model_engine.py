@@ -7,15 +7,28 @@ from typing import Any
 
 from torch import Tensor
 
-from amusd.engine.finite_prefix import finite_outputs
-from amusd.engine.interface import DEFAULT_OPTIONS, NO_TOKEN, EngineOptions, ScheduledSequence
+from amusd.engine.finite_prefix import Output, finite_outputs
+from amusd.engine.interface import (
+    DEFAULT_OPTIONS,
+    NO_TOKEN,
+    EngineOptions,
+    Outcome,
+    ScheduledSequence,
+)
 from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection, select_runner
+from amusd.engine.sampling.reference_sampler import NOT_FINITE, Sampled
 from amusd.engine.sampling.sampler import Ranking
+from amusd.engine.sampling.sequence_sampler import (
+    ConstraintFactory,
+    SequenceSampler,
+    open_sampler,
+)
 from amusd.fleet.model_description import CacheUsage, ModelDescription
 from amusd.protocol.errors import AmusdError, InvalidInputError
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +36,29 @@ log = logging.getLogger(__name__)
 class ModelEngine:
     """Runs batches of one model; see ``Engine`` for what each method promises."""
 
-    def __init__(self, description: ModelDescription, selection: RunnerSelection) -> None:
-        """Run a model as selected; ``serve`` and ``load_engine`` select."""
+    def __init__(
+        self,
+        description: ModelDescription,
+        selection: RunnerSelection,
+        constraints: ConstraintFactory | None = None,
+        is_draft: bool = False,
+    ) -> None:
+        """Run a model as selected; ``serve`` and ``load_engine`` select.
+
+        Without ``constraints``, a sequence with a constraint is refused. ``is_draft`` is that of
+        ``EngineOptions``.
+        """
         self.description = description
+        self._constraints = constraints
+        self._is_draft = is_draft
         self._runner = selection.runner
         self.weight_format = selection.weight_format
         self.weight_bytes = selection.weight_bytes  # read by a forward pass
         self.max_batch = selection.max_batch
         self.num_alternatives = selection.num_alternatives
-        self._rankings: dict[int, Ranking] = {}  # of the last output of each slot
+        self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
+        self._rankings: dict[int, Ranking | Sampled] = {}  # of the last output of each slot
+        self._logprobs: dict[int, list[TokenLogprobs]] = {}  # of the last batch
         self._cache: KVCacheManager[Any] = KVCacheManager(
             selection.max_tokens,
             selection.context_length,
@@ -51,9 +78,14 @@ class ModelEngine:
         """How much memory for keys and values is in use."""
         return self._cache.usage
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
-        return self._cache.open(capacity)
+        size = self.description.output_size
+        sampler = open_sampler(sampling, size, self._constraints, self._is_draft)
+        slot = self._cache.open(capacity)
+        if sampler is not None:
+            self._samplers[slot] = sampler
+        return slot
 
     def length(self, slot: int) -> int:
         """Return how many tokens of the sequence are in the KV cache."""
@@ -61,22 +93,27 @@ class ModelEngine:
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """Reuse the longest cached prefix of ``tokens``, leaving at least one token to compute."""
-        return self._cache.reuse(slot, tokens)
+        held, gained = self._cache.length(slot), self._cache.reuse(slot, tokens)
+        if gained and slot in self._samplers:
+            self._samplers[slot].extend(tokens[held : held + gained])
+        return gained
 
-    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
-        """Run one batch; return the sampled tokens of each sequence."""
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
+        """Run one batch; return the ``Outcome`` of each sequence: lists if none is sampled."""
+        self._logprobs.clear()
         chunks = self._chunks(batch)
+        if any(chunk.rows for chunk in chunks):
+            return self._sampled(batch, chunks)
         if self.num_alternatives:
             tokens = self._ranked(batch, chunks)
         else:
             tokens = self._runner.tokens(chunks)
-        found, end = [], 0
-        for scheduled in batch:
-            start, end = end, end + scheduled.num_outputs
-            found.append(tokens[start:end])
+        found = _divided(tokens, batch)
         if NO_TOKEN in tokens:
             return [
-                finite_outputs(self._runner.tokens, chunk) if NO_TOKEN in outputs else outputs
+                finite_outputs(self._runner.tokens, chunk, NO_TOKEN)
+                if NO_TOKEN in outputs
+                else outputs
                 for chunk, outputs in zip(chunks, found, strict=True)
             ]
         return found
@@ -95,14 +132,39 @@ class ModelEngine:
         ranking = self._rankings.get(slot)
         return () if ranking is None else ranking.probabilities
 
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        return self._logprobs.get(slot, ())
+
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""
         self._cache.truncate(slot, length)
+        if slot in self._samplers:
+            self._samplers[slot].truncate(length)
 
     def close(self, slot: int) -> None:
         """Close the sequence."""
-        self._rankings.pop(slot, None)
+        for by_slot in (self._rankings, self._logprobs, self._samplers):
+            by_slot.pop(slot, None)
         self._cache.close(slot)
+
+    def _sampled(
+        self, batch: Sequence[ScheduledSequence], chunks: list[Chunk[Any]]
+    ) -> list[Outcome]:
+        """Run one batch in which some outputs are sampled by their rows."""
+        outcomes: list[Outcome] = []
+        found = _divided(self._runner.sample(chunks), batch)
+        for scheduled, chunk, sampled in zip(batch, chunks, found, strict=True):
+            if NOT_FINITE in sampled:
+                sampled = finite_outputs(self._runner.sample, chunk, NOT_FINITE)  # noqa: PLW2901
+            if sampled and self.num_alternatives:
+                self._rankings[scheduled.slot] = sampled[-1]
+            logprobs = (one.logprobs for one in sampled)
+            self._logprobs[scheduled.slot] = [one for one in logprobs if one is not None]
+            tokens = [one.tokens[0] for one in sampled]
+            sampler = self._samplers.get(scheduled.slot)
+            outcomes.append(tokens if sampler is None else sampler.outcome(tokens))
+        return outcomes
 
     def _ranked(self, batch: Sequence[ScheduledSequence], chunks: list[Chunk[Any]]) -> list[int]:
         """Run one batch; return the tokens of all outputs, and keep the last rankings."""
@@ -120,13 +182,28 @@ class ModelEngine:
         for scheduled in batch:
             start = cache.length(scheduled.slot)
             cache.extend(scheduled.slot, scheduled.tokens, scheduled.is_prompt)
+            sampler = self._samplers.get(scheduled.slot)
+            rows = () if sampler is None else sampler.append(scheduled)
             buffer = cache[scheduled.slot]
-            chunks.append(Chunk(buffer, start, scheduled.tokens, scheduled.num_outputs))
+            chunks.append(Chunk(buffer, start, scheduled.tokens, scheduled.num_outputs, rows))
         return chunks
 
 
-def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> ModelEngine:
-    """Return an engine for a loaded model, warmed up.
+def _divided(outputs: list[Output], batch: Sequence[ScheduledSequence]) -> list[list[Output]]:
+    """Divide the outputs of a batch among its sequences."""
+    found, end = [], 0
+    for scheduled in batch:
+        start, end = end, end + scheduled.num_outputs
+        found.append(outputs[start:end])
+    return found
+
+
+def serve(
+    loaded: LoadedModel,
+    options: EngineOptions = DEFAULT_OPTIONS,
+    constraints: ConstraintFactory | None = None,
+) -> ModelEngine:
+    """Return an engine for a loaded model, warmed up. It has ``constraints``, if any.
 
     Raises:
         InvalidInputError: the model cannot be rolled back, or not be run as the options ask.
@@ -139,7 +216,7 @@ def serve(loaded: LoadedModel, options: EngineOptions = DEFAULT_OPTIONS) -> Mode
         runner=selection.runner.name,
         runner_reason=selection.reason,
     )
-    return ModelEngine(description, selection)
+    return ModelEngine(description, selection, constraints, options.is_draft)
 
 
 def load_engine(

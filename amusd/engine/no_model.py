@@ -10,6 +10,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.kv.free_memory import free_bytes
 from amusd.fleet.model_description import PROMPT_LOOKUP, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 _CONTEXT_LENGTH = 1 << 20
 
@@ -47,8 +48,11 @@ class NoModel:
         """How much memory is in use, in tokens."""
         return self._slots.usage
 
-    def open(self, capacity: int) -> int:
-        """Return a new slot, with memory for the index of ``capacity`` tokens."""
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
+        """Return a new slot, with memory for the index of ``capacity`` tokens.
+
+        Any sampling is accepted: nothing is sampled.
+        """
         return self._slots.open(capacity)
 
     def length(self, slot: int) -> int:
@@ -68,6 +72,10 @@ class NoModel:
         return ()
 
     def probabilities(self, slot: int) -> Sequence[float]:
+        """Return none: there is no model."""
+        return ()
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
         """Return none: there is no model."""
         return ()
 

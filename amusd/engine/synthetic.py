@@ -5,6 +5,9 @@ the continuation changes after a rollback, as with a real model. A draft of the 
 same token in a share ``agreement`` of all contexts. With a ``period`` the text instead repeats
 itself after that many tokens, for any context. A pass sleeps for its time, so two engines on one
 machine behave like two devices.
+
+Sampled sequences have logits: a hash of the context, too, with that token ahead. A draft has the
+same logits where it agrees; elsewhere its own token and the verify model's are exchanged.
 """
 
 import dataclasses
@@ -13,18 +16,27 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from amusd.engine.interface import (
     DEFAULT_OPTIONS,
     EngineOptions,
     Numerics,
+    Outcome,
     ScheduledSequence,
     WeightFormat,
 )
 from amusd.engine.kv.cache_manager import KVCacheManager
+from amusd.engine.sampling.noise import gumbel_of
+from amusd.engine.sampling.reference_sampler import Sampled, sample_row
+from amusd.engine.sampling.sequence_sampler import SequenceSampler, open_sampler
 from amusd.fleet.model_description import BYTES_TOKENIZER, SYNTHETIC, CacheUsage, ModelDescription
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.errors import InvalidInputError
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 
 _NO_LIMIT = 1 << 40
 
@@ -121,6 +133,21 @@ class SyntheticModel:
                 others[min(rank, self.alternatives - 1)] = token
         return (token + 1) % size, others
 
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the logits after ``tokens``, [vocabulary]; the largest is that of ``next_token``.
+
+        Others are Gumbel numbers of scale 2, so about as few tokens are likely as in text.
+        """
+        context = self._context(tokens)
+        key = int.from_bytes(hashlib.blake2b(context.encode(), digest_size=16).digest(), "big")
+        words = np.random.Philox(key=key).random_raw(self.vocabulary)
+        values = (2.0 * gumbel_of(words >> np.uint64(32))).astype(np.float32)
+        right, own = self._draw(context)[0], self.next_token(tokens)
+        _exchange(values, right, int(values.argmax()))
+        values[right] += 0.5  # no other one is equal
+        _exchange(values, right, own)
+        return values
+
     def probabilities(self, tokens: Sequence[int]) -> list[float]:
         """Return how likely its token and each alternative are right after ``tokens``."""
         agreement = self._agreement_in(self._context(tokens))
@@ -150,6 +177,10 @@ class SyntheticModel:
         return token, int.from_bytes(digest[8:], "big") / 2**64
 
 
+def _exchange(values: npt.NDArray[np.float32], first: int, second: int) -> None:
+    values[[first, second]] = values[[second, first]]
+
+
 class SyntheticEngine:
     """Runs batches of a synthetic model. Its KV cache holds the tokens themselves."""
 
@@ -159,8 +190,15 @@ class SyntheticEngine:
         name: str = SYNTHETIC,
         options: EngineOptions = DEFAULT_OPTIONS,
     ) -> None:
-        """Run ``model`` under ``name``. It uses only ``reuse_prefixes`` of the options."""
+        """Run ``model`` under ``name``.
+
+        It uses only ``reuse_prefixes`` and ``is_draft`` of the options.
+        """
         self._model = model
+        self._is_draft = options.is_draft
+        self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
+        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch
+        self._last_sampled: dict[int, Sampled] = {}  # of the last output of each slot
         self._cache: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
             model.context,
@@ -197,9 +235,13 @@ class SyntheticEngine:
         """How much of the KV cache is in use."""
         return self._cache.usage
 
-    def open(self, capacity: int) -> int:
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
-        return self._cache.open(capacity)
+        sampler = open_sampler(sampling, self._model.vocabulary, is_draft=self._is_draft)
+        slot = self._cache.open(capacity)
+        if sampler is not None:
+            self._samplers[slot] = sampler
+        return slot
 
     def length(self, slot: int) -> int:
         """Return how many tokens of the sequence are in the KV cache."""
@@ -207,12 +249,16 @@ class SyntheticEngine:
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """Reuse the longest cached prefix of ``tokens``, leaving at least one token to compute."""
-        return self._cache.reuse(slot, tokens)
+        held, gained = self._cache.length(slot), self._cache.reuse(slot, tokens)
+        if gained and slot in self._samplers:
+            self._samplers[slot].extend(tokens[held : held + gained])
+        return gained
 
-    def run(self, batch: Sequence[ScheduledSequence]) -> list[list[int]]:
-        """Return the tokens of each sequence, after the time of a pass over all of them."""
+    def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
+        """Return the ``Outcome`` of each sequence, after the time of a pass over all of them."""
         started = time.perf_counter()
-        outputs = [self._run_one(scheduled) for scheduled in batch]
+        self._sampled.clear()
+        outputs: list[Outcome] = [self._run_one(scheduled) for scheduled in batch]
         num_rows = sum(len(scheduled.tokens) for scheduled in batch)
         pass_seconds = (self._model.pass_ms + self._model.row_ms * (num_rows - 1)) / 1e3
         remaining = started + pass_seconds - time.perf_counter()
@@ -222,28 +268,69 @@ class SyntheticEngine:
 
     def alternatives(self, slot: int) -> Sequence[int]:
         """Return the next-best tokens beside the last output of a sequence, the best first."""
+        if slot in self._samplers:
+            return self._last(slot).tokens[1:]
         return self._alternatives.get(slot, ())
 
     def probabilities(self, slot: int) -> Sequence[float]:
         """Return how likely the last output and each alternative are the verify model's token.
 
-        A model without alternatives and without spread knows no probabilities.
+        Of a sampled sequence, they are the probabilities that the sampler gives. A model without
+        alternatives and without spread knows no probabilities.
         """
+        if slot in self._samplers:
+            return self._last(slot).probabilities if self.num_alternatives else ()
         return self._probabilities.get(slot, ())
+
+    def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
+        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        found = (one.logprobs for one in self._sampled.get(slot, ()))
+        return [one for one in found if one is not None]
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the sequence's tokens from position ``length`` on."""
         del self._cache[slot][length:]
         self._cache.truncate(slot, length)
+        if slot in self._samplers:
+            self._samplers[slot].truncate(length)
 
     def close(self, slot: int) -> None:
         """Close the sequence."""
-        self._alternatives.pop(slot, None)
-        self._probabilities.pop(slot, None)
+        for by_slot in (
+            self._alternatives,
+            self._probabilities,
+            self._samplers,
+            self._sampled,
+            self._last_sampled,
+        ):
+            by_slot.pop(slot, None)
         self._cache.close(slot)
 
-    def _run_one(self, scheduled: ScheduledSequence) -> list[int]:
+    def _last(self, slot: int) -> Sampled:
+        """Return what the last output of a sampled sequence was."""
+        return self._last_sampled.get(slot, Sampled((), ()))
+
+    def _sample(self, scheduled: ScheduledSequence, sampler: SequenceSampler) -> Outcome:
+        """Return the tokens of a sequence that is sampled."""
+        rows = sampler.append(scheduled)
+        held, sampled = self._cache[scheduled.slot], []
+        first_output = len(scheduled.tokens) - scheduled.num_outputs
+        for index, token in enumerate(scheduled.tokens):
+            held.append(token)
+            if index >= first_output:
+                row = rows[index - first_output]
+                found = sample_row(self._model.logits(held), row, None, self.num_alternatives)
+                sampled.append(found)
+        self._sampled[scheduled.slot] = sampled
+        if sampled:
+            self._last_sampled[scheduled.slot] = sampled[-1]
+        return sampler.outcome([one.tokens[0] for one in sampled])
+
+    def _run_one(self, scheduled: ScheduledSequence) -> Outcome:
         self._cache.extend(scheduled.slot, scheduled.tokens, scheduled.is_prompt)
+        sampler = self._samplers.get(scheduled.slot)
+        if sampler is not None:
+            return self._sample(scheduled, sampler)
         held = self._cache[scheduled.slot]
         outputs: list[int] = []
         others: list[int] = []

@@ -6,6 +6,7 @@ Positions are absolute (index in prompt and output, from 0). Epochs count rollba
 from dataclasses import dataclass
 
 from amusd.protocol.draft_source import DraftSource
+from amusd.sampling.parameters import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,9 @@ class Verdict:
     ``position + num_accepted``. ``pass_seconds`` is the time of the pass, ``device_seconds`` the
     session's share of that time. ``num_cached`` tokens of the prompt were not computed but copied;
     only a first verdict has them. ``passes`` says when the pass ran, and before it those that
-    computed chunks of the prompt, if the session records a timeline.
+    computed chunks of the prompt, if the session records a timeline. ``logprobs`` are those of the
+    ``num_accepted + 1`` tokens that became final, and ``prompt_logprobs`` those of the prompt from
+    its second token on, in a first verdict; both are empty unless the session asks for them.
     """
 
     epoch: int
@@ -102,6 +105,8 @@ class Verdict:
     device_seconds: float = 0.0
     num_cached: int = 0
     passes: tuple[DeviceTime, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,12 +126,15 @@ class Ledger:
             return None
         return self._forward(self.verified_position, self._tail, self._branches.held)
 
-    def accepted_by(self, verdict: Verdict) -> tuple[int, ...]:
-        """Return the tokens that a verdict accepts; none if it is stale or illegal."""
-        is_current = verdict.position == self.verified_position and verdict.epoch == self._epoch
-        if not is_current or verdict.num_accepted > len(self._tail):
+    def committed_by(self, verdict: Verdict) -> tuple[int, ...]:
+        """Return the tokens that a verdict makes final; none if it is stale or illegal."""
+        if verdict.position != self.verified_position or verdict.epoch > self._epoch:
             return ()
-        return tuple(guess.token for guess in self._tail[: verdict.num_accepted])
+        num_known = len(self._tail) if verdict.epoch == self._epoch else 0
+        if verdict.num_accepted > num_known:
+            return ()
+        accepted = self._tail[: verdict.num_accepted]
+        return (*(guess.token for guess in accepted), verdict.next_token)
 
     def unspeculated_pass(self, num_ahead: int = 0) -> Forward:
         """Return the request for a pass without proposals, and for ``num_ahead`` after it."""

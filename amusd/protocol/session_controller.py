@@ -16,7 +16,7 @@ from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.policy.speculation_switch import SwitchMember
 from amusd.protocol.draft_probabilities import padded, trimmed, use_probability
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
-from amusd.protocol.finish import FinishReason, FinishRule
+from amusd.protocol.finish import FinishReason, FinishRule, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.resting_draft import RestingDraft
 
@@ -34,10 +34,12 @@ class SessionController:
         finish: FinishRule,
         has_draft: bool,
         min_use_probability: float = 0.0,
+        text_end: TextEnd | None = None,
     ) -> None:
         """Start with the pass over the prompt, which comes without a request.
 
-        The draft stops where a further token is used less often than ``min_use_probability``.
+        The draft stops where a further token is used less often than ``min_use_probability``. The
+        output also ends where ``text_end`` says.
         """
         self.ledger = ledger
         self.num_output = 0
@@ -46,6 +48,7 @@ class SessionController:
         """Passes in a row that waited for the draft, but it sent nothing."""
         self._policy = policy
         self._finish = finish
+        self._text_end = text_end
         self._has_draft = has_draft
         self._min_use_probability = min_use_probability
         self._pass_due = True
@@ -88,7 +91,8 @@ class SessionController:
         Raises:
             PreconditionError: the verify service breaks the protocol; nothing has changed.
         """
-        decision = self.ledger.verdict(self._within_output(verdict))
+        within, finish_reason = self._within_output(verdict)
+        decision = self.ledger.verdict(within)
         if decision is NOTHING:
             return decision
         self._policy.passed(verdict, is_first=self._computes_prompt)
@@ -99,7 +103,9 @@ class SessionController:
         # What is left of the tail is with the verify service already, and so is what was asked for.
         has_tail = self.ledger.num_speculated > 0
         self._pass_due = has_tail or self.ledger.verified_position <= self._asked_until
-        committed = self._cut(decision.committed)
+        committed = decision.committed
+        self.num_output += len(committed)
+        self.finish_reason = finish_reason
         # When the next pass starts depends on when the draft is back.
         decision = self._to_draft(decision, now_seconds)
         if self._has_draft and self._rest is None and not has_tail:
@@ -259,21 +265,21 @@ class SessionController:
             self._policy.tokens_per_proposal,
         )
 
-    def _within_output(self, verdict: Verdict) -> Verdict:
-        """Return the verdict without the accepted tokens that the output does not hold.
+    def _within_output(self, verdict: Verdict) -> tuple[Verdict, FinishReason | None]:
+        """Return the verdict without the tokens that the output does not hold, and why it ends.
 
         They are wasted, not accepted: the output ends before them.
         """
-        tokens, reason = self._finish.cut(self.ledger.accepted_by(verdict), self.num_output)
+        tokens = self.ledger.committed_by(verdict)
+        if not tokens:
+            return verdict, None
+        tokens, reason = self._finish.cut(tokens, self.num_output)
+        num_found = self._text_end.find_end(tokens) if self._text_end is not None else None
+        if num_found is not None:
+            tokens, reason = tokens[:num_found], FinishReason.STOP
         if reason is None:
-            return verdict
-        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1])
-
-    def _cut(self, committed: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens that belong to the output."""
-        tokens, self.finish_reason = self._finish.cut(committed, self.num_output)
-        self.num_output += len(tokens)
-        return tokens
+            return verdict, None
+        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1]), reason
 
     def _holds(self, forward: Forward, now_seconds: float) -> bool:
         """Hold proposals back if the verify model is idle and more of them pay."""

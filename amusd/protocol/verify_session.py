@@ -268,13 +268,16 @@ class VerifySession:
 
         Args:
             predictions: the verify model's token after the last final token and after each
-                checked one, ``[num_checked + 1]``.
+                checked one, ``[num_checked + 1]``. Fewer, at least one: the tokens that have no
+                prediction behind them are checked in the next pass.
             pass_seconds: how long the pass took.
             device_seconds: this session's share of it.
             num_cached: tokens of the prompt that were copied, not computed.
             passes: when it ran, and before it those that computed chunks of the prompt.
         """
-        num_checked = len(self._checking)
+        num_checked = min(len(self._checking), len(predictions) - 1)
+        self._pending[:0] = self._checking[num_checked:]
+        self._pending_probabilities[:0] = self._checked_probabilities[num_checked:]
         num_accepted = 0
         while (
             num_accepted < num_checked and self._checking[num_accepted] == predictions[num_accepted]
@@ -293,7 +296,7 @@ class VerifySession:
             passes=passes,
         )
         self._final.extend((*self._checking[:num_accepted], next_token))
-        is_right = self._compare(num_accepted, next_token)
+        is_right = self._compare(num_checked, num_accepted, next_token)
         self._checking = ()
         self._in_pass = False
         if is_right:
@@ -302,13 +305,13 @@ class VerifySession:
             self._reject(self.verified_position - 1)
         return verdict
 
-    def _compare(self, num_accepted: int, next_token: int) -> bool:
+    def _compare(self, num_checked: int, num_accepted: int, next_token: int) -> bool:
         """Note what the pass compared; return whether all of it is right.
 
         If it accepts all that it checked, the first proposal that waits is compared, too.
         """
-        known = self._checked_probabilities[: num_accepted + 1]
-        is_right = num_accepted == len(self._checking)
+        known = self._checked_probabilities[: min(num_checked, num_accepted + 1)]
+        is_right = num_accepted == num_checked
         compared = [Compared(one, index < num_accepted) for index, one in enumerate(known)]
         if is_right and self._pending:
             is_right = self._pending.pop(0) == next_token

@@ -174,7 +174,9 @@ def _count(
 
 
 def _scheduled(one: Scheduled[SequenceT]) -> ScheduledSequence:
-    return ScheduledSequence(_slot(one.sequence), one.tokens, one.num_outputs, one.is_prefill)
+    return ScheduledSequence(
+        _slot(one.sequence), one.tokens, one.num_outputs, one.is_prefill, one.targets
+    )
 
 
 def _slot(sequence: Sequence) -> int:

@@ -232,6 +232,7 @@ class GenerateRequest(_message.Message):
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     NUM_COMPLETIONS_FIELD_NUMBER: _builtins.int
+    BAD_TEXTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue; not empty. The names of special tokens in it become special tokens."""
     strategy: Global___Strategy.ValueType
@@ -252,8 +253,8 @@ class GenerateRequest(_message.Message):
     completion. Default false.
     """
     min_tokens: _builtins.int
-    """Minimum number of output tokens: before it, the tokens that end the output are banned. At most
-    max_tokens. Default 0.
+    """Minimum number of output tokens: so many tokens come before one that ends the output. At most
+    max_tokens; not beside a constraint. Default 0.
     """
     include_stop: _builtins.bool
     """Whether the text of the output includes the stop text. Default false: the text ends before it."""
@@ -290,6 +291,13 @@ class GenerateRequest(_message.Message):
     def logprobs(self) -> _sampling_pb2.LogprobsOptions:
         """Which log-probabilities chunks have. Unset: none."""
 
+    @_builtins.property
+    def bad_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that the output does not contain, at most 128 of at most 256 bytes, none empty. The
+        orchestrator tokenizes each one, with and without a space before it, and bans the sequences as
+        sampling.bad_words does. Other spellings in tokens are not banned.
+        """
+
     def __init__(
         self,
         *,
@@ -308,10 +316,11 @@ class GenerateRequest(_message.Message):
         include_stop: _builtins.bool = ...,
         logprobs: _sampling_pb2.LogprobsOptions | None = ...,
         num_completions: _builtins.int = ...,
+        bad_texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "bad_texts", b"bad_texts", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
     _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015

@@ -29,7 +29,8 @@ def engine(folder: str) -> ModelEngine:
 
 
 def run(engine: ModelEngine, slot: int, tokens: list[int]) -> list[int]:
-    return engine.run([ScheduledSequence(slot, tokens, len(tokens))])[0]
+    found: list[int] = engine.run([ScheduledSequence(slot, tokens, len(tokens))])[0]
+    return found
 
 
 def test_the_description_names_the_properties_of_the_model(engine: ModelEngine) -> None:

@@ -135,6 +135,17 @@ def test_a_proposal_that_only_waits_is_compared_with_the_models_own_token(
     assert verify.pending_probabilities == ([0.7] if is_right else [])
 
 
+def test_proposals_that_a_pass_could_not_check_wait_with_their_probabilities(
+    verify: VerifySession,
+) -> None:
+    verify.offer(0, 2, (20, 21, 22, 23), probabilities=(0.9, 0.8, 0.7, 0.6))
+    verify.begin_pass(8)
+    verify.end_pass([20, 21], 0.0)  # no prediction behind the second one
+    assert verify.compared == (Compared(0.9, True), Compared(0.8, True))
+    assert (verify.pending, verify.pending_probabilities) == ((22, 23), [0.7, 0.6])
+    verify.check_integrity()
+
+
 def test_a_pass_over_nothing_compares_nothing(verify: VerifySession) -> None:
     verify.begin_pass(8)
     verify.end_pass([20], 0.0)

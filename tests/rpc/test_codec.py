@@ -8,7 +8,7 @@ from amusd.fleet.model_description import CacheUsage
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, Branch, DeviceTime, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec
+from amusd.rpc import codec, model_codec, statistics_codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 
 
@@ -84,8 +84,8 @@ def test_statistics_keep_the_acceptance_of_each_source() -> None:
         acceptance_per_source=sources,
         num_cached_prompt_tokens=1,
     )
-    message = codec.statistics_to_proto(statistics, Strategy.AMUSD)
-    assert codec.statistics_from_proto(message) == statistics
+    message = statistics_codec.statistics_to_proto(statistics, Strategy.AMUSD)
+    assert statistics_codec.statistics_from_proto(message) == statistics
 
 
 def test_a_verdict_keeps_its_times_and_cached_tokens() -> None:
@@ -100,11 +100,11 @@ def test_cache_usage_keeps_its_counts() -> None:
     usage = CacheUsage(
         max_tokens=1 << 40, num_reserved=5, num_retained=4, num_computed=3, num_cached=2
     )
-    assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
+    assert model_codec.usage_from_proto(model_codec.usage_to_proto(usage)) == usage
 
 
 def test_unset_numerics_and_weight_format_are_empty() -> None:
-    model = codec.model_from_proto(model_pb2.ModelInfo(name="any"))
+    model = model_codec.model_from_proto(model_pb2.ModelInfo(name="any"))
     assert (model.numerics, model.weight_format) == ("", "")
 
 

@@ -13,6 +13,7 @@ from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.errors import AmusdError, CacheFullError, LimitExceededError
 from amusd.rpc.faults import status_of
+from amusd.sampling.parameters import SequenceSampling
 from amusd.serving.engine_health import EngineHealth, HealthSettings
 from amusd.serving.engine_worker import EngineWorker
 from tests.serving.fake_serving import FakeOpening, FakeSequence, slot_of
@@ -38,7 +39,7 @@ class FragileEngine(SyntheticEngine):
         self.max_sessions = 100
         self.sizes: list[int] = []
 
-    def run(self, feeds: Rows[ScheduledSequence]) -> list[Outcome]:  # type: ignore[override]
+    def run(self, feeds: Rows[ScheduledSequence]) -> list[Outcome]:
         self.sizes.append(len(feeds))
         outputs = super().run(feeds)  # it has taken the tokens when it raises
         has_poison = any(POISON in feed.tokens for feed in feeds)
@@ -278,11 +279,11 @@ def test_memory_that_cannot_be_had_for_a_waiting_session_ends_it_alone(
     answers: list[BaseException | None] = [MemoryError(), None, None]
     allocate = service.engine.open
 
-    def open_slot(capacity: int) -> int:
+    def open_slot(capacity: int, sampling: SequenceSampling) -> int:
         error = answers.pop(0)
         if error is not None:
             raise error
-        return allocate(capacity)
+        return allocate(capacity, sampling)
 
     monkeypatch.setattr(service.engine, "open", open_slot)
     service.worker.close("third")
@@ -291,7 +292,7 @@ def test_memory_that_cannot_be_had_for_a_waiting_session_ends_it_alone(
     assert service.worker.num_waiting == 0
 
 
-def _full(capacity: int) -> int:
+def _full(capacity: int, sampling: SequenceSampling) -> int:
     raise CacheFullError("full")
 
 

@@ -20,7 +20,8 @@ from amusd.engine.interface import MAX_ALTERNATIVES
 from amusd.engine.native import library as native
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
-from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.runner import Chunk, rows_of
+from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import Ranking, Sampler
 from amusd.protocol.errors import InvalidInputError
 
@@ -123,6 +124,10 @@ class NativeRunner:
         self._run(batch, num_top=1 + self._sampler.num_alternatives)
         work = self._workspace
         return self._sampler.rankings_of(*work.top(), work.probabilities())
+
+    def sample(self, batch: Sequence[Chunk[NativeCache]]) -> list[Sampled]:
+        """Run the batch; sample all outputs as the rows of their chunks say."""
+        return self._sampler.sample_rows(self.logits(batch), rows_of(batch))
 
     def logits(self, batch: Sequence[Chunk[NativeCache]]) -> Tensor:
         """Run the batch; return the logits of all outputs, [outputs, head]."""

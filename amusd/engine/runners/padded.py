@@ -21,9 +21,10 @@ from amusd.engine.kv.padded_pool import PaddedPool
 from amusd.engine.runners.batch_splitting import PassLimits, run_split
 from amusd.engine.runners.graph_capture import Capture, Replay, direct
 from amusd.engine.runners.padded_attention import PADDED_ATTENTION, PaddedCache
-from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.runner import Chunk, rows_of
 from amusd.engine.runners.shape_buckets import MAX_PASS_TOKENS, Buckets, Shape
 from amusd.engine.runners.transformers_hooks import attention
+from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 
@@ -78,12 +79,12 @@ class PaddedRunner:
     @torch.inference_mode()
     def logits(self, batch: Sequence[Chunk[int]]) -> Tensor:
         """Return the logits of all outputs, [outputs, head]."""
-        return self._run_all(batch, lambda program: program.run()[0])
+        return self._run_all(batch, _Program.logits)
 
     @torch.inference_mode()
     def tokens(self, batch: Sequence[Chunk[int]]) -> list[int]:
         """Return the sampled tokens of all outputs."""
-        ranked = self._run_all(batch, lambda program: program.run()[1])
+        ranked = self._run_all(batch, _Program.ranked)
         tokens: list[int] = ranked[:, 0].tolist()
         self._clear_broken(batch, tokens)
         return tokens
@@ -91,9 +92,16 @@ class PaddedRunner:
     @torch.inference_mode()
     def rankings(self, batch: Sequence[Chunk[int]]) -> list[Ranking]:
         """Return the sampled and the next-best tokens of all outputs."""
-        ranked = self._run_all(batch, lambda program: program.run()[1])
+        ranked = self._run_all(batch, _Program.ranked)
         self._clear_broken(batch, ranked[:, 0].tolist())
         return self._sampler.rankings(ranked)
+
+    @torch.inference_mode()
+    def sample(self, batch: Sequence[Chunk[int]]) -> list[Sampled]:
+        """Sample all outputs as the rows of their chunks say, behind the captured passes."""
+        found = self._sampler.sample_rows(self.logits(batch), rows_of(batch))
+        self._clear_broken(batch, [one.tokens[0] for one in found])
+        return found
 
     def _clear_broken(self, batch: Sequence[Chunk[int]], tokens: Sequence[int]) -> None:
         """Clear the columns from the first output without a token on.
@@ -142,7 +150,9 @@ class PaddedRunner:
             for chunk in batch
             for index in range(len(chunk.tokens) - chunk.num_outputs, len(chunk.tokens))
         ]
-        return found[[row for row, _ in places], [index for _, index in places]]
+        at = torch.tensor(places, dtype=torch.int64).view(-1, 2)
+        at = at.to(found.device, non_blocking=True)  # the host does not wait for the pass
+        return found[at[:, 0], at[:, 1]]
 
     def _program(self, shape: Shape) -> "_Program":
         if shape not in self._programs:
@@ -191,11 +201,16 @@ class _Program:
         self._host = torch.zeros(size, dtype=torch.int64, pin_memory=self._on_cuda)
         self._inputs = torch.zeros(size, dtype=torch.int64, device=device)
         self._inputs[2] = pool.padding_column
+        self._copied: torch.cuda.Event | None = None  # the host's inputs may change after it
+        if self._on_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._ranked: Tensor | None = None  # on the host
         self._replay: Replay = capture(functools.partial(forward, shape), self._inputs)
 
     def fill(self, batch: Sequence[Chunk[int]]) -> None:
         """Write the tokens of the batch, and padding everywhere else, to the host's inputs."""
+        if self._copied is not None:
+            self._copied.synchronize()
         ids, positions, columns = self._host
         ids.zero_()
         positions.zero_()  # position 0 exists in every model, and sees column 0 only
@@ -207,20 +222,32 @@ class _Program:
             positions[row, :size] = places
             columns[row, :size] = places
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Run the pass: logits [batch, query, head] on its device; on the host, of each token
-        what ``Sampler.rank`` returns, [batch, query, columns].
+    def logits(self) -> Tensor:
+        """Run the pass; return its logits [batch, query, head], valid until the next pass.
 
-        The host waits once, for the ranked tokens.
+        The host does not wait.
         """
-        self._inputs.copy_(self._host, non_blocking=True)
-        logits, ranked = self._replay()
+        return self._start()[0]
+
+    def ranked(self) -> Tensor:
+        """Run the pass; return what ``Sampler.rank`` says of each token, [batch, query, columns].
+
+        The result is on the host, which waits once.
+        """
+        ranked = self._start()[1]
         if self._ranked is None:
             self._ranked = torch.empty(ranked.shape, dtype=ranked.dtype, pin_memory=self._on_cuda)
         self._ranked.copy_(ranked, non_blocking=True)
         if self._on_cuda:
             torch.cuda.current_stream(self._inputs.device).synchronize()
-        return logits, self._ranked
+        return self._ranked
+
+    def _start(self) -> tuple[Tensor, Tensor]:
+        """Start the pass; return logits and ranking of each token, on the device."""
+        self._inputs.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+        return self._replay()
 
 
 def _num_rows(batch: Sequence[Chunk[int]]) -> int:

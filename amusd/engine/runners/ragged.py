@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from amusd.engine.kv.sequence_cache import SequenceCache
 from amusd.engine.runners.batch_splitting import PassLimits, run_split
 from amusd.engine.runners.ragged_attention import RAGGED_ATTENTION, RaggedCache
-from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.runner import Chunk, rows_of
 from amusd.engine.runners.transformers_hooks import attention
+from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 _EXACT_TOKENS = 8
@@ -81,6 +82,11 @@ class RaggedRunner:
     def rankings(self, batch: Sequence[Chunk[SequenceCache]]) -> list[Ranking]:
         """Return the sampled and the next-best tokens of all outputs."""
         return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
+
+    @torch.inference_mode()
+    def sample(self, batch: Sequence[Chunk[SequenceCache]]) -> list[Sampled]:
+        """Sample all outputs as the rows of their chunks say."""
+        return self._sampler.sample_rows(self.logits(batch), rows_of(batch))
 
     def _run(self, batch: Sequence[Chunk[SequenceCache]]) -> Tensor:
         """Run one pass; return the logits of its outputs, [outputs, head]."""

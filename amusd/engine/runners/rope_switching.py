@@ -17,7 +17,8 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from amusd.engine.runners.runner import Buffer, Chunk, ModelRunner
+from amusd.engine.runners.runner import Buffer, Chunk, ModelRunner, rows_of
+from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 
@@ -100,6 +101,11 @@ class RopeSwitchingRunner(Generic[Buffer]):
     def rankings(self, batch: Sequence[Chunk[SwitchingBuffer[Buffer]]]) -> list[Ranking]:
         """Return the sampled and the next-best tokens of all outputs."""
         return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
+
+    @torch.inference_mode()
+    def sample(self, batch: Sequence[Chunk[SwitchingBuffer[Buffer]]]) -> list[Sampled]:
+        """Sample all outputs as the rows of their chunks say."""
+        return self._sampler.sample_rows(self.logits(batch), rows_of(batch))
 
     def _run(
         self,

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from amusd.engine.sampling.reference_sampler import RowSampling, Sampled
 from amusd.engine.sampling.sampler import Ranking
 
 Buffer = TypeVar("Buffer")
@@ -26,18 +27,30 @@ class Chunk(Generic[Buffer]):
 
     The buffer holds the keys and values of positions ``[0, start)``. Later ones were rolled back
     and are overwritten. The runner returns an output for each of the last ``num_outputs`` tokens.
+    ``rows`` say how each output is sampled; empty: the largest logit wins.
     """
 
     buffer: Buffer
     start: int
     tokens: Sequence[int]
     num_outputs: int
+    rows: Sequence[RowSampling] = ()
 
     def part(self, first: int, last: int) -> "Chunk[Buffer]":
         """Return the chunk of ``tokens[first:last]``, with the outputs of these tokens."""
-        first_output = max(first, len(self.tokens) - self.num_outputs)
-        tokens = self.tokens[first:last]
-        return Chunk(self.buffer, self.start + first, tokens, max(0, last - first_output))
+        num_before = len(self.tokens) - self.num_outputs
+        first_output = max(first, num_before)
+        num_outputs = max(0, last - first_output)
+        rows = self.rows[first_output - num_before :][:num_outputs]
+        return Chunk(self.buffer, self.start + first, self.tokens[first:last], num_outputs, rows)
+
+
+def rows_of(batch: Sequence[Chunk[Buffer]]) -> list[RowSampling | None]:
+    """Return how each output of a batch is sampled, in order; None: the largest logit wins."""
+    rows: list[RowSampling | None] = []
+    for chunk in batch:
+        rows += chunk.rows or [None] * chunk.num_outputs
+    return rows
 
 
 class ModelRunner(Protocol[Buffer]):
@@ -60,10 +73,13 @@ class ModelRunner(Protocol[Buffer]):
         """Run the batch and return the logits of its outputs in order, ``[outputs, head]``."""
 
     def tokens(self, batch: Sequence[Chunk[Buffer]]) -> list[int]:
-        """Run the batch and return the sampled tokens of its outputs in order."""
+        """Run the batch; return the token with the largest logit of each output, in order."""
 
     def rankings(self, batch: Sequence[Chunk[Buffer]]) -> list[Ranking]:
         """Run the batch; return the sampled and the next-best tokens of its outputs in order.
 
         The sampler says how many next-best ones, 1 or more.
         """
+
+    def sample(self, batch: Sequence[Chunk[Buffer]]) -> list[Sampled]:
+        """Run the batch; sample each output as the ``rows`` of its chunk say, in order."""

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amusd.engine.kv.sequence_cache import CopyingCache, SequenceCache
-from amusd.engine.runners.runner import Chunk
+from amusd.engine.runners.runner import Chunk, rows_of
+from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import GREEDY, Ranking, Sampler
 
 AnyCache = SequenceCache | CopyingCache
@@ -58,6 +59,11 @@ class UnbatchedRunner:
     def rankings(self, batch: Sequence[Chunk[AnyCache]]) -> list[Ranking]:
         """Return the sampled and the next-best tokens of all outputs."""
         return self._sampler.rankings(self._sampler.rank(self.logits(batch)))
+
+    @torch.inference_mode()
+    def sample(self, batch: Sequence[Chunk[AnyCache]]) -> list[Sampled]:
+        """Sample all outputs as the rows of their chunks say."""
+        return self._sampler.sample_rows(self.logits(batch), rows_of(batch))
 
     def _run(self, chunk: Chunk[AnyCache]) -> Tensor:
         chunk.buffer.truncate(chunk.start)

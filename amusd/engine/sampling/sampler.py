@@ -3,10 +3,13 @@
 PyTorch runners and captured graphs call ``sample`` or ``rank``. The native engine searches the
 logits itself, so that a row of logits is never copied, and calls ``pick`` or ``rankings_of``. All
 follow the same rule: the largest logit wins, and of equal ones the row that comes first. If a
-logit is NaN, or the largest one is infinite, there is no token.
+logit is NaN, or the largest one is infinite, there is no token. Rows with sampling parameters go
+through ``sample_rows``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 
 from amusd.engine.interface import NO_TOKEN
+from amusd.engine.sampling.reference_sampler import RowSampling, Sampled
+from amusd.engine.sampling.torch_sampler import TorchSampler
 
 _ONE = 1 << 30
 """Probability 1 beside token ids in one tensor of integers."""
@@ -61,6 +66,17 @@ class Sampler:
         so a CUDA graph can capture the call.
         """
         return self._best(logits)[1]
+
+    def sample_rows(self, logits: Tensor, rows: Sequence[RowSampling | None]) -> list[Sampled]:
+        """Sample each output of ``logits`` [outputs, head] as its row says.
+
+        None: the largest logit wins. The host waits for the device once.
+        """
+        return self._row_sampler.sample(logits, rows)
+
+    @cached_property
+    def _row_sampler(self) -> TorchSampler:
+        return TorchSampler(self._head_ids, self.num_outputs, self.num_alternatives)
 
     def rank(self, logits: Tensor) -> Tensor:
         """Return the tokens of ``logits`` [..., head] and their ranking, [..., columns] int64.

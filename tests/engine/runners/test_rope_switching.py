@@ -118,6 +118,7 @@ class Failing:
         self.fails = False
         self.allocate, self.copy, self.free = runner.allocate, runner.copy, runner.free
         self.tokens, self.rankings = runner.tokens, runner.rankings
+        self.sample = runner.sample
 
     def logits(self, batch: Sequence[Chunk[SequenceCache]]) -> Tensor:
         logits = self._runner.logits(batch)

@@ -1,0 +1,138 @@
+"""The routes of the gateway."""
+
+import time
+from http import HTTPStatus
+from typing import Any
+
+import prometheus_client
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from gateway import api_errors
+from gateway.api_errors import ApiError
+from gateway.chat_format import ChatFormat
+from gateway.chat_request import chat_job
+from gateway.completion_format import CompletionFormat
+from gateway.completion_request import completion_job
+from gateway.gateway_metrics import GatewayMetrics
+from gateway.gateway_settings import GatewaySettings
+from gateway.generation_endpoint import GenerationEndpoint, model_names
+from gateway.http_admission import Admission
+from gateway.orchestrator_client import OrchestratorClient
+
+_HEALTH_SECONDS = 2.0
+_PAGE = """<!doctype html>
+<html lang="en"><title>AMUSD</title>
+<h1>AMUSD</h1>
+<p>OpenAI-compatible API at <code>/v1</code>.</p>
+<ul><li><a href="/v1/models">models</a></li><li><a href="/health">health</a></li>
+<li><a href="/metrics">metrics</a></li></ul></html>
+"""
+
+
+def make_application(
+    orchestrator: OrchestratorClient,
+    settings: GatewaySettings,
+    admission: Admission,
+    metrics: GatewayMetrics,
+) -> Starlette:
+    """Return the ASGI application."""
+    parts = (orchestrator, settings, admission, metrics)
+    information = _Information(orchestrator, settings, admission, metrics)
+    completions = GenerationEndpoint("completions", completion_job, CompletionFormat, *parts)
+    chats = GenerationEndpoint("chat_completions", chat_job, ChatFormat, *parts)
+    routes = [
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chats, methods=["POST"]),
+        Route("/v1/models", information.models),
+        Route("/v1/models/{name:path}", information.model),
+        Route("/health", information.health),
+        Route("/live", information.live),
+        Route("/metrics", information.prometheus),
+        Route("/", information.page),
+    ]
+    handlers = {HTTPException: _http_error, ApiError: _api_error}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Information:
+    """The endpoints that tell what is served, and how it does."""
+
+    def __init__(
+        self,
+        orchestrator: OrchestratorClient,
+        settings: GatewaySettings,
+        admission: Admission,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._settings = settings
+        self._admission = admission
+        self._metrics = metrics
+        self._started = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        """List the names of the model."""
+        return JSONResponse({"object": "list", "data": await self._described()})
+
+    async def model(self, request: Request) -> Response:
+        """Describe the model of one name."""
+        name = request.path_params["name"]
+        for described in await self._described():
+            if described["id"] == name:
+                return JSONResponse(described)
+        message = f"the model {name!r} does not exist"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def health(self, request: Request) -> Response:
+        """Tell whether generations would be served: 200, or 503 with the reason."""
+        if self._admission.refusal:
+            raise api_errors.unavailable(self._admission.refusal)
+        await self._orchestrator.ask(_HEALTH_SECONDS)
+        return JSONResponse({"status": "ok"})
+
+    async def live(self, request: Request) -> Response:
+        """Tell that the process works, whatever the orchestrator does."""
+        return JSONResponse({"status": "ok"})
+
+    async def prometheus(self, request: Request) -> Response:
+        """Export the metrics of the gateway."""
+        content = prometheus_client.generate_latest(self._metrics.registry)
+        return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    async def page(self, request: Request) -> Response:
+        """Say what this is."""
+        return HTMLResponse(_PAGE)
+
+    async def _described(self) -> list[dict[str, Any]]:
+        info = await self._orchestrator.info()
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "amusd",
+                "root": info.verify_model.name,
+                "max_model_len": info.limits.max_context,
+            }
+            for name in model_names(self._settings, info)
+        ]
+
+
+def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    """Answer a wrong path or method in the format of all errors."""
+    assert isinstance(error, HTTPException)
+    reason = HTTPStatus(error.status_code).phrase.lower()
+    message = f"{request.method} {request.url.path}: {reason}"
+    return JSONResponse(
+        ApiError(error.status_code, message).body(), error.status_code, error.headers
+    )
