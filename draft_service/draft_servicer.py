@@ -15,6 +15,7 @@ from amusd.rpc.outbox import Outbox
 from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, check_session_id
 from amusd.serving.engine_thread import CommandWindow, EngineThread
+from amusd.serving.preparation import constraint_preparation
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from draft_service.drafting import DraftOpening, DraftWorker
@@ -141,6 +142,7 @@ _SHAPE: StreamShape[Advance, Proposal] = StreamShape(
     event=codec.advance_from_proto,
     response=codec.proposal_to_proto,
     record=lambda watch, proposal: watch.proposed(proposal),
+    preparation=constraint_preparation,
 )
 
 

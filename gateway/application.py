@@ -1,6 +1,7 @@
 """The routes of the gateway."""
 
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -8,29 +9,26 @@ import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
 
+from amusd.v1 import model_pb2, orchestrator_pb2
 from gateway import api_errors
 from gateway.api_errors import ApiError
 from gateway.chat_format import ChatFormat
 from gateway.chat_request import chat_job
 from gateway.completion_format import CompletionFormat
 from gateway.completion_request import completion_job
+from gateway.decode_events import DecodeAnswer, decode_job
 from gateway.gateway_metrics import GatewayMetrics
 from gateway.gateway_settings import GatewaySettings
 from gateway.generation_endpoint import GenerationEndpoint, model_names
 from gateway.http_admission import Admission
+from gateway.openai_answer import OpenAIAnswer
 from gateway.orchestrator_client import OrchestratorClient
+from gateway.page_files import PageFiles
 
 _HEALTH_SECONDS = 2.0
-_PAGE = """<!doctype html>
-<html lang="en"><title>AMUSD</title>
-<h1>AMUSD</h1>
-<p>OpenAI-compatible API at <code>/v1</code>.</p>
-<ul><li><a href="/v1/models">models</a></li><li><a href="/health">health</a></li>
-<li><a href="/metrics">metrics</a></li></ul></html>
-"""
 
 
 def make_application(
@@ -42,8 +40,11 @@ def make_application(
     """Return the ASGI application."""
     parts = (orchestrator, settings, admission, metrics)
     information = _Information(orchestrator, settings, admission, metrics)
-    completions = GenerationEndpoint("completions", completion_job, CompletionFormat, *parts)
-    chats = GenerationEndpoint("chat_completions", chat_job, ChatFormat, *parts)
+    of_completions = partial(OpenAIAnswer, CompletionFormat)
+    completions = GenerationEndpoint("completions", completion_job, of_completions, *parts)
+    of_chats = partial(OpenAIAnswer, ChatFormat)
+    chats = GenerationEndpoint("chat_completions", chat_job, of_chats, *parts)
+    decodes = GenerationEndpoint("decode", decode_job, DecodeAnswer, *parts)
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chats, methods=["POST"]),
@@ -52,7 +53,9 @@ def make_application(
         Route("/health", information.health),
         Route("/live", information.live),
         Route("/metrics", information.prometheus),
-        Route("/", information.page),
+        Route("/decode", decodes, methods=["POST"]),
+        Route("/server", information.server),
+        Mount("/", PageFiles()),
     ]
     handlers = {HTTPException: _http_error, ApiError: _api_error}
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -103,9 +106,17 @@ class _Information:
         content = prometheus_client.generate_latest(self._metrics.registry)
         return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
-    async def page(self, request: Request) -> Response:
-        """Say what this is."""
-        return HTMLResponse(_PAGE)
+    async def server(self, request: Request) -> Response:
+        """Tell the page which models decode, and by which strategies."""
+        info = await self._orchestrator.info()
+        names = [orchestrator_pb2.Strategy.Name(one) for one in info.strategies]
+        return JSONResponse(
+            {
+                "verify_model": _named(info.verify_model),
+                "draft_model": _named(info.draft_model) if info.HasField("draft_model") else None,
+                "strategies": [one.removeprefix("STRATEGY_").lower() for one in names],
+            }
+        )
 
     async def _described(self) -> list[dict[str, Any]]:
         info = await self._orchestrator.info()
@@ -120,6 +131,10 @@ class _Information:
             }
             for name in model_names(self._settings, info)
         ]
+
+
+def _named(model: model_pb2.ModelInfo) -> dict[str, Any]:
+    return {"name": model.name, "num_parameters": model.num_parameters}
 
 
 def _api_error(request: Request, error: Exception) -> Response:

@@ -33,6 +33,8 @@ class CompletionFormat:
     def piece(self, prompt: int, chunk: orchestrator_pb2.Chunk) -> list[dict[str, Any]]:
         """Return the choice of a chunk; none if there is nothing to say yet."""
         self._keep_prompt(prompt, chunk)
+        if not chunk.token_ids:
+            return []  # more of the prompt follows
         number, choice = self._find(prompt, chunk.index)
         token_ids = [] if self._job.echo_only else list(chunk.token_ids)
         text, parts = "" if self._job.echo_only else chunk.text, []
@@ -78,7 +80,7 @@ class CompletionFormat:
 
     def _keep_prompt(self, prompt: int, chunk: orchestrator_pb2.Chunk) -> None:
         if chunk.prompt_logprobs:
-            self._prompt_logprobs[prompt] = list(chunk.prompt_logprobs)
+            self._prompt_logprobs.setdefault(prompt, []).extend(chunk.prompt_logprobs)
 
     def _echo(self, prompt: int) -> str:
         """Return the prompt to repeat. One of token ids is known from its second token on."""

@@ -3,16 +3,14 @@
 import contextlib
 import logging
 import re
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
 from amusd.v1 import orchestrator_pb2
 from gateway import api_errors
-from gateway.answer_format import AnswerFormat, Envelope
 from gateway.api_errors import ApiError
 from gateway.gateway_metrics import GatewayMetrics, RequestRecord
 from gateway.gateway_settings import GatewaySettings
@@ -27,6 +25,20 @@ from gateway.usage import Usage
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Answer(Protocol):
+    """Writes the answer to a job."""
+
+    job: Job
+    usage: Usage
+
+    async def write(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
+        """Send the answer, from the messages of the orchestrator."""
+
+
+MakeAnswer = Callable[[Job, Sequence[str], orchestrator_pb2.GetServerInfoResponse], Answer]
+"""Makes the answer to a job, for a model of these names."""
 
 Translate = Callable[[Fields, Iterable[str], float], Job]
 """Makes a job of a request, the names of the model, and the default temperature."""
@@ -46,7 +58,7 @@ class GenerationEndpoint:
         self,
         name: str,
         translate: Translate,
-        make_format: Callable[[Job], AnswerFormat],
+        make_answer: MakeAnswer,
         orchestrator: OrchestratorClient,
         settings: GatewaySettings,
         admission: Admission,
@@ -55,7 +67,7 @@ class GenerationEndpoint:
         """Serve the endpoint ``name`` of the metrics."""
         self._name = name
         self._translate = translate
-        self._make_format = make_format
+        self._make_answer = make_answer
         self._orchestrator = orchestrator
         self._settings = settings
         self._admission = admission
@@ -95,7 +107,7 @@ class GenerationEndpoint:
                 job = self._translate(request, names, self._settings.default_temperature)
                 if job.ignored:
                     log.debug("fields without effect: %s", ascii(", ".join(job.ignored)))
-                answer = _Answer(job, self._make_format(job), _fingerprint(info), names[0])
+                answer = self._make_answer(job, names, info)
                 work = self._run(answer, exchange, record)
                 try:
                     await self._admission.run(receive, work)
@@ -113,15 +125,12 @@ class GenerationEndpoint:
         record.status = error.status
         await _refuse(exchange, error)
 
-    async def _run(self, answer: "_Answer", exchange: Exchange, record: RequestRecord) -> None:
+    async def _run(self, answer: Answer, exchange: Exchange, record: RequestRecord) -> None:
         messages = responses(
             self._orchestrator, answer.job.requests, self._settings.prompt_concurrency
         )
         async with contextlib.aclosing(_recorded(messages, record)) as recorded:
-            if answer.job.stream:
-                await answer.stream(recorded, exchange)
-            else:
-                await exchange.send_json(200, await answer.whole(recorded))
+            await answer.write(recorded, exchange)
 
 
 async def _recorded(
@@ -140,68 +149,3 @@ async def _refuse(exchange: Exchange, error: ApiError) -> None:
         return
     await exchange.send_events([error.body()])
     await exchange.send_bytes(DONE, more=False)
-
-
-def _fingerprint(info: orchestrator_pb2.GetServerInfoResponse) -> str:
-    """Return what outputs of a seed depend on: the weights of the verify model."""
-    weights = info.verify_model.weights_fingerprint[:12]
-    return f"amusd-{info.version}-{weights}" if weights else f"amusd-{info.version}"
-
-
-class _Answer:
-    """The answer to a job, as a stream of events or as one object."""
-
-    def __init__(self, job: Job, answer_format: AnswerFormat, fingerprint: str, model: str) -> None:
-        self.job = job
-        self.usage = Usage(job.num_choices, job.echo_only)
-        self._format = answer_format
-        self._envelope = Envelope(
-            answer_format.id_prefix + uuid.uuid4().hex,
-            int(time.time()),
-            job.model or model,
-            fingerprint,
-        )
-
-    async def stream(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
-        """Send the choices as they come, then the usage if it is asked for."""
-        async for prompt, response in messages:
-            if not exchange.has_begun:
-                await exchange.begin_events()
-            if response.HasField("chunk"):
-                choices = self._format.piece(prompt, response.chunk)
-            else:
-                self.usage.add(prompt, response.completion.statistics)
-                choices = self._format.end(prompt, response.completion)
-            if choices:
-                await exchange.send_events(self._events(choices))
-        if self.job.include_usage:
-            last = self._envelope.around(self._format.chunk_kind, [])
-            await exchange.send_events([{**last, "usage": self.usage.fields(), **self._metrics()}])
-        await exchange.send_bytes(DONE, more=False)
-
-    async def whole(self, messages: AsyncIterator[Numbered]) -> dict[str, Any]:
-        """Return the answer as one object."""
-        choices = []
-        async for prompt, response in messages:
-            if response.HasField("chunk"):
-                self._format.keep(prompt, response.chunk)
-            else:
-                self.usage.add(prompt, response.completion.statistics)
-                choices.append(self._format.whole(prompt, response.completion))
-        choices.sort(key=lambda choice: int(choice["index"]))
-        whole = self._envelope.around(self._format.whole_kind, choices)
-        return {**whole, "usage": self.usage.fields(), **self._metrics()}
-
-    def _events(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        kind = self._format.chunk_kind
-        events = [self._envelope.around(kind, [choice]) for choice in choices]
-        if self.job.include_usage:
-            for event in events:
-                event["usage"] = None
-        elif choices[-1]["finish_reason"] is not None:
-            events[-1] |= self._metrics()
-        return events
-
-    def _metrics(self) -> dict[str, Any]:
-        metrics = self.usage.metrics()
-        return {} if metrics is None else {"metrics": metrics}

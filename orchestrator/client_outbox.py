@@ -6,31 +6,45 @@ read ends its request.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+from amusd.analysis.timeline import TimelineEvent
 from amusd.protocol.errors import LimitExceededError
 from orchestrator.completion_output import CompletionOutput, OutputChunk
 from orchestrator.emission import Emission
 
 WriteChunk = Callable[[OutputChunk], Awaitable[None]]
 """Writes a chunk."""
+WriteEvent = Callable[[TimelineEvent], Awaitable[None]]
+"""Writes an event of the timeline."""
 WriteEnd = Callable[[], Awaitable[None]]
 """Writes the end of an output."""
 
 _MAX_WAITING_TOKENS = 1 << 16
+_MAX_WAITING_EVENTS = 1 << 14
 
 
 class ClientOutbox:
     """Final tokens of all outputs of a request that wait to be written to its client."""
 
     def __init__(
-        self, outputs: Sequence[CompletionOutput], write: WriteChunk, timeout_seconds: float
+        self,
+        outputs: Sequence[CompletionOutput],
+        write: WriteChunk,
+        timeout_seconds: float,
+        write_event: WriteEvent | None = None,
     ) -> None:
-        """Write chunks of ``outputs`` with ``write``, each within ``timeout_seconds``."""
+        """Write chunks of ``outputs`` with ``write``, each within ``timeout_seconds``.
+
+        Events are written with ``write_event``.
+        """
         self._outputs = outputs
         self._write = write
         self._timeout_seconds = timeout_seconds
         self._turn = 0
+        self._write_event = write_event
+        self._events: deque[TimelineEvent] = deque()
         self._ends: dict[int, tuple[WriteEnd, asyncio.Event]] = {}
         self._is_closed = False
         self._filled = asyncio.Event()
@@ -47,6 +61,19 @@ class ClientOutbox:
                 f"more than {_MAX_WAITING_TOKENS} tokens wait for the client to read: read faster"
             )
         output.put(emission)
+        self._filled.set()
+
+    def put_event(self, event: TimelineEvent) -> None:
+        """Add an event.
+
+        Raises:
+            LimitExceededError: too many events wait already.
+        """
+        if len(self._events) >= _MAX_WAITING_EVENTS:
+            raise LimitExceededError(
+                f"more than {_MAX_WAITING_EVENTS} events wait for the client to read: read faster"
+            )
+        self._events.append(event)
         self._filled.set()
 
     async def end(self, output: CompletionOutput, write_end: WriteEnd) -> None:
@@ -82,11 +109,15 @@ class ClientOutbox:
                 return
 
     async def _write_one(self) -> bool:
-        """Write the next chunk or end of the outputs in turn; return whether there was any."""
+        """Write an event, or the next chunk or end of the outputs; return if there was any."""
+        if self._events and self._write_event is not None:
+            await self._in_time(self._write_event(self._events.popleft()))
+            return True
         for _ in self._outputs:
             output = self._outputs[self._turn]
-            self._turn = (self._turn + 1) % len(self._outputs)
             chunk = output.take()
+            if chunk is None or chunk.tokens:  # all of the prompt comes before other outputs
+                self._turn = (self._turn + 1) % len(self._outputs)
             if chunk is not None:
                 await self._in_time(self._write(chunk))
                 return True

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from amusd.analysis.timeline import TimelineEvent
 from amusd.observe.observer import RequestWatch
 from amusd.v1 import orchestrator_pb2
 from orchestrator.admission import Seats
@@ -18,7 +19,7 @@ from orchestrator.client_outbox import ClientOutbox
 from orchestrator.completion_output import CompletionOutput, OutputChunk
 from orchestrator.emission import Emission
 from orchestrator.output_plan import OutputPlan
-from orchestrator.responses import chunk_response, completion_response
+from orchestrator.responses import chunk_response, completion_response, event_response
 from orchestrator.session import Session
 from orchestrator.session_plan import SessionPlan
 from orchestrator.text import TextCodec
@@ -61,7 +62,10 @@ class Completions:
         self._call = call
         self._outputs = output_plan.outputs(text, plan.tokens)
         self._watches = {0: call.watch}
-        self._outbox = ClientOutbox(self._outputs, self._write_chunk, call.timeout_seconds)
+        self._outbox = ClientOutbox(
+            self._outputs, self._write_chunk, call.timeout_seconds, self._write_event
+        )
+        self._named: set[int] = set()  # tokens whose text the client has
         self._has_tokens = asyncio.Event()
         self._sessions: dict[int, Session] = {}
 
@@ -112,6 +116,7 @@ class Completions:
             functools.partial(self._emit, output),
             self._watches[output.index],
             output if self._has_stops else None,
+            self._outbox.put_event,
         )
         self._sessions[output.index] = session
         outcome = await session.run()
@@ -124,6 +129,9 @@ class Completions:
     def _emit(self, output: CompletionOutput, emission: Emission) -> None:
         self._outbox.put(output, emission)
         self._has_tokens.set()
+
+    async def _write_event(self, event: TimelineEvent) -> None:
+        await self._call.write(event_response(event, self._text, self._named))
 
     async def _write_chunk(self, chunk: OutputChunk) -> None:
         await self._call.write(chunk_response(chunk, self._text))

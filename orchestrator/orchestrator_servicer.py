@@ -122,6 +122,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
             replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
+            streams_timeline=request.stream_timeline,
             max_branches=backends.limits.max_branches if uses_branches else 0,
             policy=self._settings.speculation_policy,
             sampling=sampling_of(request, backends.verify_model, len(tokens), max_tokens),

@@ -51,6 +51,10 @@ def output_plan(request: orchestrator_pb2.GenerateRequest, text: TextCodec) -> O
         raise InvalidInputError(
             f"num_completions is {request.num_completions}: ask for 1 to {MAX_COMPLETIONS}"
         )
+    if request.stream_timeline and request.num_completions > 1:
+        raise InvalidInputError(
+            f"num_completions is {request.num_completions}: with stream_timeline there can be one"
+        )
     stops = StopTexts(request.stop)
     if stops and not text.has_text:
         raise NotServedError("this server has no tokenizer: use stop_token_ids instead of stop")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from amusd.analysis.timeline import TimelineEvent
 from amusd.protocol.finish import FinishReason
 from amusd.rpc import codec, statistics_codec, timeline_codec
 from amusd.sampling.parameters import TokenLogprobs
@@ -42,6 +43,22 @@ def completion_response(
         stop_token_id=_stop_token(plan, output, reason),
     )
     return orchestrator_pb2.GenerateResponse(completion=completion)
+
+
+def event_response(
+    event: TimelineEvent, text: TextCodec, named: set[int]
+) -> orchestrator_pb2.GenerateResponse:
+    """Return the message of an event, with the texts of tokens that are not in ``named`` yet."""
+    fresh = sorted(event.token_ids - named)
+    named.update(fresh)
+    live = orchestrator_pb2.LiveEvent(
+        event=timeline_codec.event_to_proto(event),
+        texts=[
+            orchestrator_pb2.TokenText(token_id=token, text=text.token_bytes(token))
+            for token in fresh
+        ],
+    )
+    return orchestrator_pb2.GenerateResponse(event=live)
 
 
 def _stop_token(plan: SessionPlan, output: CompletionOutput, reason: FinishReason) -> int | None:

@@ -12,9 +12,10 @@ a draft, decoding continues at the verify model's own speed.
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
-from amusd.analysis.timeline import TimelineRecorder
+from amusd.analysis.timeline import TimelineEvent, TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
@@ -54,10 +55,12 @@ class Session:
         emit: Emit,
         watch: RequestWatch,
         text_end: TextEnd | None = None,
+        on_event: Callable[[TimelineEvent], None] | None = None,
     ) -> None:
         """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
 
-        ``watch`` records what happens. The output also ends where ``text_end`` says.
+        ``watch`` records what happens. The output also ends where ``text_end`` says. ``on_event``
+        takes the events of a plan that streams its timeline.
         """
         self._watch = watch
         self._backends = backends
@@ -76,8 +79,10 @@ class Session:
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline: TimelineRecorder | None = None
-        if plan.records_timeline:
-            self._timeline = TimelineRecorder(time.time_ns(), max_branches=plan.max_branches)
+        if plan.records_timeline or plan.streams_timeline:
+            self._timeline = TimelineRecorder(
+                time.time_ns(), max_branches=plan.max_branches, on_event=on_event
+            )
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[FinishReason] = self._loop.create_future()
         self._timer = Timer(self._loop, self._on_timeout)
@@ -103,7 +108,9 @@ class Session:
             await self._close()
             statistics = self._summary()
             self._watch.decoded(statistics)
-        timeline = self._timeline.timeline() if self._timeline is not None else None
+        timeline = None
+        if self._timeline is not None and self._plan.records_timeline:
+            timeline = self._timeline.timeline()
         return Outcome(reason, statistics, timeline)
 
     @property
@@ -334,7 +341,7 @@ class Session:
             ledger.num_prompt_tokens + plan.finish.max_tokens,
             self._backends.vocabulary_fingerprint,
             ledger.epoch,
-            plan.records_timeline,
+            plan.records_timeline or plan.streams_timeline,
             plan.max_branches,
             plan.sampling_after(self._controller.num_output),
             plan.min_use_probability,

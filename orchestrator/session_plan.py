@@ -15,7 +15,9 @@ from amusd.sampling.parameters import GREEDY, SequenceSampling
 class SessionPlan:
     """What to generate and how: a request that has been checked.
 
-    The session opens on the verify replica ``preferred_verify``, an address, while that has room.
+    ``records_timeline`` keeps all events to the end, ``streams_timeline`` hands them out as they
+    happen. The session opens on the verify replica ``preferred_verify``, an address, while that
+    has room.
     """
 
     session_id: str
@@ -27,6 +29,7 @@ class SessionPlan:
     draft_timeout_seconds: float
     replica_timeout_seconds: float = 10.0
     records_timeline: bool = False
+    streams_timeline: bool = False
     max_branches: int = 0
     policy: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE
     sampling: SequenceSampling = GREEDY

@@ -9,6 +9,7 @@ from amusd.rpc import codec, faults, model_codec
 from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import check_session_id
 from amusd.serving.engine_thread import EngineThread
+from amusd.serving.preparation import constraint_preparation
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import verify_pb2, verify_pb2_grpc
 from verify_service.verifying import VerifyOpening, VerifyWorker
@@ -62,6 +63,7 @@ _SHAPE: StreamShape[Forward, Verdict] = StreamShape(
     event=codec.forward_from_proto,
     response=codec.verdict_to_proto,
     record=lambda watch, verdict: watch.verified(verdict),
+    preparation=constraint_preparation,
 )
 
 

@@ -142,6 +142,16 @@ class Engine(Protocol):
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do the slow part of opening a sequence: compile its constraint. It takes up to seconds.
+
+        Any thread may call it. ``open`` is quick as long as the caller keeps what it returns.
+
+        Raises:
+            InvalidInputError: the constraint cannot be used.
+            NotServedError: the model takes no constraint.
+        """
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens.
 

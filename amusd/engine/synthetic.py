@@ -197,7 +197,7 @@ class SyntheticEngine:
         self._model = model
         self._is_draft = options.is_draft
         self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
-        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch
+        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch of each slot
         self._last_sampled: dict[int, Sampled] = {}  # of the last output of each slot
         self._cache: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
@@ -235,6 +235,9 @@ class SyntheticEngine:
         """How much of the KV cache is in use."""
         return self._cache.usage
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do nothing: a synthetic model takes no constraint."""
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
         sampler = open_sampler(sampling, self._model.vocabulary, is_draft=self._is_draft)
@@ -257,7 +260,6 @@ class SyntheticEngine:
     def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
         """Return the ``Outcome`` of each sequence, after the time of a pass over all of them."""
         started = time.perf_counter()
-        self._sampled.clear()
         outputs: list[Outcome] = [self._run_one(scheduled) for scheduled in batch]
         num_rows = sum(len(scheduled.tokens) for scheduled in batch)
         pass_seconds = (self._model.pass_ms + self._model.row_ms * (num_rows - 1)) / 1e3
@@ -283,7 +285,7 @@ class SyntheticEngine:
         return self._probabilities.get(slot, ())
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order."""
         found = (one.logprobs for one in self._sampled.get(slot, ()))
         return [one for one in found if one is not None]
 

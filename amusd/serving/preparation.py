@@ -9,14 +9,25 @@ import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from amusd.engine.interface import Engine
 from amusd.protocol.errors import LimitExceededError
+from amusd.sampling.parameters import SequenceSampling
 
 MAX_AT_ONCE = 2
 _MAX_WAIT_SECONDS = 60.0
 
 Result = TypeVar("Result")
+
+
+def constraint_preparation(worker: Any, opening: Any) -> Callable[[], object] | None:
+    """Return the work of compiling the constraint of an opening; None: it has none."""
+    sampling: SequenceSampling = opening.sampling
+    if sampling.parameters.constraint is None:
+        return None
+    engine: Engine = worker.engine
+    return partial(engine.prepare, sampling)
 
 
 class Preparations:

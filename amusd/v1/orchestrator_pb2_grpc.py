@@ -57,7 +57,7 @@ class OrchestratorServiceServicer:
         """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
         final, then one completion as its last message. With num_completions above 1 it has the chunks of
         several outputs, and a completion for each. If the client cancels the call, or its deadline
-        passes, the session ends in all services at once.
+        passes, its sessions end in all services at once. If one session fails, the call fails.
 
         The details of a status are one line of at most 1 KiB in UTF-8.
 
@@ -65,7 +65,8 @@ class OrchestratorServiceServicer:
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
         strategy, sampling out of range or contradictory, with the name of the field, broken JSON,
         messages that the chat template or the tokenizer refuses, with the template's words, bytes that
-        are no message), UNIMPLEMENTED (text or chat for a model without tokenizer or chat template),
+        are no message, more completions or stop texts than allowed), UNIMPLEMENTED (text, chat or stop
+        texts for a model without tokenizer, chat for one without chat template),
         FAILED_PRECONDITION (a strategy that needs a draft, without a draft pool), RESOURCE_EXHAUSTED
         (too many generations, no KV cache memory in time, client does not read its chunks),
         DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify replica, verify

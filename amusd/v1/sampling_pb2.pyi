@@ -25,9 +25,10 @@ class Sampling(_message.Message):
 
     The logits of a token go through these steps, in this order: repetition penalty; logit_bias,
     presence and frequency penalty, and bans; division by the temperature; top_k, top_p, min_p. Then
-    noise is added, and the largest one wins; of equal ones the lowest token id. The noise is -log(-log(u)), where u in (0, 1) is a Philox4x32-10
-    random number of the seed, the token's absolute position and its id. So an output depends on the
-    request and the verify model alone, whatever the strategy, the draft model, or the batch.
+    noise is added, and the largest one wins; of equal ones the lowest token id. The noise is
+    -log(-log(u)), where u in (0, 1) is a Philox4x32-10 random number of the seed, the token's
+    absolute position and its id. So an output depends on the request and the verify model alone,
+    whatever the strategy, the draft model, or the batch.
 
     In a GenerateRequest, what is unset has the stated default. In an open of a draft or verify session
     it has the same default, but a seed is required where one is used.
@@ -355,7 +356,9 @@ class TokenLogprob(_message.Message):
     logprob: _builtins.float
     """Natural logarithm of its probability, 0 or less; minus infinity if it is impossible."""
     text: _builtins.bytes
-    """Its text as bytes, which may be a part of a character. Set in chunks only."""
+    """Its text as bytes, which may be a part of a character. Those of an output join to its text, with
+    byte-level and SentencePiece tokenizers. Empty for special tokens. Set in chunks only.
+    """
     def __init__(
         self,
         *,

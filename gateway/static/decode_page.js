@@ -70,9 +70,10 @@ class RunView {
     let element = this.elements.get(token);
     if (!element) {
       element = document.createElement("span");
-      element.textContent = token.text.replaceAll("\n", "⏎\n") || "␀";
+      element.textContent = token.text.replaceAll("\n", "⏎") || "␀";
       this.elements.set(token, element);
       this.lanes[token.lane].append(element);
+      if (token.text.includes("\n")) this.lanes[token.lane].append(document.createElement("br"));
     }
     element.className = `token ${token.source} ${token.state}`;
     element.title = `position ${token.position}, token ${token.id}: ${token.state}`;
@@ -107,8 +108,9 @@ function say(text, isFailed = false) {
 
 function requested() {
   const temperature = byId("temperature").valueAsNumber;
+  const text = byId("prompt").value;
   return {
-    prompt: byId("prompt").value,
+    ...(byId("is-chat").checked ? {messages: [{role: "user", content: text}]} : {prompt: text}),
     max_tokens: byId("max-tokens").valueAsNumber,
     temperature,
     ...(temperature > 0 ? {seed: byId("seed").valueAsNumber} : {}),
@@ -141,7 +143,7 @@ async function runOne(strategy, request, signal) {
   const view = new RunView(strategy);
   try {
     for await (const event of decode({...request, strategy}, signal)) {
-      if (event.event === "error") throw new Error(event.message);
+      if (event.error) throw new Error(event.error.message);
       view.take(event);
     }
   } finally {
@@ -154,12 +156,17 @@ function setRunning(isRunning) {
   byId("stop").disabled = !isRunning;
 }
 
+function named({name, num_parameters}) {
+  const millions = Math.round(num_parameters / 1e6);
+  return millions ? `${name} (${millions} M parameters)` : name;
+}
+
 async function showServer() {
   const response = await fetch("server").catch(() => null);
   if (!response?.ok) return;
   const server = await response.json();
-  const draft = server.draft_model ? `${server.draft_model} drafts` : "no draft model";
-  byId("models").textContent = `${server.verify_model} verifies, ${draft}.`;
+  const draft = server.draft_model ? `${named(server.draft_model)} drafts` : "no draft model";
+  byId("models").textContent = `${named(server.verify_model)} verifies, ${draft}.`;
   for (const box of document.querySelectorAll('[name="strategy"]')) {
     box.disabled = !server.strategies.includes(box.value);
     box.checked &&= !box.disabled;

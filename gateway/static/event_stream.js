@@ -12,8 +12,9 @@ export async function* eventsOf(response) {
       const parts = waiting.split("\n\n");
       waiting = parts.pop();
       for (const part of parts) {
-        const data = part.split("\n").filter((line) => line.startsWith("data: "));
-        if (data.length) yield JSON.parse(data.map((line) => line.slice(6)).join("\n"));
+        const data = part.split("\n").filter((line) => line.startsWith("data: "))
+          .map((line) => line.slice(6)).join("\n");
+        if (data && data !== "[DONE]") yield JSON.parse(data);
       }
     }
   } finally {

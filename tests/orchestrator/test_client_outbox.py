@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.protocol.errors import LimitExceededError
+from amusd.sampling.parameters import TokenLogprobs
 from orchestrator.client_outbox import ClientOutbox
 from orchestrator.completion_output import CompletionOutput, OutputChunk
 from orchestrator.emission import Emission
@@ -183,6 +184,37 @@ def test_all_tokens_come_once_and_in_order_however_slowly_the_client_reads(
     assert client.tokens == [token for tokens in puts for token in tokens]
     assert client.text == bytes(client.tokens).decode()
     assert all(tokens for tokens, _ in client.chunks)
+
+
+async def test_outputs_take_turns_once_the_prompt_is_written() -> None:
+    client = Client()
+    outputs = [CompletionOutput(index, BYTES.decoder()) for index in range(3)]
+    outbox = ClientOutbox(outputs, client.write, TIMEOUT_SECONDS)
+    prompt = tuple(TokenLogprobs(token, -1.0) for token in range(10_000))
+    for output, token in zip(outputs, b"abc", strict=True):
+        outbox.put(output, Emission((token,) * 1025, (), prompt if token == ord("a") else ()))
+    outbox.close()
+    await outbox.drain()
+    assert [tokens[:1] for tokens, _ in client.chunks[:2]] == [(), ()]
+    assert "".join(text[:1] for _, text in client.chunks) == "abcabc"
+
+
+async def test_the_end_of_an_output_follows_its_tokens_beside_others() -> None:
+    client = Client()
+    outputs = [CompletionOutput(index, BYTES.decoder()) for index in range(2)]
+    outbox = ClientOutbox(outputs, client.write, TIMEOUT_SECONDS)
+    drained = asyncio.create_task(outbox.drain())
+    outbox.put(outputs[0], Emission((97,)))
+
+    async def write_end() -> None:
+        client.chunks.append(((), "end"))
+
+    await outbox.end(outputs[0], write_end)
+    assert client.chunks == [((97,), "a"), ((), "end")]
+    outbox.put(outputs[1], Emission((98,)))
+    outbox.close()
+    await drained
+    assert client.chunks[2:] == [((98,), "b")]
 
 
 # Bounds

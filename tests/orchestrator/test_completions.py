@@ -241,3 +241,31 @@ def test_completions_have_consecutive_seeds(index: int, seed: int) -> None:
     assert (other.sampling.min_position, other.preferred_verify) == (7, "host:1")
     assert other.sampling.logprobs == LogprobsOptions(3)  # the prompt's come once
     assert other.session_id != plan.session_id
+
+
+# Log-probabilities
+
+
+@pytest.mark.parametrize("num_completions", [1, 3])
+async def test_chunks_have_the_logprobs_and_bytes_of_their_tokens(
+    serve: Serve, num_completions: int
+) -> None:
+    asked = request(num_completions=num_completions, logprobs={"has_prompt": True})
+    found: list[orchestrator_pb2.Chunk] = []
+    async with orchestrator_stub(serve, CountingVerify(), ByteText()) as stub:
+        async for response in stub.Generate(asked):  # type: ignore[attr-defined]
+            found += [response.chunk] if response.HasField("chunk") else []
+    for chunk in found:
+        tokens = [position.token for position in chunk.logprobs]
+        assert [token.token_id for token in tokens] == list(chunk.token_ids)
+        assert b"".join(token.text for token in tokens).decode() == chunk.text
+    for index in range(num_completions):
+        chunks = [chunk for chunk in found if chunk.index == index]
+        logprobs = [one.token.logprob for chunk in chunks for one in chunk.logprobs]
+        assert logprobs == [-float(number) for number in range(2, 2 + NUM_TOKENS)]
+        prompts = [
+            (place.token.token_id, place.token.logprob, place.token.text)
+            for chunk in chunks
+            for place in chunk.prompt_logprobs
+        ]
+        assert prompts == ([(5, -1.0, b"\x05")] if index == 0 else [])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from amusd.engine.interface import NO_TOKEN
-from amusd.engine.synthetic import SyntheticModel
+from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Forward, Verdict
@@ -22,7 +22,7 @@ from verify_service.verifying import VerifyOpening, VerifyWorker
 MODEL = SyntheticModel(vocabulary=50, batch=4)
 LIMITS = ServiceLimits(max_sessions=4, max_context=400, max_lookahead=4, max_waiting=2)
 PROMPT = [1, 2, 3, 4, 5]
-SAMPLING = SequenceSampling(SamplingParameters(temperature=0.5, seed=7), len(PROMPT))
+SAMPLING = SequenceSampling(SamplingParameters(logit_bias=((49, -0.5),)), len(PROMPT))
 WITH_LOGPROBS = replace(SAMPLING, logprobs=LogprobsOptions(1))
 WITH_PROMPT = replace(SAMPLING, logprobs=LogprobsOptions(1, has_prompt=True))
 
@@ -30,9 +30,14 @@ WITH_PROMPT = replace(SAMPLING, logprobs=LogprobsOptions(1, has_prompt=True))
 class Bench:
     """A verify worker, its engine, and the verdicts of its sessions."""
 
-    def __init__(self, prefill_budget: int = 1000, model: SyntheticModel = MODEL) -> None:
+    def __init__(
+        self,
+        prefill_budget: int = 1000,
+        model: SyntheticModel = MODEL,
+        engine: SyntheticEngine | None = None,
+    ) -> None:
         self.engine = SamplingEngine(model)
-        self.worker = VerifyWorker(self.engine, LIMITS, prefill_budget)
+        self.worker = VerifyWorker(engine or self.engine, LIMITS, prefill_budget)
         self.verdicts: list[Verdict] = []
 
     def open(self, sampling: SequenceSampling, tokens: list[int] = PROMPT, name: str = "a") -> None:
@@ -151,3 +156,29 @@ def test_other_sessions_reuse_the_prompt_of_one_with_log_probabilities() -> None
     bench.run()
     bench.open(GREEDY, long, "second")
     assert bench.run()[-1].num_cached > 100
+
+
+@pytest.mark.parametrize("is_processed", [False, True])
+def test_log_probabilities_are_the_same_with_and_without_proposals(is_processed: bool) -> None:
+    sampling = SequenceSampling(
+        SamplingParameters(temperature=1.0, top_k=20, seed=11),
+        len(PROMPT),
+        logprobs=LogprobsOptions(3, is_processed, has_prompt=True),
+    )
+    plain = Bench(engine=SyntheticEngine(MODEL))
+    plain.open(sampling)
+    plain.worker.receive("a", Forward(0, 16, ()))
+    expected = plain.run()
+    output = [one.next_token for one in expected]
+    proposing = Bench(prefill_budget=2, engine=SyntheticEngine(MODEL))
+    proposing.open(sampling)
+    proposing.worker.receive("a", Forward(0, 5, (*output[:2], (output[2] + 1) % 50)))
+    proposing.run()
+    proposing.worker.receive("a", Forward(1, 8, tuple(output[3:7])))
+    found = proposing.run()
+    assert [one.num_accepted for one in found] == [2, 4]
+    assert found[0].prompt_logprobs == expected[0].prompt_logprobs
+    assert len(found[0].prompt_logprobs) == len(PROMPT) - 1
+    logprobs = [one for verdict in found for one in verdict.logprobs]
+    assert logprobs == [one for verdict in expected[:8] for one in verdict.logprobs]
+    assert [one.token for one in logprobs] == output[:8]
