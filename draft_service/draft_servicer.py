@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeAlias
 
 from amusd.observe.observer import Observer
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal
@@ -126,6 +126,7 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
             max_position=request.max_position,
             tokens_per_proposal=request.tokens_per_proposal or 1,
             max_branches=request.max_branches,
+            min_use_probability=request.min_use_probability,
         ),
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,

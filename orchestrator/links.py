@@ -70,6 +70,7 @@ class SessionOpening:
     records_times: bool = False
     max_branches: int = 0
     sampling: SequenceSampling = GREEDY
+    min_use_probability: float = 0.0
 
 
 class _Stream:
@@ -263,6 +264,7 @@ class DraftLink:
             max_branches=opening.max_branches,
             sampling=sampling_codec.sampling_to_proto(opening.sampling.parameters),
             context=sampling_codec.context_to_proto(opening.sampling),
+            min_use_probability=opening.min_use_probability,
         )
         self._stream.put(draft_pb2.ProposeRequest(open=request))
 

@@ -75,6 +75,7 @@ class Session:
             plan.finish,
             has_draft=self._drafting is not None,
             text_end=text_end,
+            min_use_probability=plan.min_use_probability,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline: TimelineRecorder | None = None
@@ -343,6 +344,7 @@ class Session:
             plan.records_timeline or plan.streams_timeline,
             plan.max_branches,
             plan.sampling_after(self._controller.num_output),
+            plan.min_use_probability,
         )
 
     def _open_verify(self, instead_of: LinkLost | None = None) -> None:

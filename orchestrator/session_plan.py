@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from amusd.analysis.generation_statistics import Statistics
 from amusd.analysis.timeline import Timeline
 from amusd.policy.speculation_policy import AsynchronousPolicy
+from amusd.protocol.draft_probabilities import MIN_USE_PROBABILITY
 from amusd.protocol.finish import FinishReason, FinishRule
 from amusd.protocol.strategy import Strategy
 from amusd.sampling.parameters import GREEDY, SequenceSampling
@@ -38,6 +39,16 @@ class SessionPlan:
     def may_rest(self) -> bool:
         """Whether the session may decode without proposals while that is faster."""
         return self.strategy is Strategy.AMUSD and self.policy is AsynchronousPolicy.ADAPTIVE
+
+    @property
+    def min_use_probability(self) -> float:
+        """Where the draft stops, by its own probabilities; 0: at its look-ahead only.
+
+        Sampled tokens can be right more often than they are likely, because both models add the
+        same noise. So with a temperature the draft does not stop.
+        """
+        stops = self.may_rest and self.sampling.parameters.is_greedy
+        return MIN_USE_PROBABILITY if stops else 0.0
 
     def sampling_after(self, num_output: int) -> SequenceSampling:
         """Return the sampling to open a session with that has ``num_output`` tokens of output.

@@ -12,7 +12,8 @@ from amusd.engine.interface import NO_TOKEN, Engine
 from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
-from amusd.policy.place_acceptance import PlaceAcceptance
+from amusd.policy.calibration import Calibration
+from amusd.policy.proposal_chances import SHARED_RATE, ProposalChances
 from amusd.policy.row_budget import RowBudget
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Forward, Verdict
@@ -49,10 +50,10 @@ class VerifySequence(Sequence):
     """
 
     session: VerifySession
+    outlook: ProposalChances
     max_checked: int
     has_budget: bool = False
     num_allotted: int | None = None
-    places: PlaceAcceptance = field(default_factory=PlaceAcceptance)
     num_prompt_outputs: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -81,7 +82,9 @@ class VerifySequence(Sequence):
     def chances(self) -> list[float]:
         """The probability of each proposal under the row budget to be accepted, in order."""
         num_ready = self.num_ready if self.has_budget else 0
-        return self.places.chances(num_ready) if num_ready else []
+        if not num_ready:
+            return []
+        return self.outlook.chances(self.session.pending_probabilities[:num_ready])
 
 
 class Verifying:
@@ -92,6 +95,7 @@ class Verifying:
         self._engine = engine
         self._limits = limits
         self.budget = RowBudget()
+        self._calibration = Calibration(SHARED_RATE)
         self.num_branch_starts = 0  # of sessions that have ended
         self._is_timed = True  # the pass times of the last batch
 
@@ -114,6 +118,7 @@ class Verifying:
                 self._limits.max_branches,
             ),
             max_checked=most,
+            outlook=ProposalChances(self._calibration),
         )
         if sequence.has_prompt_logprobs:
             sequence.num_prompt_outputs = len(opening.tokens) - 1
@@ -125,7 +130,9 @@ class Verifying:
     def receive(self, sequence: VerifySequence, event: Forward) -> None:
         """Take tokens to check."""
         self._engine.description.check_tokens(event.all_tokens)
-        sequence.session.offer(event.epoch, event.position, event.tokens, event.branches)
+        sequence.session.offer(
+            event.epoch, event.position, event.tokens, event.branches, event.probabilities
+        )
         most = self._limits.max_lookahead
         sequence.max_checked = min(event.max_checked or most, most)
         sequence.has_budget = event.max_checked > 0
@@ -177,9 +184,9 @@ class Verifying:
 
     def _learn(self, sequence: VerifySequence, verdict: Verdict, times: BatchTimes) -> None:
         """Learn acceptance and pass time; the first batches of a sequence include the prefill."""
-        sequence.places.observe(verdict)
+        sequence.outlook.observe(verdict, sequence.session.compared)
         if sequence.session.epoch > verdict.epoch:
-            sequence.places.rejected(sequence.session.epoch)
+            sequence.outlook.rejected(sequence.session.epoch)
         is_decoding = verdict.position > sequence.num_prompt_tokens
         if self._is_timed or not is_decoding or not times.share_seconds:
             return

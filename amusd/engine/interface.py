@@ -197,7 +197,8 @@ class Engine(Protocol):
     def probabilities(self, slot: int) -> Sequence[float]:
         """Return the model's probabilities of the last output and of its alternatives, in order.
 
-        Empty if the engine gives no alternatives, or the sequence has had no output.
+        Empty if the engine does not know them, or the sequence has had no output. An engine that
+        gives alternatives knows them.
         """
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:

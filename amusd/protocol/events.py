@@ -23,18 +23,34 @@ class Branch:
 
     It hangs on the run of the epoch of its message, which has another token at ``position``. If
     that one is rejected in favor of ``token``, the branch begins the next epoch: its ``tokens``,
-    at least one, stand at ``position + 1`` and after.
+    at least one, stand at ``position + 1`` and after. ``probabilities`` as in ``Proposal``.
     """
 
     position: int
     token: int
     tokens: tuple[int, ...]
     source: DraftSource = DraftSource.MODEL
+    probabilities: tuple[float, ...] = ()
 
     @property
     def root(self) -> tuple[int, int]:
         """The outcome that it is for."""
         return self.position, self.token
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedRun:
+    """Drafted tokens that are ready to be proposed, from ``position`` on, and branches.
+
+    Neither: ``source`` was the last that was asked.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    source: DraftSource = DraftSource.MODEL
+    branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,8 @@ class Proposal:
     ``draft_seconds`` is the time of its ``num_steps`` model steps. ``device_seconds`` is the
     session's share of the device's time: of these steps, and of steps that drafted its branches.
     ``steps`` says when each of the ``num_steps`` ran, if the session records a timeline.
+    ``probabilities`` are the draft model's own, one for each of ``tokens``, 0 where it is not
+    known; none: all are unknown.
     """
 
     epoch: int
@@ -57,6 +75,7 @@ class Proposal:
     device_seconds: float = 0.0
     steps: tuple[DeviceTime, ...] = ()
     branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
     @property
     def all_tokens(self) -> tuple[int, ...]:
@@ -95,7 +114,8 @@ class Forward:
     """Send ``tokens``, and ``branches`` that hang on them and on earlier ones, to be verified.
 
     Neither tokens nor branches ask for a pass without proposals. A pass checks at most
-    ``max_checked`` tokens from now on; 0 means the service's own limit.
+    ``max_checked`` tokens from now on; 0 means the service's own limit. ``probabilities`` as in
+    ``Proposal``.
     """
 
     epoch: int
@@ -103,6 +123,7 @@ class Forward:
     tokens: tuple[int, ...]
     max_checked: int = 0
     branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
     @property
     def all_tokens(self) -> tuple[int, ...]:

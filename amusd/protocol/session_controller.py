@@ -14,11 +14,13 @@ from dataclasses import replace
 
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.policy.speculation_switch import SwitchMember
+from amusd.protocol.draft_probabilities import padded, trimmed, use_probability
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason, FinishRule, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.resting_draft import RestingDraft
 
+_STOP_MARGIN = 1.001  # probabilities are rounded on their way from the draft
 _ASKED_AHEAD = 8  # tokens; passes that a lost client may waste
 
 
@@ -31,11 +33,13 @@ class SessionController:
         policy: SpeculationPolicy,
         finish: FinishRule,
         has_draft: bool,
+        min_use_probability: float = 0.0,
         text_end: TextEnd | None = None,
     ) -> None:
         """Start with the pass over the prompt, which comes without a request.
 
-        The output also ends where ``text_end`` says.
+        The draft stops where a further token is used less often than ``min_use_probability``. The
+        output also ends where ``text_end`` says.
         """
         self.ledger = ledger
         self.num_output = 0
@@ -46,6 +50,7 @@ class SessionController:
         self._finish = finish
         self._text_end = text_end
         self._has_draft = has_draft
+        self._min_use_probability = min_use_probability
         self._pass_due = True
         self._computes_prompt = True  # the next verdict includes the prefill
         self._held: Forward | None = None  # waits for more proposals; the verify model is idle
@@ -281,6 +286,8 @@ class SessionController:
         if self._pass_due:
             return False
         held = self._joined(forward)
+        if use_probability(held.probabilities) < _STOP_MARGIN * self._min_use_probability:
+            return False
         # The last token of an output needs no proposal.
         room = self._finish.max_tokens - self.num_output - 1
         num_ready = len(held.tokens)
@@ -295,7 +302,16 @@ class SessionController:
         if held is None:
             return forward
         branches = held.branches + forward.branches
-        return Forward(held.epoch, held.position, held.tokens + forward.tokens, branches=branches)
+        return Forward(
+            held.epoch,
+            held.position,
+            held.tokens + forward.tokens,
+            branches=branches,
+            probabilities=trimmed(
+                padded(held.tokens, held.probabilities)
+                + padded(forward.tokens, forward.probabilities)
+            ),
+        )
 
     def _forward_alone(self) -> Decision:
         """Let the verify model go on with the held proposals, or without any."""
@@ -312,4 +328,5 @@ class SessionController:
             joined.tokens,
             self._policy.max_checked,
             joined.branches,
+            joined.probabilities,
         )

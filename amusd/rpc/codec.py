@@ -89,6 +89,7 @@ def branch_to_proto(branch: events.Branch) -> model_pb2.Branch:
         token_id=branch.token,
         token_ids=branch.tokens,
         source=source_to_proto(branch.source),
+        probabilities=branch.probabilities,
     )
 
 
@@ -99,6 +100,7 @@ def branch_from_proto(branch: model_pb2.Branch) -> events.Branch:
         branch.token_id,
         tuple(branch.token_ids),
         source_from_proto(branch.source),
+        tuple(branch.probabilities),
     )
 
 
@@ -115,6 +117,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             device_seconds=proposal.device_seconds,
             steps=[time_to_proto(step) for step in proposal.steps],
             branches=[branch_to_proto(branch) for branch in proposal.branches],
+            probabilities=proposal.probabilities,
         )
     )
 
@@ -131,6 +134,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         device_seconds=proposal.device_seconds,
         steps=tuple(time_from_proto(step) for step in proposal.steps),
         branches=tuple(branch_from_proto(branch) for branch in proposal.branches),
+        probabilities=tuple(proposal.probabilities),
     )
 
 
@@ -179,6 +183,7 @@ def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
             token_ids=forward.tokens,
             max_checked=forward.max_checked,
             branches=[branch_to_proto(branch) for branch in forward.branches],
+            probabilities=forward.probabilities,
         )
     )
 
@@ -218,6 +223,7 @@ def forward_from_proto(message: verify_pb2.VerifyProposals) -> events.Forward:
         tuple(message.token_ids),
         message.max_checked,
         tuple(branch_from_proto(branch) for branch in message.branches),
+        tuple(message.probabilities),
     )
 
 

@@ -11,7 +11,7 @@ from amusd.engine.interface import NO_TOKEN
 from amusd.engine.synthetic import SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import PassReport
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InternalError, InvalidInputError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback

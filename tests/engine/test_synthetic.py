@@ -58,6 +58,8 @@ def test_every_setting_can_be_in_the_name() -> None:
         ("synthetic:vocabulary=1.5", "setting vocabulary='1.5' is not a number"),
         ("synthetic:agreement=1.01", "agreement is 1.01: use 0 to 1"),
         ("synthetic:agreement=-0.1", "agreement is -0.1: use 0 to 1"),
+        ("synthetic:spread=1.5", "spread is 1.5: use 0 to 1"),
+        ("synthetic:spread=nan", "spread is nan: use 0 to 1"),
         ("synthetic:agreement=nan", "agreement is nan: use 0 to 1"),
         ("synthetic:vocabulary=1", "2 or more"),
         ("synthetic:context=1", "2 or more"),
@@ -216,3 +218,38 @@ def test_its_description_names_the_runner(engine: SyntheticEngine) -> None:
 def test_models_of_one_vocabulary_size_fit_each_other() -> None:
     first, second = (SyntheticEngine(SyntheticModel(seed=seed)).description for seed in (1, 2))
     assert first.vocabulary == second.vocabulary
+
+
+# Probabilities
+
+
+def test_without_alternatives_and_spread_it_knows_no_probabilities(engine: SyntheticEngine) -> None:
+    slot = engine.open(10)
+    engine.run([ScheduledSequence(slot, PROMPT, 1)])
+    assert engine.probabilities(slot) == ()
+
+
+@pytest.mark.parametrize("alternatives", [0, 3])
+def test_with_a_spread_each_context_has_a_probability_of_its_own(alternatives: int) -> None:
+    draft = SyntheticModel(50, 3, 0.7, spread=0.5, alternatives=alternatives)
+    verify, engine = SyntheticModel(50, 3), SyntheticEngine(draft)
+    found: dict[float, list[bool]] = {}
+    for context in contexts(3000):
+        slot = engine.open(100)
+        [[token]] = engine.run([ScheduledSequence(slot, context, 1)])
+        probability, *others = engine.probabilities(slot)
+        assert len(others) == alternatives
+        found.setdefault(round(probability, 6), []).append(token == verify.next_token(context))
+        engine.close(slot)
+    assert sorted(found) == pytest.approx([0.35, 0.85])
+    for probability, outcomes in found.items():
+        assert sum(outcomes) / len(outcomes) == pytest.approx(probability, abs=0.05)
+    outcomes = [one for some in found.values() for one in some]
+    assert sum(outcomes) / len(outcomes) == pytest.approx(0.7, abs=0.03)
+
+
+def test_without_a_spread_its_tokens_are_those_of_its_agreement() -> None:
+    some = contexts(200)
+    plain, spread = SyntheticModel(50, 3, 0.7), SyntheticModel(50, 3, 0.7, spread=0.5)
+    assert [plain.next_token(one) for one in some] != [spread.next_token(one) for one in some]
+    assert plain.fingerprint != spread.fingerprint

@@ -6,7 +6,7 @@ from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import CacheUsage
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.events import Advance, DeviceTime, Forward, Proposal, Rollback, Verdict
+from amusd.protocol.events import Advance, Branch, DeviceTime, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, model_codec, statistics_codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
@@ -15,7 +15,8 @@ from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 @pytest.mark.parametrize("source", DraftSource)
 def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
     steps = (DeviceTime(1 << 60, 0.125), DeviceTime((1 << 60) + 1, 0.125))
-    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps)
+    branch = Branch(5, 9, (1, 2), source, (0.25, 0.0))
+    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps, (branch,), (0.5, 0.125))
     assert codec.proposal_from_proto(codec.proposal_to_proto(proposal).proposal) == proposal
 
 
@@ -40,7 +41,14 @@ def test_a_rollback_keeps_its_session_and_what_it_asks_of_the_draft(rollback: Ro
     assert codec.rollback_from_proto(request) == rollback
 
 
-@pytest.mark.parametrize("forward", [Forward(2, 7, (9, 8), 5), Forward(2, 7, ())])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        Forward(2, 7, (9, 8), 5),
+        Forward(2, 7, ()),
+        Forward(2, 7, (9, 8), 5, (Branch(7, 1, (2,), probabilities=(0.5,)),), (0.25, 1.0)),
+    ],
+)
 def test_a_forward_keeps_its_tokens_and_its_limit(forward: Forward) -> None:
     request = codec.forward_to_proto(forward)
     assert request.WhichOneof("step") == "proposals"
