@@ -23,6 +23,9 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does this only for sockets that name their protocol. Otherwise the first event
+        # would wait 40 ms for the client to acknowledge the status.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {**self.app_state, "transport": transport}
         self._silence = self.loop.call_later(_FIRST_REQUEST_SECONDS, self._end_if_silent)
 
