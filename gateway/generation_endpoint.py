@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -117,20 +117,11 @@ class GenerationEndpoint:
         messages = responses(
             self._orchestrator, answer.job.requests, self._settings.prompt_concurrency
         )
-        async with contextlib.aclosing(_recorded(messages, record)) as recorded:
+        async with contextlib.aclosing(messages):
             if answer.job.stream:
-                await answer.stream(recorded, exchange)
+                await answer.stream(messages, exchange, record)
             else:
-                await exchange.send_json(200, await answer.whole(recorded))
-
-
-async def _recorded(
-    messages: AsyncGenerator[Numbered, None], record: RequestRecord
-) -> AsyncGenerator[Numbered, None]:
-    async with contextlib.aclosing(messages):
-        async for message in messages:
-            record.answered()
-            yield message
+                await exchange.send_json(200, await answer.whole(messages, record))
 
 
 async def _refuse(exchange: Exchange, error: ApiError) -> None:
@@ -162,27 +153,33 @@ class _Answer:
             fingerprint,
         )
 
-    async def stream(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
+    async def stream(
+        self, messages: AsyncIterator[Numbered], exchange: Exchange, record: RequestRecord
+    ) -> None:
         """Send the choices as they come, then the usage if it is asked for."""
         async for prompt, response in messages:
-            if not exchange.has_begun:
-                await exchange.begin_events()
+            record.answered()
             if response.HasField("chunk"):
                 choices = self._format.piece(prompt, response.chunk)
             else:
                 self.usage.add(prompt, response.completion.statistics)
                 choices = self._format.end(prompt, response.completion)
             if choices:
+                if not exchange.has_begun:
+                    await exchange.begin_events()
                 await exchange.send_events(self._events(choices))
         if self.job.include_usage:
             last = self._envelope.around(self._format.chunk_kind, [])
             await exchange.send_events([{**last, "usage": self.usage.fields(), **self._metrics()}])
         await exchange.send_bytes(DONE, more=False)
 
-    async def whole(self, messages: AsyncIterator[Numbered]) -> dict[str, Any]:
+    async def whole(
+        self, messages: AsyncIterator[Numbered], record: RequestRecord
+    ) -> dict[str, Any]:
         """Return the answer as one object."""
         choices = []
         async for prompt, response in messages:
+            record.answered()
             if response.HasField("chunk"):
                 self._format.keep(prompt, response.chunk)
             else:
