@@ -32,7 +32,7 @@ DRAINING = LOADING
 GATEWAY_NOT_READY: Passed = {"startup": True, "readiness": False, "liveness": True}
 
 
-LONG = {"prompt": "Hello", "max_tokens": 500, "stream": True, "strategy": "autoregressive"}
+LONG = {"prompt": "Hello", "max_tokens": 500, "stream": True, "temperature": 0}
 
 
 def probe(service: Service, name: str) -> bool:
@@ -128,7 +128,7 @@ def test_orchestrators_and_gateways_are_ready_once_their_services_are(
     assert probes(alone) == LOADING
     waiting = start_as_in_the_pod("gateway", AMUSD_ORCHESTRATOR=alone.address)
     assert probes(waiting) == GATEWAY_NOT_READY
-    model = {"AMUSD_MODEL": "synthetic:pass_ms=20,vocabulary=512"}
+    model = {"AMUSD_MODEL": "synthetic:pass_ms=20,vocabulary=512,context=600"}
     verify, draft = (start_as_in_the_pod(role, **model) for role in ("verify", "draft"))
     addresses = {"AMUSD_VERIFY": verify.address, "AMUSD_DRAFT": draft.address}
     orchestrator = start_as_in_the_pod("orchestrator", **addresses)
@@ -138,7 +138,9 @@ def test_orchestrators_and_gateways_are_ready_once_their_services_are(
     for service in (verify, draft, orchestrator, gateway):
         assert probes(service) == SERVING
     with httpx.stream("POST", f"http://{gateway.address}/v1/completions", json=LONG) as answer:
-        next(answer.iter_lines())
+        assert answer.status_code == 200, answer.read()
+        lines = answer.iter_lines()  # the stream closes with this iterator
+        next(lines)
         gateway.process.terminate()
         assert becomes_true(lambda: not probe(gateway, "readiness"))
         assert probes(gateway) == GATEWAY_NOT_READY
