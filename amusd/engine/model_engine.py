@@ -42,16 +42,14 @@ class ModelEngine:
         description: ModelDescription,
         selection: RunnerSelection,
         constraints: ConstraintFactory | None = None,
-        is_draft: bool = False,
     ) -> None:
         """Run a model as selected; ``serve`` and ``load_engine`` select.
 
-        Without ``constraints``, a sequence with a constraint is refused. ``is_draft`` is that of
-        ``EngineOptions``.
+        Without ``constraints``, a sequence with a constraint is refused.
         """
         self.description = description
         self._constraints = constraints
-        self._is_draft = is_draft
+        self._is_draft = selection.is_draft
         self._runner = selection.runner
         self.weight_format = selection.weight_format
         self.weight_bytes = selection.weight_bytes  # read by a forward pass
@@ -173,8 +171,8 @@ class ModelEngine:
                 sampled = finite_outputs(self._runner.sample, chunk, NOT_FINITE)  # noqa: PLW2901
             if sampled and self.num_alternatives:
                 self._rankings[scheduled.slot] = sampled[-1]
-            logprobs = (one.logprobs for one in sampled)
-            self._logprobs[scheduled.slot] = [one for one in logprobs if one is not None]
+            if logprobs := [one.logprobs for one in sampled if one.logprobs is not None]:
+                self._logprobs[scheduled.slot] = logprobs
             tokens = [one.tokens[0] for one in sampled]
             sampler = self._samplers.get(scheduled.slot)
             outcomes.append(tokens if sampler is None else sampler.outcome(tokens))
@@ -230,7 +228,7 @@ def serve(
         runner=selection.runner.name,
         runner_reason=selection.reason,
     )
-    return ModelEngine(description, selection, constraints, options.is_draft)
+    return ModelEngine(description, selection, constraints)
 
 
 def load_engine(

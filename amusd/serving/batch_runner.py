@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from amusd.engine.interface import Engine, Outcome, ScheduledSequence
 from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
-from amusd.protocol.errors import AmusdError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.scheduler import Scheduled, divide
 from amusd.serving.sequence import Sequence
@@ -96,7 +96,7 @@ class BatchRunner(Generic[SequenceT]):
             return failure
         seconds = time.perf_counter() - started
         report = _count(batch, started_unix_nanos, seconds)
-        if all(isinstance(outcome, AmusdError) for outcome in outcomes):
+        if all(_is_fault(outcome) for outcome in outcomes):
             self._health.pass_failed()
         else:
             self._health.pass_ended(seconds)
@@ -133,14 +133,16 @@ class BatchRunner(Generic[SequenceT]):
         return found
 
     def _drop_refused(self, batch: list[Scheduled[SequenceT]], outcomes: list[Outcome]) -> bool:
-        """Drop the KV cache of sequences that a pass has no tokens for; return if there are any."""
-        has_refused = False
+        """Drop the KV cache of sequences that a pass has no tokens for.
+
+        Return whether the engine is to blame for any of them, not the request.
+        """
         for one, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, AmusdError):
-                has_refused = True
-                log.error("session %s ends: %s", one.sequence.session_id, outcome)
+                level = logging.ERROR if _is_fault(outcome) else logging.INFO
+                log.log(level, "session %s ends: %s", one.sequence.session_id, outcome)
                 self.drop(one.sequence)
-        return has_refused
+        return any(_is_fault(outcome) for outcome in outcomes)
 
     def drop(self, sequence: Sequence) -> None:
         """Drop the KV cache of a sequence that ends, so that no other sequence reuses it."""
@@ -171,6 +173,11 @@ def _count(
             branch_seconds += share
     num_sessions = len({one.sequence.owner for one in batch})
     return PassReport(seconds, num_sessions, sum(sizes), num_branch_tokens, branch_seconds)
+
+
+def _is_fault(outcome: Outcome) -> bool:
+    """Whether an outcome is an error that the request has not caused."""
+    return isinstance(outcome, AmusdError) and not isinstance(outcome, InvalidInputError)
 
 
 def _scheduled(one: Scheduled[SequenceT]) -> ScheduledSequence:

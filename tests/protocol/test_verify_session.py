@@ -54,6 +54,31 @@ def test_a_rebuilt_session_goes_on_in_its_epoch() -> None:
 # ModelRunner
 
 
+@pytest.mark.parametrize("following", [22, 92])
+def test_tokens_without_a_prediction_are_checked_in_the_next_pass(
+    session: VerifySession, following: int
+) -> None:
+    session.offer(0, 2, (20, 21, following))
+    assert session.begin_pass(MANY) == (20, 21, following)
+    session.offer(0, 5, (23,))
+    assert session.end_pass([20, 21], 0.5) == Verdict(0, 2, 1, 1, 21, pass_seconds=0.5)
+    session.check_integrity()
+    assert session.begin_pass(MANY) == (following, 23)
+    assert session.end_pass([22, 23, 24], 0.5).num_accepted == (2 if following == 22 else 0)
+    session.check_integrity()
+
+
+def test_the_last_prediction_of_a_short_pass_may_reject_the_next_token(
+    session: VerifySession,
+) -> None:
+    session.offer(0, 2, (20, 91, 22))
+    session.begin_pass(MANY)
+    assert session.end_pass([20, 21], 0.5) == Verdict(0, 2, 1, 1, 21, pass_seconds=0.5)
+    session.check_integrity()
+    assert session.epoch == 1
+    assert session.begin_pass(MANY) == ()
+
+
 def test_a_pass_commits_what_it_accepts_and_the_models_own_token(session: VerifySession) -> None:
     session.offer(0, 2, (20, 21))
     assert one_pass(session, 20, 21, 22) == Verdict(0, 2, 2, 2, 22, pass_seconds=0.5)

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from amusd.engine.interface import Outcome, ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.errors import AmusdError, CacheFullError, LimitExceededError
+from amusd.protocol.errors import (
+    AmusdError,
+    CacheFullError,
+    InvalidInputError,
+    LimitExceededError,
+)
 from amusd.rpc.faults import status_of
 from amusd.sampling.parameters import SequenceSampling
 from amusd.serving.engine_health import EngineHealth, HealthSettings
@@ -424,6 +429,19 @@ def test_an_engine_that_has_no_tokens_for_any_session_is_at_fault(
         service.run()
     assert service.num_failed == 2
     assert service.health.fault == "AmusdError: logits are not finite"
+
+
+def test_a_request_that_allows_no_token_is_no_fault_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service(max_failed_passes=1)
+    error = InvalidInputError("the request allows no token")
+    monkeypatch.setattr(service.engine, "run", lambda feeds: [error] * len(feeds))
+    bad = service.open("bad", [1])
+    service.run()
+    assert [str(one) for one in bad.errors] == ["the request allows no token"]
+    assert service.num_failed == 0
+    assert service.health.num_failed_in_row == 0
 
 
 def test_a_refusal_by_the_engine_is_no_failed_pass() -> None:

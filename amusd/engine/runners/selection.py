@@ -58,7 +58,7 @@ class RunnerSelection:
     ``reason`` is one line: why this runner and no faster one. ``unit`` is the granularity of a
     sequence's memory. A forward pass reads ``weight_bytes`` of weights in ``weight_format``.
     ``checked`` is what the self-check found. The runner gives ``num_alternatives`` next-best tokens
-    beside an output.
+    beside an output. ``is_draft`` is that of ``EngineOptions``.
     """
 
     runner: ModelRunner[Any]
@@ -72,6 +72,7 @@ class RunnerSelection:
     weight_bytes: int = 0
     checked: str = ""
     num_alternatives: int = 0
+    is_draft: bool = False
 
 
 @torch.inference_mode()
@@ -96,6 +97,7 @@ def select_runner(loaded: LoadedModel, options: EngineOptions) -> RunnerSelectio
                 selection,
                 reason="; ".join(refusals) or selection.reason,
                 num_alternatives=options.num_alternatives,
+                is_draft=options.is_draft,
             )
             _report(case, selection, logging.WARNING if refusals else logging.INFO)
             return selection

@@ -179,11 +179,15 @@ def sample_row(
 def logprobs_of(
     scores: Scores, token: int, num_top: int, head_ids: npt.NDArray[np.int64] | None = None
 ) -> TokenLogprobs:
-    """Return the log-probability of a token under scores [head], and those of the likeliest."""
+    """Return the log-probability of a token under scores [head], and those of the likeliest.
+
+    Impossible tokens are never among the likeliest.
+    """
     ids = np.arange(len(scores)) if head_ids is None else head_ids
     largest = scores.max()
     total = largest + math.log(float(np.exp(scores - largest).sum()))
     best = np.argsort(-scores, kind="stable")[:num_top]
+    best = best[scores[best] > -np.inf]
     rows = np.flatnonzero(ids == token)
     own = float(scores[rows[0]] - total) if len(rows) else -math.inf
     top = tuple((int(ids[row]), float(scores[row] - total)) for row in best)

@@ -126,11 +126,9 @@ class TorchSampler:
         if row.logprobs is None:
             return None
         most, num_top = len(line) // 2, row.logprobs.num_top
-        top = zip(line[1 : 1 + most][:num_top], line[1 + most :][:num_top], strict=True)
-        target = token if row.target == NO_TOKEN else row.target
-        return TokenLogprobs(
-            target, float(line[0]), tuple((self._id(one), float(value)) for one, value in top)
-        )
+        pairs = zip(line[1 : 1 + most][:num_top], line[1 + most :][:num_top], strict=True)
+        top = tuple((self._id(one), float(value)) for one, value in pairs if value > -np.inf)
+        return TokenLogprobs(token if row.target == NO_TOKEN else row.target, float(line[0]), top)
 
     def _id(self, row: float) -> int:
         return int(row) if self._ids is None else int(self._ids[int(row)])
