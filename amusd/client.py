@@ -1,62 +1,27 @@
 """A Python client of the orchestrator: a prompt in, text and tokens out."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, Unpack
 
 import grpc
 
-from amusd.analysis.generation_statistics import Statistics
-from amusd.analysis.timeline import Timeline
-from amusd.prompts import Prompt
-from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
-from amusd.protocol.finish import FinishReason
-from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec, faults, timeline_codec
-from amusd.rpc.channel import open_blocking_channel
+from amusd.clients.chat_messages import Conversation
+from amusd.clients.connection import Connection
+from amusd.clients.outputs import Completion, Output, Piece, PositionLogprobs, TokenLogprob
+from amusd.clients.request_building import AnyPrompt, chat_request, generate_request
+from amusd.clients.request_options import NO_OPTIONS, OptionFields, Options
+from amusd.protocol.errors import PreconditionError
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
+__all__ = [
+    "Client", "Completion", "Generation", "Options", "Piece", "PositionLogprobs", "TokenLogprob",
+]  # fmt: skip
+
 _CLOSED = "the client is closed: make a new one"
-_MAX_INT32 = 2**31 - 1
-_MAX_UINT32 = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options of a generation; None leaves the choice to the server.
-
-    ``timeline`` asks for a record of all messages and device times.
-    """
-
-    strategy: Strategy | None = None
-    max_tokens: int | None = None
-    lookahead: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    timeline: bool = False
-
-
-class Piece(str):
-    """Text of an output that became final, and its tokens; one of them may be empty.
-
-    Special tokens have no text, and the text of an incomplete character comes with a later piece.
-    """
-
-    __slots__ = ("tokens",)
-
-    tokens: tuple[int, ...]
-
-    def __new__(cls, text: str, tokens: Iterable[int] = ()) -> Self:
-        """Return a string with tokens."""
-        piece = super().__new__(cls, text)
-        piece.tokens = tuple(tokens)
-        return piece
-
-    @property
-    def text(self) -> str:
-        """The text as a plain string."""
-        return str(self)
+_INFO_SECONDS = 10.0
 
 
 class ResponseStream(Protocol):
@@ -69,23 +34,21 @@ class ResponseStream(Protocol):
         """End the call; without effect on a call that has ended."""
 
 
-@dataclass(slots=True)
-class Generation:
-    """One output. Iterate over it to read its pieces; its other fields are complete at the end.
+class Generation(Output):
+    """Output that is being generated. Iterate over it to read its pieces.
 
     It runs from its creation. It ends early when a loop over it is left, at the end of a ``with``
     block, with ``close``, or when nothing refers to it any more.
     """
 
-    _responses: ResponseStream
-    _address: str
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    statistics: Statistics | None = None
-    timeline: Timeline | None = None
-    strategy: Strategy | None = None
-    _is_closed: bool = False
+    def __init__(
+        self, responses: ResponseStream, connection: Connection, num_completions: int = 1
+    ) -> None:
+        """Read a call that runs already."""
+        super().__init__(num_completions)
+        self._responses = responses
+        self._connection = connection
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield pieces as tokens become final. Leaving the loop ends the generation.
@@ -97,12 +60,12 @@ class Generation:
             return
         try:
             for response in self._responses:
-                piece = self._take(response)
-                if piece or piece.tokens:
+                piece = self.take(response)
+                if piece is not None:
                     yield piece
         except grpc.RpcError as error:
             if not self._is_closed:
-                raise faults.error_of(error, f"orchestrator at {self._address}") from error
+                raise self._connection.error_of(error) from error
         finally:
             self.close()
 
@@ -134,56 +97,43 @@ class Generation:
             pass
         return self
 
-    def summary(self) -> Statistics:
-        """Return the statistics; the output must have been read to its end.
-
-        Raises:
-            UnavailableError: the output ended without a completion, or was not read to its end.
-        """
-        if self.statistics is None:
-            raise UnavailableError(
-                "the output has no completion: read it to its end before its statistics"
-            )
-        return self.statistics
-
-    def _take(self, response: orchestrator_pb2.GenerateResponse) -> Piece:
-        if response.HasField("chunk"):
-            piece = Piece(response.chunk.text, response.chunk.token_ids)
-        else:
-            completion = response.completion
-            self.finish_reason = codec.finish_reason_from_proto(completion.finish_reason)
-            self.statistics = codec.statistics_from_proto(completion.statistics)
-            number = completion.statistics.strategy
-            if number:
-                self.strategy = codec.strategy_from_proto(number, Strategy.AMUSD)
-            if completion.HasField("timeline"):
-                self.timeline = timeline_codec.timeline_from_proto(completion.timeline)
-            piece = Piece(completion.text)
-        self.tokens.extend(piece.tokens)
-        self.text += piece
-        return piece
-
 
 class Client:
-    """A connection to an orchestrator."""
+    """A connection to an orchestrator. It may be used by several threads at once."""
 
     def __init__(
-        self, address: str, timeout_seconds: float | None = None, use_proxy: bool = False
+        self,
+        address: str = "localhost:50050",
+        timeout_seconds: float | None = None,
+        use_proxy: bool = False,
+        *,
+        tls: bool = False,
+        ca: str | Path | bytes | None = None,
+        api_key: str = "",
+        max_attempts: int = 3,
     ) -> None:
-        """Connect to ``host:port``; the timeout bounds each call from its start to its end.
+        """Connect to ``host:port``.
 
-        With ``use_proxy`` the connection goes through the proxy that ``grpc_proxy``,
-        ``https_proxy`` or ``http_proxy`` names in the environment.
+        Args:
+            address: where the orchestrator listens.
+            timeout_seconds: bounds each call from its start to its end, all attempts together.
+            use_proxy: connect through the proxy that ``grpc_proxy``, ``https_proxy`` or
+                ``http_proxy`` names in the environment.
+            tls: encrypt the connection.
+            ca: certificates to trust, a PEM file or its content; it implies ``tls``.
+            api_key: sent with each call as ``authorization: Bearer``.
+            max_attempts: how often a call is made while nothing of its answer has come, 1 to 5.
+                Another attempt follows if the server cannot be reached, or has no room.
 
         Raises:
-            InvalidInputError: the address is not of this form.
+            InvalidInputError: an argument is of no use; the error says why.
         """
-        self._address = address
+        self._connection = Connection(address, use_proxy, tls, ca, api_key, max_attempts)
         self._timeout_seconds = timeout_seconds
-        self._channel = open_blocking_channel(address, use_proxy)
+        self._channel = self._connection.open()
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         """Return self."""
         return self
 
@@ -200,20 +150,32 @@ class Client:
         """Close the connection, which ends running generations."""
         self._channel.close()
 
-    def generate(self, prompt: Prompt, options: Options = Options()) -> Generation:
-        """Start a generation; iterate over the result to read it.
+    def generate(
+        self, prompt: AnyPrompt, options: Options = NO_OPTIONS, **changes: Unpack[OptionFields]
+    ) -> Generation:
+        """Start to continue a text, token ids or a conversation; read the result by iteration.
+
+        Options are given as ``Options``, by keyword, or both; see ``Options`` for all of them.
 
         Raises:
-            InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode, or a
-                number has no place in its field.
+            InvalidInputError: prompt or options are of no use; the error names what is wrong.
             PreconditionError: the client is closed.
         """
-        request = generate_request(prompt, options)
-        try:
-            responses = self._stub.Generate(request, timeout=self._timeout_seconds)
-        except ValueError as error:  # of a closed channel
-            raise PreconditionError(_CLOSED) from error
-        return Generation(responses, self._address)
+        options = replace(options, **changes)
+        return self._start(generate_request(prompt, options), options)
+
+    def chat(
+        self,
+        conversation: Conversation,
+        options: Options = NO_OPTIONS,
+        **changes: Unpack[OptionFields],
+    ) -> Generation:
+        """Start to answer a question, or a conversation in the format of the OpenAI API.
+
+        Options and errors are those of ``generate``.
+        """
+        options = replace(options, **changes)
+        return self._start(chat_request(conversation, options), options)
 
     def server_info(self) -> orchestrator_pb2.GetServerInfoResponse:
         """Return the server's models, limits and strategies.
@@ -222,61 +184,21 @@ class Client:
             AmusdError: the server cannot be reached, or is not ready; or the client is closed.
         """
         try:
-            request = orchestrator_pb2.GetServerInfoRequest()
-            return self._stub.GetServerInfo(request, timeout=self._timeout_seconds or 10.0)
+            return self._stub.GetServerInfo(
+                orchestrator_pb2.GetServerInfoRequest(),
+                timeout=self._timeout_seconds or _INFO_SECONDS,
+                metadata=self._connection.metadata,
+            )
         except ValueError as error:  # of a closed channel
             raise PreconditionError(_CLOSED) from error
         except grpc.RpcError as error:
-            raise faults.error_of(error, f"orchestrator at {self._address}") from error
+            raise self._connection.error_of(error) from error
 
-
-def generate_request(prompt: Prompt, options: Options) -> orchestrator_pb2.GenerateRequest:
-    """Return the request for a prompt and options.
-
-    Raises:
-        InvalidInputError: the prompt holds lone surrogates, which UTF-8 cannot encode, or a number
-            has no place in its field.
-    """
-    _check_range("max_tokens", options.max_tokens, _MAX_INT32)
-    _check_range("lookahead", options.lookahead, _MAX_UINT32)
-    for name, tokens in (("token", prompt.tokens), ("stop token", options.stop_token_ids)):
-        for token in tokens:
-            _check_range(name, token, _MAX_UINT32)
-    request = orchestrator_pb2.GenerateRequest(
-        stop_token_ids=options.stop_token_ids,
-        ignore_eos=options.ignore_eos,
-        timeline=options.timeline,
-    )
-    try:
-        _set_prompt(request, prompt)
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"the prompt cannot be sent as UTF-8: {error.reason} at character {error.start}"
-        ) from None
-    if options.strategy is not None:
-        request.strategy = codec.strategy_to_proto(options.strategy)
-    if options.max_tokens is not None:
-        request.max_tokens = options.max_tokens
-    if options.lookahead is not None:
-        request.lookahead = options.lookahead
-    return request
-
-
-def _check_range(name: str, number: int | None, most: int) -> None:
-    """Refuse what the field of a message cannot hold; the server checks its own limits."""
-    if number is not None and not 0 <= number <= most:
-        raise InvalidInputError(f"{name} is {number}: a request holds 0 to {most}")
-
-
-def _set_prompt(request: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> None:
-    if prompt.messages:
-        request.chat.messages.extend(_messages(prompt.messages))
-    elif prompt.tokens:
-        request.tokens.ids.extend(prompt.tokens)
-    else:
-        request.text = prompt.text
-
-
-def _messages(pairs: Sequence[tuple[str, str]]) -> Iterator[orchestrator_pb2.ChatMessage]:
-    for role, content in pairs:
-        yield orchestrator_pb2.ChatMessage(role=role, content=content)
+    def _start(self, request: orchestrator_pb2.GenerateRequest, options: Options) -> Generation:
+        try:
+            responses = self._stub.Generate(
+                request, timeout=self._timeout_seconds, metadata=self._connection.metadata
+            )
+        except ValueError as error:  # of a closed channel
+            raise PreconditionError(_CLOSED) from error
+        return Generation(responses, self._connection, options.n)

@@ -42,7 +42,8 @@ class Declaration:
     from its name. ``at_least``, ``above`` and ``at_most`` bound a number. ``variable`` None means
     ``AMUSD_`` and the name; empty: the setting has no environment variable. ``default_text``
     describes a default that depends on something. ``read`` and ``write`` convert values of other
-    types than text, number and enum; ``read`` raises InvalidInputError.
+    types than text, number and enum; ``read`` raises InvalidInputError. A setting that
+    ``is_repeated`` is a tuple of what ``read`` makes of each value that its flag is given.
     """
 
     help: str
@@ -54,12 +55,14 @@ class Declaration:
     default_text: str = ""
     read: Callable[[str], Any] | None = None
     write: Callable[[Any], str] | None = None
+    is_repeated: bool = False
 
     @property
     def value_range(self) -> str:
         """The range of a number in words; empty if it has no bounds."""
         if self.above is not None:
-            return f"more than {self.above}"
+            most = f", at most {self.at_most:g}" if self.at_most is not None else ""
+            return f"more than {self.above}{most}"
         if self.at_least is None:
             return ""
         return f"{self.at_least} " + ("or more" if self.at_most is None else f"to {self.at_most}")

@@ -23,11 +23,11 @@ from amusd.engine.loading.device import parse_cpus
 from amusd.fleet.model_description import is_synthetic
 from amusd.prompts import Prompt, load_prompts
 from amusd.protocol.errors import InvalidInputError
-from benchmarks import engine_tables, gpu, service_tables
+from benchmarks import engine_tables, gpu, sampling_cost, service_tables
 from benchmarks.engine_tables import Contestants, TableOfFigures
 from benchmarks.engines import Bench, verify_cores
 
-ENGINE = ("one-token", "passes", "bandwidth", "sessions", "numerics")
+ENGINE = ("one-token", "passes", "bandwidth", "sessions", "numerics", "sampling")
 SERVICES = ("strategies", "clients")
 GPU = ("gpu-verify", "gpu-draft", "gpu-exact")
 TABLES = (*ENGINE, *SERVICES, *GPU)
@@ -145,6 +145,8 @@ def _makers(plan: Plan) -> Iterator[tuple[str, Callable[[], TableOfFigures]]]:
     yield "sessions", lambda: engine_tables.sessions(contestants.get(), rounds)
     bfloat16 = Bench(plan.verify, "bfloat16", plan.cpus)
     yield "numerics", lambda: engine_tables.numerics(_prepared(bfloat16), rounds)
+    plain = Bench(plan.verify, cpus=plan.cpus)
+    yield "sampling", lambda: sampling_cost.sampling(_prepared(plain), rounds)
     yield "gpu-verify", lambda: gpu.large("cuda:0", rounds)
     yield "gpu-draft", lambda: gpu.small("cuda:0", rounds)
     yield "gpu-exact", lambda: gpu.exact("cuda:0", rounds)

@@ -144,7 +144,7 @@ class Brancher:
         yield from sequences[:num_places]
         while len(self._sequences) < min(num_places, self._num_sequences):
             try:
-                slot = self._engine.open(self.owner.capacity)
+                slot = self._engine.open(self.owner.capacity, self.owner.sampling)
             except CacheFullError:
                 self._num_sequences = len(self._sequences)
                 return
@@ -154,6 +154,7 @@ class Brancher:
                 capacity=self.owner.capacity,
                 send=_ignore,
                 clock=BatchClock(),
+                sampling=self.owner.sampling,
                 slot=slot,
                 brancher=self,
             )

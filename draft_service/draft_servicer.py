@@ -6,14 +6,16 @@ from functools import partial
 from typing import TypeAlias
 
 from amusd.observe.observer import Observer
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, model_codec
 from amusd.rpc.outbox import Outbox
+from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING, check_session_id
 from amusd.serving.engine_thread import CommandWindow, EngineThread
+from amusd.serving.preparation import constraint_preparation
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from draft_service.drafting import DraftOpening, DraftWorker
@@ -124,10 +126,12 @@ def _opening(request: draft_pb2.ProposeOpen) -> DraftOpening:
             max_position=request.max_position,
             tokens_per_proposal=request.tokens_per_proposal or 1,
             max_branches=request.max_branches,
+            min_use_probability=request.min_use_probability,
         ),
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
         records_times=request.record_times,
+        sampling=sequence_sampling_from_proto(request),
     )
 
 
@@ -138,16 +142,17 @@ _SHAPE: StreamShape[Advance, Proposal] = StreamShape(
     event=codec.advance_from_proto,
     response=codec.proposal_to_proto,
     record=lambda watch, proposal: watch.proposed(proposal),
+    preparation=constraint_preparation,
 )
 
 
 def _info(worker: DraftWorker) -> draft_pb2.GetDraftInfoResponse:
     drafter = worker.drafter
     return draft_pb2.GetDraftInfoResponse(
-        model=codec.model_to_proto(worker.engine.description),
-        limits=codec.limits_to_proto(worker.limits),
+        model=model_codec.model_to_proto(worker.engine.description),
+        limits=model_codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
         num_waiting=worker.num_waiting,
-        cache=codec.usage_to_proto(worker.engine.usage),
+        cache=model_codec.usage_to_proto(worker.engine.usage),
         sources=[codec.source_to_proto(one) for one in DraftSource if one in drafter.sources],
     )

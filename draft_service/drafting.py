@@ -15,10 +15,12 @@ from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, PassReport, ignore_pass
 from amusd.policy.branch_budget import BranchBudget
 from amusd.policy.branch_plan import BranchCounts
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.events import Advance, Proposal, Rollback
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
@@ -43,6 +45,7 @@ class DraftOpening:
     epoch: int = 0
     vocabulary_fingerprint: str = ""
     records_times: bool = False
+    sampling: SequenceSampling = GREEDY
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -93,6 +96,7 @@ class Drafting:
                 capacity,
                 limits.tokens_per_proposal,
                 min(limits.max_branches, self._limits.max_branches),
+                limits.min_use_probability,
             ),
             opening.epoch,
         )
@@ -102,6 +106,7 @@ class Drafting:
             capacity=capacity,
             send=send,
             clock=BatchClock(opening.records_times),
+            sampling=opening.sampling,
             session=session,
         )
 
@@ -222,12 +227,18 @@ class Drafting:
         if NO_TOKEN in predictions:
             raise not_finite(self._engine.description)
         session, position = sequence.session, sequence.session.length
-        session.extend(tuple(predictions), DraftSource.MODEL)
+        session.extend(tuple(predictions), DraftSource.MODEL, self._probabilities(sequence))
         if sequence.brancher is not None and session.length > position:
             assert sequence.slot is not None  # it took part in a batch
             proposers = self._proposers(session.tracker.paying)
             sequence.brancher.wrote(position, sequence.slot, proposers)
         self._send(sequence)
+
+    def _probabilities(self, sequence: DraftSequence) -> tuple[float, ...]:
+        """Return the model's probability of the token of a sequence's last batch; none: unknown."""
+        assert sequence.slot is not None  # it took part in a batch
+        found = self._engine.probabilities(sequence.slot)
+        return (min(1.0, found[0]),) if found else ()
 
     def _start_branching(self, sequence: DraftSequence) -> None:
         """Draft branches beside a session that may have them, if the engine gives any."""
@@ -319,6 +330,7 @@ class Drafting:
                     times.share_seconds,
                     times.times,
                     run.branches,
+                    run.probabilities,
                 )
             )
             has_sent = True
@@ -333,6 +345,7 @@ class Drafting:
                 "share their tokenizer"
             )
         model.check_tokens(opening.tokens)
+        opening.sampling.check_vocabulary(model.output_size)
         if opening.limits.max_position <= len(opening.tokens):
             raise InvalidInputError(
                 f"max_position {opening.limits.max_position} leaves no room after "

@@ -21,6 +21,12 @@ class TextDecoder(Protocol):
     def feed(self, tokens: Sequence[int]) -> str:
         """Add ``tokens`` and return the new text that is final."""
 
+    def pending(self) -> str:
+        """Return the text that ``finish`` would return now.
+
+        It is empty if that ends with an incomplete character.
+        """
+
     def finish(self) -> str:
         """Return the text that was held back."""
 
@@ -34,7 +40,7 @@ class Detokenizer:
         added = tokenizer.get_added_tokens_decoder().values()
         self._special_tokens = frozenset(token.content for token in added if token.special)
         self._byte_of = dict(self._byte_tokens())
-        self._plain_token = self._find_plain_token() if self._byte_of else []
+        self._plain_token = self.find_plain_token() if self._byte_of else []
 
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
@@ -91,7 +97,8 @@ class Detokenizer:
                     found.append((token, byte))
         return found
 
-    def _find_plain_token(self) -> list[int]:
+    def find_plain_token(self) -> list[int]:
+        """Return a token whose text is a word of ASCII letters; none if there is no such token."""
         for token in range(self._tokenizer.get_vocab_size()):
             if self.has_text(token) and token not in self._byte_of:
                 text = self.decode([token])
@@ -130,6 +137,13 @@ class ModelDecoder:
         new = early + self._show(self._run.num_bytes, is_final=False)
         self._trim()
         return new
+
+    def pending(self) -> str:
+        """Return the text of an open run of complete characters."""
+        run = self._run
+        if not run.num_bytes or run.num_incomplete or run.is_broken:
+            return ""
+        return self._tokens.decode(self._window)[self._num_shown :]
 
     def finish(self) -> str:
         """Return the text that was held back."""
@@ -227,6 +241,10 @@ class ByteDecoder:
         """Add ``tokens`` and return the new text that is final."""
         return self._decoder.decode(bytes(token for token in tokens if token < 256))
 
+    def pending(self) -> str:
+        """Return an empty text: only incomplete characters are held back."""
+        return ""
+
     def finish(self) -> str:
         """Return the text that was held back."""
         return self._decoder.decode(b"", final=True)
@@ -236,6 +254,10 @@ class NoDecoder:
     """Gives every output an empty text."""
 
     def feed(self, tokens: Sequence[int]) -> str:
+        """Return an empty text."""
+        return ""
+
+    def pending(self) -> str:
         """Return an empty text."""
         return ""
 

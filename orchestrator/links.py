@@ -26,8 +26,9 @@ from amusd.protocol.errors import (
 )
 from amusd.protocol.events import Advance, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import DraftPlan
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, sampling_codec
 from amusd.rpc.outbox import Outbox
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 from amusd.v1 import draft_pb2, verify_pb2, verify_pb2_grpc
 from orchestrator.replica_pool import Lease
 from orchestrator.rollback_stream import DraftStub
@@ -68,6 +69,8 @@ class SessionOpening:
     epoch: int = 0
     records_times: bool = False
     max_branches: int = 0
+    sampling: SequenceSampling = GREEDY
+    min_use_probability: float = 0.0
 
 
 class _Stream:
@@ -184,6 +187,9 @@ class VerifyLink:
             epoch=opening.epoch,
             vocabulary_fingerprint=opening.vocabulary_fingerprint,
             record_times=opening.records_times,
+            sampling=sampling_codec.sampling_to_proto(opening.sampling.parameters),
+            context=sampling_codec.context_to_proto(opening.sampling),
+            logprobs=sampling_codec.options_to_proto(opening.sampling.logprobs),
         )
         self._stream.put(verify_pb2.VerifyRequest(open=request))
 
@@ -256,6 +262,9 @@ class DraftLink:
             epoch=opening.epoch,
             record_times=opening.records_times,
             max_branches=opening.max_branches,
+            sampling=sampling_codec.sampling_to_proto(opening.sampling.parameters),
+            context=sampling_codec.context_to_proto(opening.sampling),
+            min_use_probability=opening.min_use_probability,
         )
         self._stream.put(draft_pb2.ProposeRequest(open=request))
 

@@ -1,30 +1,25 @@
 """The gRPC face of the orchestrator: checks requests, runs sessions, writes chunks."""
 
-import asyncio
-import contextlib
 import dataclasses
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import amusd
 from amusd.fleet.model_description import ModelDescription
 from amusd.observe.observer import Observer
 from amusd.policy.speculation_policy import AsynchronousPolicy
-from amusd.protocol.errors import (
-    InvalidInputError,
-    LimitExceededError,
-    NotServedError,
-    UnavailableError,
-)
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec, faults, timeline_codec
+from amusd.rpc import codec, faults, model_codec
 from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from orchestrator.admission import Admission
 from orchestrator.backends import Backends
 from orchestrator.chat import chat_from_proto
-from orchestrator.client_outbox import ClientOutbox
+from orchestrator.completions import ClientCall, Completions
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session
+from orchestrator.output_plan import output_plan
+from orchestrator.request_sampling import sampling_of
 from orchestrator.session_plan import SessionPlan
 from orchestrator.text import NoText, TextCodec
 from orchestrator.text_threads import TextThreads
@@ -40,11 +35,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._backends: Backends | None = None
         self._text: TextCodec = NoText()
         self._text_threads = TextThreads()
-        self._num_sessions = 0
+        self._admission = Admission(settings.max_sessions)
 
     def open(self, backends: Backends, text: TextCodec) -> None:
         """Let requests in."""
         self._backends, self._text = backends, text
+        self._observer.model_name = backends.verify_model.name
 
     def close(self) -> None:
         """End the threads of the tokenizer."""
@@ -57,28 +53,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """See the protocol."""
         with self._observer.request(context) as watch:
             backends = self._ready()
-
-            async def write(tokens: tuple[int, ...], text: str) -> None:
-                chunk = orchestrator_pb2.Chunk(token_ids=tokens, text=text)
-                await context.write(orchestrator_pb2.GenerateResponse(chunk=chunk))
-                watch.wrote(len(tokens))
-
-            with self._admitted():
+            outputs = output_plan(request, self._text)
+            most = backends.limits.max_sessions
+            with self._admission.admitted(outputs.num_completions, most) as seats:
                 plan = await self._plan(request, backends)
-                decoder = self._text.decoder(plan.tokens if _continues(request) else ())
-                outbox = ClientOutbox(decoder, write, self._settings.client_write_timeout_seconds)
+                timeout = self._settings.client_write_timeout_seconds
+                call = ClientCall(context.write, watch, seats, timeout)
+                completions = Completions(backends, plan, outputs, self._text, call)
                 watch.opened(plan.session_id, len(plan.tokens), plan.strategy.value)
                 await faults.send_metadata(context)
-                outcome = await _generate(Session(backends, plan, outbox.put, watch), outbox)
-            completion = orchestrator_pb2.Completion(
-                finish_reason=codec.finish_reason_to_proto(outcome.reason),
-                text=decoder.finish(),
-                session_id=plan.session_id,
-                statistics=codec.statistics_to_proto(outcome.statistics, plan.strategy),
-                timeline=timeline_codec.timeline_to_proto(outcome.timeline),
-            )
-            last = orchestrator_pb2.GenerateResponse(completion=completion)
-            await outbox.in_time(context.write(last))
+                await completions.run()
 
     @faults.reported
     async def GetServerInfo(
@@ -93,9 +77,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
         return orchestrator_pb2.GetServerInfoResponse(
             version=amusd.__version__,
-            verify_model=codec.model_to_proto(backends.verify_model),
-            draft_model=codec.model_to_proto(draft_model) if draft_model else None,
-            limits=codec.limits_to_proto(limits),
+            verify_model=model_codec.model_to_proto(backends.verify_model),
+            draft_model=model_codec.model_to_proto(draft_model) if draft_model else None,
+            limits=model_codec.limits_to_proto(limits),
             strategies=[codec.strategy_to_proto(strategy) for strategy in strategies],
             default_strategy=codec.strategy_to_proto(settings.default_strategy),
             default_max_tokens=settings.default_max_tokens,
@@ -114,27 +98,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
         return self._backends
 
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._num_sessions >= self._settings.max_sessions:
-            raise LimitExceededError(
-                f"{self._settings.max_sessions} generations are running: try again later"
-            )
-        self._num_sessions += 1
-        try:
-            yield
-        finally:
-            self._num_sessions -= 1
-
     async def _plan(
         self, request: orchestrator_pb2.GenerateRequest, backends: Backends
     ) -> SessionPlan:
         """Check a request and fill in the defaults."""
-        if request.sampling.temperature != 0:
-            raise NotServedError(
-                f"temperature is {request.sampling.temperature:g}: only greedy decoding is served, "
-                "leave it out or use 0"
-            )
         strategy = codec.strategy_from_proto(request.strategy, self._settings.default_strategy)
         _check_stop_tokens(request.stop_token_ids, backends.verify_model)
         tokens = await self._prompt(request, backends.limits.max_context)
@@ -143,22 +110,22 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not request.ignore_eos:
             stop_tokens.update(backends.verify_model.eos_token_ids)
         is_adaptive = self._settings.speculation_policy is AsynchronousPolicy.ADAPTIVE
+        max_tokens = self._max_tokens(request, len(tokens), backends.limits.max_context)
         uses_branches = strategy is Strategy.AMUSD and is_adaptive
         return SessionPlan(
             session_id=uuid.uuid4().hex,
             tokens=tokens,
             strategy=strategy,
             lookahead=self._lookahead(request, strategy, backends.limits.max_lookahead),
-            finish=FinishRule(
-                self._max_tokens(request, len(tokens), backends.limits.max_context),
-                frozenset(stop_tokens),
-            ),
+            finish=FinishRule(max_tokens, frozenset(stop_tokens)),
             verify_timeout_seconds=self._settings.verify_timeout_seconds,
             draft_timeout_seconds=self._settings.draft_timeout_seconds,
             replica_timeout_seconds=self._settings.replica_timeout_seconds,
             records_timeline=request.timeline,
+            streams_timeline=request.stream_timeline,
             max_branches=backends.limits.max_branches if uses_branches else 0,
             policy=self._settings.speculation_policy,
+            sampling=sampling_of(request, backends.verify_model, len(tokens), max_tokens),
         )
 
     async def _prompt(
@@ -223,14 +190,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return self._settings.amusd_lookahead
 
 
-def _continues(request: orchestrator_pb2.GenerateRequest) -> bool:
-    """Whether the output continues the text of the prompt, rather than being a text of its own."""
-    if request.WhichOneof("prompt") != "chat":
-        return True
-    messages = request.chat.messages
-    return bool(messages) and messages[-1].role == "assistant"
-
-
 def _check_room(num_prompt: int, max_context: int) -> int:
     """Return how many tokens of output have room after a prompt, 1 or more."""
     if num_prompt >= max_context:
@@ -256,24 +215,3 @@ def _check_stop_tokens(stop_tokens: Sequence[int], model: ModelDescription) -> N
             "send each one once"
         )
     model.check_tokens(stop_tokens)
-
-
-async def _generate(session: Session, outbox: ClientOutbox) -> Outcome:
-    """Run a session and write its output to the client.
-
-    Raises:
-        AmusdError: the session failed, after all its tokens were written; or the client did not
-            read, and the session was ended at once.
-    """
-    generation = asyncio.create_task(session.run())
-    writer = asyncio.create_task(outbox.drain())
-    try:
-        await asyncio.wait((generation, writer), return_when=asyncio.FIRST_COMPLETED)
-        if not writer.done():
-            outbox.close()
-        await writer
-        return await generation
-    finally:
-        for task in (generation, writer):
-            task.cancel()
-        await asyncio.gather(generation, writer, return_exceptions=True)

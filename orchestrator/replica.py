@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from amusd.fleet.load_balancing import ReplicaLoad, ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.fleet.responsiveness import Responsiveness
-from amusd.rpc import codec
+from amusd.rpc import model_codec
 from amusd.rpc.channel import open_channel
 from amusd.v1 import draft_pb2, model_pb2, verify_pb2, verify_pb2_grpc
 from orchestrator.rollback_stream import DraftStub
@@ -52,7 +52,9 @@ class ReplicaInfo:
         cls, model: model_pb2.ModelInfo, limits: model_pb2.ServiceLimits, num_sessions: int
     ) -> "ReplicaInfo":
         """Return the info from the parts of a reply."""
-        return cls(codec.model_from_proto(model), codec.limits_from_proto(limits), num_sessions)
+        return cls(
+            model_codec.model_from_proto(model), model_codec.limits_from_proto(limits), num_sessions
+        )
 
 
 @dataclass(frozen=True, slots=True)

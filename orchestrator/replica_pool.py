@@ -131,8 +131,10 @@ class Pool(Generic[Stub]):
         """Whether a usable replica has an address that is not in ``avoid``."""
         return any(one.address not in avoid for one in self.usable)
 
-    def take(self, avoid: Collection[str] = ()) -> Lease[Stub]:
+    def take(self, avoid: Collection[str] = (), preferred: str = "") -> Lease[Stub]:
         """Return a lease on the least loaded usable replica whose address is not in ``avoid``.
+
+        The replica with the address ``preferred`` is taken while it has room.
 
         Raises:
             UnavailableError: no replica can be used; the message is that of ``problem``.
@@ -141,13 +143,24 @@ class Pool(Generic[Stub]):
         candidates = [
             Candidate(one.address, one.load, one.answers.is_late(now)) for one in self.usable
         ]
-        chosen = least_loaded(candidates, avoid, self._rng)
+        is_preferred = preferred not in avoid and self._has_room(preferred)
+        chosen = next(
+            (one for one in candidates if is_preferred and one.address == preferred), None
+        )
+        chosen = chosen or least_loaded(candidates, avoid, self._rng)
         if chosen is None:
             raise UnavailableError(self.problem(avoid))
         replica = self._replicas[chosen.address]
         replica.load.opened()
         replica.answers.session_opened(now)
         return Lease(replica)
+
+    def _has_room(self, address: str) -> bool:
+        """Whether one more session is open at once on a replica, as far as is known."""
+        replica = self._replicas.get(address)
+        if replica is None or replica.info is None:
+            return False
+        return replica.load.num_sessions < replica.info.limits.max_sessions
 
     def problem(self, avoid: Collection[str] = ()) -> str:
         """Return one line that says why no replica can be used, and what to do."""

@@ -13,10 +13,9 @@ a draft, decoding continues at the verify model's own speed.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from amusd.analysis.generation_statistics import Statistics, StatisticsRecorder
-from amusd.analysis.timeline import Timeline, TimelineRecorder
+from amusd.analysis.timeline import TimelineEvent, TimelineRecorder
 from amusd.fleet.failover import Attempts, Ending
 from amusd.observe.observer import RequestWatch
 from amusd.policy.speculation_policy import make_policy
@@ -29,14 +28,15 @@ from amusd.protocol.errors import (
     UnavailableError,
 )
 from amusd.protocol.events import NOTHING, Decision, Proposal, Verdict
-from amusd.protocol.finish import FinishReason
+from amusd.protocol.finish import FinishReason, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import draft_plan
 from amusd.rpc import faults
 from orchestrator.backends import Backends
+from orchestrator.emission import Emission, Emit
 from orchestrator.links import DraftLink, Event, LinkLost, Role, SessionOpening, VerifyLink
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session_plan import Outcome, SessionPlan
 from orchestrator.session_timer import Timer
 
 _RECHECK_SECONDS = 1.0  # while a verdict is late
@@ -44,28 +44,23 @@ _MIN_REPORTED_SILENCE_SECONDS = 1.0  # of a draft at the end of an output
 _MIN_REPORTED_PASSES = 4  # the same, for a draft that has never proposed anything
 _MIN_FIRST_SILENCE_SECONDS = 0.05  # in which these passes ran
 
-Emit = Callable[[tuple[int, ...]], None]
-"""Takes final tokens of the output, at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a generation ended, and what it took."""
-
-    reason: FinishReason
-    statistics: Statistics
-    timeline: Timeline | None = None
-
 
 class Session:
     """Decodes one request; ``run`` is called once."""
 
     def __init__(
-        self, backends: Backends, plan: SessionPlan, emit: Emit, watch: RequestWatch
+        self,
+        backends: Backends,
+        plan: SessionPlan,
+        emit: Emit,
+        watch: RequestWatch,
+        text_end: TextEnd | None = None,
+        on_event: Callable[[TimelineEvent], None] | None = None,
     ) -> None:
         """Decode ``plan`` on ``backends``; final tokens go to ``emit`` as they come.
 
-        ``watch`` records what happens.
+        ``watch`` records what happens. The output also ends where ``text_end`` says. ``on_event``
+        takes the events of a plan that streams its timeline.
         """
         self._watch = watch
         self._backends = backends
@@ -79,11 +74,15 @@ class Session:
             make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
             plan.finish,
             has_draft=self._drafting is not None,
+            text_end=text_end,
+            min_use_probability=plan.min_use_probability,
         )
         self._recorder = StatisticsRecorder(time.monotonic())
         self._timeline: TimelineRecorder | None = None
-        if plan.records_timeline:
-            self._timeline = TimelineRecorder(time.time_ns(), max_branches=plan.max_branches)
+        if plan.records_timeline or plan.streams_timeline:
+            self._timeline = TimelineRecorder(
+                time.time_ns(), max_branches=plan.max_branches, on_event=on_event
+            )
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[FinishReason] = self._loop.create_future()
         self._timer = Timer(self._loop, self._on_timeout)
@@ -109,8 +108,15 @@ class Session:
             await self._close()
             statistics = self._summary()
             self._watch.decoded(statistics)
-        timeline = self._timeline.timeline() if self._timeline is not None else None
+        timeline = None
+        if self._timeline is not None and self._plan.records_timeline:
+            timeline = self._timeline.timeline()
         return Outcome(reason, statistics, timeline)
+
+    @property
+    def verify_address(self) -> str:
+        """The verify replica that has the session; empty before it is opened."""
+        return self._verify.address if self._verify is not None else ""
 
     def _take(self, event: Event) -> None:
         """Take an event of a link: the hot path of a generation."""
@@ -120,7 +126,7 @@ class Session:
             decision = self._decide(event)
             if self._timeline is not None:
                 self._timeline.decided(event, decision, time.time_ns())
-            self._carry_out(decision)
+            self._carry_out(decision, event)
             self._after_event()
         except Exception as error:  # of whatever kind: it ends this session, and no other
             self._end_with(error)
@@ -140,7 +146,7 @@ class Session:
             case LinkLost():
                 return self._on_verify_lost(event)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, event: Event | None = None) -> None:
         # A forward is first: the verify model may be idle, the draft works in any case.
         if decision.forward is not None and self._verify is not None:
             self._verify.send(decision.forward)
@@ -154,7 +160,7 @@ class Session:
             self._watch.rolled_back(decision.rollback)
         if decision.committed:
             self._recorder.tokens(time.monotonic())
-            self._emit(decision.committed)
+            self._emit(Emission.of(decision.committed, event))
 
     def _after_event(self) -> None:
         """End the session if its output is over, else bound the wait for the next event."""
@@ -335,8 +341,10 @@ class Session:
             ledger.num_prompt_tokens + plan.finish.max_tokens,
             self._backends.vocabulary_fingerprint,
             ledger.epoch,
-            plan.records_timeline,
+            plan.records_timeline or plan.streams_timeline,
             plan.max_branches,
+            plan.sampling_after(self._controller.num_output),
+            plan.min_use_probability,
         )
 
     def _open_verify(self, instead_of: LinkLost | None = None) -> None:
@@ -346,7 +354,9 @@ class Session:
             AmusdError: none can be used; after a failure, the error says what failed.
         """
         try:
-            lease = self._backends.verify.take(self._attempts["verify"].avoided)
+            lease = self._backends.verify.take(
+                self._attempts["verify"].avoided, self._plan.preferred_verify
+            )
         except UnavailableError as none_left:
             if instead_of is None or instead_of.ending is Ending.REFUSED:
                 raise

@@ -11,19 +11,23 @@ from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.library_output import cause_of, one_line
 from amusd.pair import PairError, resolve_model
 from amusd.protocol.errors import InvalidInputError, NotServedError
+from amusd.tokenizer.model_tokenizer import make_tokenizer
+from amusd.tokenizer.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from orchestrator.chat import Message
 from orchestrator.chat_template import ChatTemplates
 from orchestrator.chat_tokens import ChatEncoder, encode_text
 from orchestrator.detokenizer import ByteDecoder, Detokenizer, NoDecoder, TextDecoder
-from orchestrator.special_tokens import add_tokens, special_tokens_of
 from orchestrator.text_bound import TextBound
-from orchestrator.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from orchestrator.token_bytes import TokenBytes
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class TextCodec(Protocol):
     """A tokenizer."""
+
+    has_text: bool
+    """Whether there is one; without it, outputs have no text."""
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the tokens of a plain text, with the model's special tokens at its start.
@@ -54,6 +58,12 @@ class TextCodec(Protocol):
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
 
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the text of a token as bytes, which may be a part of a character.
+
+        A token that ``begins_text`` may lack the space before its word.
+        """
+
 
 def load_text_codec(name: str) -> TextCodec:
     """Load a tokenizer by the name of a built-in model, a folder, or a hub id.
@@ -81,21 +91,16 @@ def load_text_codec(name: str) -> TextCodec:
 
 
 def _model_text(files: TokenizerFiles) -> "ModelText":
-    try:
-        tokenizer = Tokenizer.from_str(files.tokenizer)
-    except Exception as error:  # the library raises no narrower type
-        raise ValueError(f"tokenizer.json: {error}") from error
-    special_tokens = special_tokens_of(files, tokenizer)
-    add_tokens(tokenizer, special_tokens)
-    # Both are left over from training: Transformers does not apply them to a prompt either.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    made = make_tokenizer(files)
+    tokenizer = made.tokenizer
     tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
-    return ModelText(tokenizer, files.templates, special_tokens.texts())
+    return ModelText(tokenizer, files.templates, made.special_tokens.texts())
 
 
 class ModelText:
     """The tokenizer of a model, with its chat templates."""
+
+    has_text = True
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class ModelText:
         """
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
+        self._token_bytes = TokenBytes(tokenizer, self._detokenizer)
         if isinstance(templates, str):
             templates = {"default": templates}
         self._bound = TextBound.of(tokenizer)
@@ -137,9 +143,15 @@ class ModelText:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
         return self._detokenizer.decoder(prompt)
 
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the text of a token as bytes."""
+        return self._token_bytes.of(token, begins_text)
+
 
 class ByteText:
     """Tokenizer of synthetic models: tokens 0 to 255 are UTF-8 bytes, others have no text."""
+
+    has_text = True
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Return the bytes of a text."""
@@ -160,9 +172,15 @@ class ByteText:
         """Return a decoder for one output."""
         return ByteDecoder()
 
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return the byte of a token."""
+        return bytes([token]) if token < 256 else b""
+
 
 class NoText:
     """Replaces the tokenizer of a model without one: prompts are token ids, output has no text."""
+
+    has_text = False
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Raise NotServedError."""
@@ -181,3 +199,7 @@ class NoText:
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder whose text is always empty."""
         return NoDecoder()
+
+    def token_bytes(self, token: int, begins_text: bool = False) -> bytes:
+        """Return no text."""
+        return b""

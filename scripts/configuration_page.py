@@ -16,16 +16,22 @@ an empty variable counts as unset. A wrong value ends the command with exit code
 that names the flag and the variable.
 """
 
-_TITLES = {"orchestrator": "Orchestrator", "draft": "Draft service", "verify": "Verify service"}
+_TITLES = {
+    "orchestrator": "Orchestrator",
+    "draft": "Draft service",
+    "verify": "Verify service",
+    "gateway": "Gateway",
+}
 
 _SERVICES = {
     "orchestrator": "`amusd serve orchestrator` runs the service that clients call.",
     "draft": "`amusd serve draft` runs a small model that proposes tokens.",
     "verify": "`amusd serve verify` runs the model that decides the output.",
+    "gateway": "`amusd serve gateway` runs the OpenAI-compatible HTTP API of an orchestrator.",
 }
 
 _UP = """\
-`amusd up` runs all three services on this machine until Ctrl-C. It passes these settings on to
+`amusd up` runs all services on this machine until Ctrl-C. It passes these settings on to
 them. Each service takes the others from its own environment variables."""
 
 

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from amusd.client import Client, Generation, Options, generate_request
+from amusd.client import Client, Generation, Options
+from amusd.clients.connection import Connection
+from amusd.clients.request_building import generate_request
 from amusd.prompts import Prompt
 from amusd.protocol.errors import InvalidInputError, PreconditionError, UnavailableError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
 from amusd.v1 import orchestrator_pb2 as pb
+
+NOWHERE = Connection("nowhere:1")
 
 
 def test_unset_options_are_left_to_the_server() -> None:
@@ -98,7 +102,7 @@ class Call:
 
 
 def test_a_generation_yields_its_pieces_and_keeps_them() -> None:
-    generation = Generation(Call(), "nowhere")
+    generation = Generation(Call(), NOWHERE)
     pieces = list(generation)
     assert pieces == ["ab", "", "\ufffd"]
     assert [piece.tokens for piece in pieces] == [(1, 2), (3,), ()]
@@ -110,14 +114,14 @@ def test_a_generation_yields_its_pieces_and_keeps_them() -> None:
 
 
 def test_an_output_without_a_completion_has_no_statistics() -> None:
-    generation = Generation(Call(num_responses=2), "nowhere").wait()
+    generation = Generation(Call(num_responses=2), NOWHERE).wait()
     with pytest.raises(UnavailableError, match="no completion: read it to its end"):
         generation.summary()
 
 
 def test_leaving_a_loop_cancels_the_call_and_keeps_what_was_read() -> None:
     call = Call()
-    generation = Generation(call, "nowhere")
+    generation = Generation(call, NOWHERE)
     for _ in generation:
         assert call.num_cancelled == 0
         break

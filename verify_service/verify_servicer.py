@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 
 from amusd.observe.observer import Observer
 from amusd.protocol.events import Forward, Verdict
-from amusd.rpc import codec, faults
+from amusd.rpc import codec, faults, model_codec
+from amusd.rpc.sampling_codec import sequence_sampling_from_proto
 from amusd.rpc.stream_limits import check_session_id
 from amusd.serving.engine_thread import EngineThread
+from amusd.serving.preparation import constraint_preparation
 from amusd.serving.session_stream import SessionStreams, StreamShape
 from amusd.v1 import verify_pb2, verify_pb2_grpc
 from verify_service.verifying import VerifyOpening, VerifyWorker
@@ -50,6 +52,7 @@ def _opening(request: verify_pb2.VerifyOpen) -> VerifyOpening:
         epoch=request.epoch,
         vocabulary_fingerprint=request.vocabulary_fingerprint,
         records_times=request.record_times,
+        sampling=sequence_sampling_from_proto(request),
     )
 
 
@@ -60,14 +63,15 @@ _SHAPE: StreamShape[Forward, Verdict] = StreamShape(
     event=codec.forward_from_proto,
     response=codec.verdict_to_proto,
     record=lambda watch, verdict: watch.verified(verdict),
+    preparation=constraint_preparation,
 )
 
 
 def _info(worker: VerifyWorker) -> verify_pb2.GetVerifyInfoResponse:
     return verify_pb2.GetVerifyInfoResponse(
-        model=codec.model_to_proto(worker.engine.description),
-        limits=codec.limits_to_proto(worker.limits),
+        model=model_codec.model_to_proto(worker.engine.description),
+        limits=model_codec.limits_to_proto(worker.limits),
         num_sessions=worker.num_sessions,
         num_waiting=worker.num_waiting,
-        cache=codec.usage_to_proto(worker.engine.usage),
+        cache=model_codec.usage_to_proto(worker.engine.usage),
     )

@@ -5,17 +5,20 @@ is divided between its sequences. The others wait for the next batch.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field, replace
 
 from amusd.engine.interface import NO_TOKEN, Engine
 from amusd.engine.not_finite import not_finite
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import OnPass, ignore_pass
-from amusd.policy.place_acceptance import PlaceAcceptance
+from amusd.policy.calibration import Calibration
+from amusd.policy.proposal_chances import SHARED_RATE, ProposalChances
 from amusd.policy.row_budget import RowBudget
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.events import Forward, Verdict
 from amusd.protocol.verify_session import VerifySession
+from amusd.sampling.parameters import GREEDY, SequenceSampling, TokenLogprobs
 from amusd.serving.engine_health import EngineHealth
 from amusd.serving.engine_worker import EngineWorker
 from amusd.serving.scheduler import Scheduled
@@ -33,6 +36,7 @@ class VerifyOpening:
     epoch: int = 0
     vocabulary_fingerprint: str = ""
     records_times: bool = False
+    sampling: SequenceSampling = GREEDY
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -41,13 +45,17 @@ class VerifySequence(Sequence):
 
     The row budget of the next batch allows ``num_allotted`` of them; None: it does not limit them.
     Without ``has_budget`` it never does, because the client has chosen the number itself.
+    ``prompt_logprobs`` are those of the prompt's tokens from the second one on, until the first
+    verdict sends them; ``num_prompt_outputs`` of them are to come.
     """
 
     session: VerifySession
+    outlook: ProposalChances
     max_checked: int
     has_budget: bool = False
     num_allotted: int | None = None
-    places: PlaceAcceptance = field(default_factory=PlaceAcceptance)
+    num_prompt_outputs: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -74,7 +82,9 @@ class VerifySequence(Sequence):
     def chances(self) -> list[float]:
         """The probability of each proposal under the row budget to be accepted, in order."""
         num_ready = self.num_ready if self.has_budget else 0
-        return self.places.chances(num_ready) if num_ready else []
+        if not num_ready:
+            return []
+        return self.outlook.chances(self.session.pending_probabilities[:num_ready])
 
 
 class Verifying:
@@ -85,6 +95,7 @@ class Verifying:
         self._engine = engine
         self._limits = limits
         self.budget = RowBudget()
+        self._calibration = Calibration(SHARED_RATE)
         self.num_branch_starts = 0  # of sessions that have ended
         self._is_timed = True  # the pass times of the last batch
 
@@ -92,12 +103,13 @@ class Verifying:
         """Return the sequence of a new session."""
         self._check(opening)
         most = self._limits.max_lookahead
-        return VerifySequence(
+        sequence = VerifySequence(
             session_id=opening.session_id,
             num_prompt_tokens=len(opening.tokens),
             capacity=opening.max_position,
             send=send,
             clock=BatchClock(opening.records_times),
+            sampling=opening.sampling,
             session=VerifySession(
                 opening.tokens,
                 opening.max_position,
@@ -106,7 +118,11 @@ class Verifying:
                 self._limits.max_branches,
             ),
             max_checked=most,
+            outlook=ProposalChances(self._calibration),
         )
+        if sequence.has_prompt_logprobs:
+            sequence.num_prompt_outputs = len(opening.tokens) - 1
+        return sequence
 
     def admitted(self, sequence: VerifySequence) -> None:
         """Nothing to do: the first pass is due as soon as there is memory."""
@@ -114,7 +130,9 @@ class Verifying:
     def receive(self, sequence: VerifySequence, event: Forward) -> None:
         """Take tokens to check."""
         self._engine.description.check_tokens(event.all_tokens)
-        sequence.session.offer(event.epoch, event.position, event.tokens, event.branches)
+        sequence.session.offer(
+            event.epoch, event.position, event.tokens, event.branches, event.probabilities
+        )
         most = self._limits.max_lookahead
         sequence.max_checked = min(event.max_checked or most, most)
         sequence.has_budget = event.max_checked > 0
@@ -136,25 +154,39 @@ class Verifying:
         return ()
 
     def settle(self, sequence: VerifySequence, predictions: list[int]) -> None:
-        """Send the verdict on what the batch checked."""
+        """Send the verdict on what the batch checked; keep log-probabilities of a prompt for it."""
+        slot = sequence.slot
+        assert slot is not None  # it took part in a batch
+        logprobs = self._engine.logprobs(slot) if sequence.sampling.logprobs is not None else ()
+        num_prompt = min(len(predictions), sequence.num_prompt_outputs)
+        if num_prompt:
+            sequence.num_prompt_outputs -= num_prompt
+            sequence.prompt_logprobs.extend(logprobs[:num_prompt])
+            if num_prompt == len(predictions):
+                return  # the batch ends within the prompt
         times = sequence.clock.take()
         verdict = sequence.session.end_pass(
-            predictions, times.seconds, times.share_seconds, sequence.num_cached_tokens, times.times
+            predictions[num_prompt:],
+            times.seconds,
+            times.share_seconds,
+            sequence.num_cached_tokens,
+            times.times,
         )
         sequence.num_cached_tokens = 0
         self._learn(sequence, verdict, times)
-        assert sequence.slot is not None  # it took part in a batch
         if verdict.next_token == NO_TOKEN:
             raise not_finite(self._engine.description)
         # The verify model's own next token has not been computed yet.
-        self._engine.truncate(sequence.slot, sequence.session.verified_position - 1)
+        self._engine.truncate(slot, sequence.session.verified_position - 1)
+        if logprobs:
+            verdict = _with_logprobs(sequence, verdict, logprobs[num_prompt:])
         sequence.send(verdict)
 
     def _learn(self, sequence: VerifySequence, verdict: Verdict, times: BatchTimes) -> None:
         """Learn acceptance and pass time; the first batches of a sequence include the prefill."""
-        sequence.places.observe(verdict)
+        sequence.outlook.observe(verdict, sequence.session.compared)
         if sequence.session.epoch > verdict.epoch:
-            sequence.places.rejected(sequence.session.epoch)
+            sequence.outlook.rejected(sequence.session.epoch)
         is_decoding = verdict.position > sequence.num_prompt_tokens
         if self._is_timed or not is_decoding or not times.share_seconds:
             return
@@ -175,11 +207,29 @@ class Verifying:
                 "changed, restart the orchestrator"
             )
         model.check_tokens(opening.tokens)
+        opening.sampling.check_vocabulary(model.output_size)
         if opening.max_position > self._limits.max_context:
             raise InvalidInputError(
                 f"max_position is {opening.max_position}: the verify service takes up to "
                 f"{self._limits.max_context} tokens"
             )
+
+
+def _with_logprobs(
+    sequence: VerifySequence, verdict: Verdict, logprobs: Tokens[TokenLogprobs]
+) -> Verdict:
+    """Return a verdict with log-probabilities; ``logprobs`` are those of all its outputs.
+
+    The outputs of accepted tokens are these tokens.
+    """
+    # A rebuilt session may ask for those of its prompt; its output is no part of that.
+    num_prompt = max(0, sequence.sampling.num_prompt_tokens - 1)
+    prompt, sequence.prompt_logprobs = sequence.prompt_logprobs[:num_prompt], []
+    return replace(
+        verdict,
+        logprobs=tuple(logprobs[: verdict.num_accepted + 1]),
+        prompt_logprobs=tuple(prompt),
+    )
 
 
 class VerifyWorker(EngineWorker[VerifySequence, VerifyOpening, Forward]):

@@ -8,7 +8,7 @@ Rules of this file
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from amusd.protocol.errors import PreconditionError
@@ -28,6 +28,19 @@ class TimelineEvent:
 
     seconds: float
     message: Message
+
+    @property
+    def token_ids(self) -> set[int]:
+        """The tokens in its message, those of branches included."""
+        match self.message:
+            case Proposal() | Forward():
+                return set(self.message.all_tokens)
+            case Verdict():
+                return {self.message.next_token}
+            case Advance():
+                return set(self.message.tokens)
+            case Rollback():
+                return {self.message.corrected_token, *self.message.branch_tokens}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,8 @@ class TimelineRecorder:
     started_unix_nanos: int
     max_entries: int = MAX_ENTRIES
     max_branches: int = 0
+    on_event: Callable[[TimelineEvent], None] | None = None
+    """Takes each event as it is recorded."""
     _events: list[TimelineEvent] = field(default_factory=list)
     _num_entries: int = 0
     _is_truncated: bool = False
@@ -57,7 +72,7 @@ class TimelineRecorder:
     def decided(self, event: object, decision: Decision, unix_nanos: int) -> None:
         """Record an event that was processed, and the messages that its decision sends."""
         if isinstance(event, Verdict):
-            self._add(_within_output(event, decision.committed), unix_nanos)
+            self._add(_recorded(event, decision.committed), unix_nanos)
         elif isinstance(event, Proposal):
             self._add(event, unix_nanos)
         for message in (decision.rollback, decision.advance, decision.forward):
@@ -77,11 +92,16 @@ class TimelineRecorder:
             self._is_truncated = True
             return
         seconds = (unix_nanos - self.started_unix_nanos) * 1e-9
-        self._events.append(TimelineEvent(seconds, message))
+        event = TimelineEvent(seconds, message)
+        self._events.append(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
 
-def _within_output(verdict: Verdict, committed: tuple[int, ...]) -> Verdict:
-    """Return a verdict without the accepted tokens behind the end of the output."""
+def _recorded(verdict: Verdict, committed: tuple[int, ...]) -> Verdict:
+    """Return a verdict without log-probabilities and tokens behind the end of the output."""
+    if verdict.logprobs:
+        verdict = replace(verdict, logprobs=(), prompt_logprobs=())
     if not 0 < len(committed) <= verdict.num_accepted:
         return verdict
     return replace(verdict, num_accepted=len(committed) - 1, next_token=committed[-1])

@@ -1,22 +1,20 @@
 """``amusd acceptance``: measures the acceptance of drafts and predicts their speed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from amusd.analysis.acceptance import Share
-from amusd.cli.common_options import check_output, errors
+from amusd.cli.common_options import Force, check_output, write_report
+from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.engine.loading.device import DeviceSettings
 from amusd.prompts import load_prompts
-from amusd.protocol.errors import UnavailableError
 
 if TYPE_CHECKING:
     from amusd.distill.draft_measurement import DraftReport
@@ -42,13 +40,14 @@ def acceptance(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads on CPU; 0: PyTorch's choice.")] = 1,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    force: Force = False,
 ) -> None:
     """Measure how often drafts agree with the verify model, and predict the speed.
 
     Acceptance is teacher-forced on the verify model's answers. Times are measured on this device.
     With several drafts, the table marks the best one for each strategy.
     """
-    check_output(output)
+    check_output(output, force)
     texts = tuple(load_prompts(prompts, limit))
     # Transformers takes seconds to import, so arguments are checked first.
     from amusd.distill.draft_measurement import Bench, MeasurePlan  # noqa: PLC0415
@@ -72,18 +71,25 @@ def acceptance(
     passes = [bench.pass_seconds(n) for n in range(lookahead + 1)]
     _show(reports, passes)
     if output is not None:
-        _save(output, reports, passes)
+        drafts = [asdict(report) for report in reports]
+        write_report(output, {"pass_seconds": passes, "drafts": drafts})
 
 
 def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("draft", overflow="fold", min_width=8)
-    for heading in ("layers", "M read", "step", "greedy", "sampled", "speculative", "amusd"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = ReportTable(
+        Column("draft", is_text=True),
+        Column("layers", rank=3),
+        Column("M read", rank=4),
+        Column("step", rank=2),
+        Column("greedy"),
+        Column("sampled", rank=5),
+        Column("speculative", rank=1),
+        Column("amusd"),
+    )
     fastest = min(report.speculative.seconds for report in reports)
     soonest = min(report.asynchronous.seconds for report in reports)
     for report in reports:
-        table.add_row(
+        table.add(
             report.draft,
             str(report.num_layers),
             f"{report.num_computed / 1e6:.1f}",
@@ -94,7 +100,7 @@ def _show(reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
             _predicted(report.asynchronous.seconds, report.asynchronous.num_proposed, soonest),
         )
     console = Console(markup=False)
-    console.print(table)
+    table.print(console)
     times = ", ".join(f"{1e3 * seconds:.1f}" for seconds in passes)
     console.print(
         "step: ms per draft step; greedy, sampled: share of accepted tokens, 95 % interval;\n"
@@ -115,13 +121,3 @@ def _percent(share: Share) -> str:
 
 def _predicted(seconds: float, num_proposed: int, best: float) -> str:
     return f"{1e3 * seconds:.1f} ({num_proposed}){'*' if seconds == best else ' '}"
-
-
-def _save(path: Path, reports: Sequence["DraftReport"], passes: Sequence[float]) -> None:
-    report = {"pass_seconds": list(passes), "drafts": [asdict(report) for report in reports]}
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot write {path} ({error.strerror}): the figures are only in the table above"
-        ) from None

@@ -7,9 +7,10 @@ import typer
 import amusd
 from amusd.cli.acceptance_command import acceptance
 from amusd.cli.bench_command import bench
+from amusd.cli.chat_command import chat
 from amusd.cli.compare_command import compare
 from amusd.cli.consistency_command import consistency
-from amusd.cli.declared_options import mount
+from amusd.cli.declared_options import HELP_NAMES, mount
 from amusd.cli.distill_command import distill
 from amusd.cli.generate_command import generate
 from amusd.cli.plan_command import plan
@@ -23,11 +24,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
+    context_settings=HELP_NAMES,
 )
 mount(app, serve)
 mount(app, up)
-app.command()(generate)
+mount(app, generate)
+mount(app, chat)
 app.command()(compare)
 app.command()(bench)
 app.command()(distill)

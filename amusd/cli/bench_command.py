@@ -1,28 +1,32 @@
 """``amusd bench``: measures strategies on many prompts, interleaved, and writes a report."""
 
 import contextlib
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from amusd.cli import load_tables
 from amusd.cli.common_options import (
     Address,
     DraftModel,
+    Force,
     Lookup,
     MaxTokens,
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
-    server,
+    progress_bar,
+    write_report,
 )
+from amusd.cli.load import Load, measure_load
+from amusd.cli.load import reference_of as reference_of_load
 from amusd.cli.local_services import LocalSettings, place
 from amusd.cli.machine import provenance
-from amusd.cli.measure import Measurement, Runner, measure, parse_strategies, reference_of
+from amusd.cli.measure import Runner, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import load_prompts
@@ -40,7 +44,21 @@ def bench(
     ] = "autoregressive,speculative,amusd",
     max_tokens: MaxTokens = 128,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Most requests at the same time.")
+    ] = 1,
+    request_rate: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Requests that arrive per second, at random times; 0: one after another."
+        ),
+    ] = 0.0,
+    rounds: Annotated[
+        int,
+        typer.Option(min=1, max=100, help="How often every strategy gets all prompts under load."),
+    ] = 2,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    force: Force = False,
     baseline: Annotated[
         str, typer.Option(help="Baseline to measure in the same run: transformers.")
     ] = "",
@@ -51,28 +69,52 @@ def bench(
     lookup: Lookup = None,
     timeout: Annotated[float, typer.Option(help="Timeout of each generation, in seconds.")] = 600.0,
 ) -> None:
-    """Measure strategies on many prompts; all strategies decode a prompt before the next one."""
+    """Measure strategies on many prompts; all strategies decode a prompt before the next one.
+
+    With --concurrency or --request-rate the strategies take turns with all prompts, and the table
+    has tokens per second and latencies in milliseconds.
+    """
+    load = Load(concurrency, request_rate)
+    _check_baseline(baseline, address, load)
+    check_output(output, force)
+    loaded = load_prompts(prompts, limit)
+    choices = parse_strategies(strategies)
+    title = f"{len(loaded)} prompts of {prompts}, up to {max_tokens} tokens"
+    about: dict[str, Any] = {"prompts": prompts, "max_tokens": max_tokens, **asdict(load)}
+    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
+        about["server"] = _server(client)
+        if load.is_one_by_one:
+            runners: list[Runner] = [choice.runner(client) for choice in choices]
+            runners += _baselines(draft, verify) if baseline else []
+            with progress_bar() as progress:
+                task = progress.add_task("decoding", total=len(runners) * len(loaded))
+                found = measure(runners, loaded, max_tokens, lambda: progress.advance(task))
+            show(found, title)
+            runs = [one.report(reference_of(found)) for one in found]
+        else:
+            with progress_bar() as progress:
+                task = progress.add_task("decoding", total=rounds * len(choices) * len(loaded))
+                loads = measure_load(
+                    client, choices, loaded, max_tokens, load, rounds,
+                    lambda: progress.advance(task),
+                )  # fmt: skip
+            load_tables.show(loads, f"{title}, {load}, {rounds} rounds")
+            runs = [one.report(reference_of_load(loads)) for one in loads]
+    if output is not None:
+        write_report(output, {**provenance(), **about, "num_prompts": len(loaded), "runs": runs})
+
+
+def _check_baseline(baseline: str, address: str, load: Load) -> None:
     if baseline not in ("", TRANSFORMERS):
         raise InvalidInputError(f"unknown baseline {baseline!r}: use {TRANSFORMERS}")
     if baseline and address:
         raise InvalidInputError(
             "a baseline needs services that this command starts: leave --address out"
         )
-    check_output(output)
-    loaded = load_prompts(prompts, limit)
-    choices = parse_strategies(strategies)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
-        runners: list[Runner] = [choice.runner(client) for choice in choices]
-        if baseline:
-            runners += _baselines(draft, verify)
-        info = MessageToDict(client.server_info(), preserving_proto_field_name=True)
-        with _progress() as progress:
-            task = progress.add_task("decoding", total=len(runners) * len(loaded))
-            measurements = measure(runners, loaded, max_tokens, lambda: progress.advance(task))
-    show(measurements, f"{len(loaded)} prompts of {prompts}, up to {max_tokens} tokens")
-    if output is not None:
-        report = _report(measurements, info, prompts, max_tokens)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if baseline and not load.is_one_by_one:
+        raise InvalidInputError(
+            "a baseline decodes one prompt at a time: leave --concurrency and --request-rate out"
+        )
 
 
 def _baselines(draft: str, verify: str) -> list[Runner]:
@@ -84,28 +126,10 @@ def _baselines(draft: str, verify: str) -> list[Runner]:
         return list(transformers_runners(draft, verify, verify_place))
 
 
-def _report(
-    measurements: list[Measurement], info: dict[str, Any], prompts: str, max_tokens: int
-) -> dict[str, Any]:
+def _server(client: Client) -> dict[str, Any]:
+    """Return what the server says of itself, without the hashes of its vocabularies."""
+    info: dict[str, Any] = MessageToDict(client.server_info(), preserving_proto_field_name=True)
     for role in ("verify_model", "draft_model"):
         with contextlib.suppress(KeyError):
             del info[role]["vocabulary"]
-    reference = reference_of(measurements)
-    return {
-        **provenance(),
-        "server": info,
-        "prompts": prompts,
-        "num_prompts": len(reference.samples),
-        "max_tokens": max_tokens,
-        "runs": [measurement.report(reference) for measurement in measurements],
-    }
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-    )
+    return info

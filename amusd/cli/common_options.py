@@ -1,34 +1,28 @@
-"""Options that several commands share, and the server that they use."""
+"""Options that several commands share."""
 
-import contextlib
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from amusd.cli.local_services import LocalSettings, local_services
-from amusd.engine.interface import EngineOptions
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.fleet.endpoint import parse_endpoint
-from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.settings import settings_in
 
-# Without markup, or the brackets of addresses and model names would be cut.
-errors = Console(stderr=True, markup=False)
-
-_LOCAL = {one.name: one for one in settings_in(LocalSettings())}
+_DECLARED = {one.name: one for one in settings_in(ServerChoice())}
 
 
-def _option(name: str) -> Any:
-    """Return the option for a setting of local services, as it is declared."""
-    found = _LOCAL[name]
+def _option(name: str, **details: Any) -> Any:
+    """Return the option for a setting of the server, as it is declared."""
+    found = _DECLARED[name]
     flags = "/".join(filter(None, (found.flag, found.off_flag)))
     default = found.declaration.default_text
     note = f" [default: {default}]" if default else ""
     return typer.Option(
-        flags, envvar=found.variable or None, help=f"{found.declaration.help}{note}"
+        flags, envvar=found.variable or None, help=f"{found.declaration.help}{note}", **details
     )
 
 
@@ -42,23 +36,8 @@ def _check_address(address: str) -> str:
     return address
 
 
-Address = Annotated[
-    str,
-    typer.Option(
-        envvar="AMUSD_ADDRESS",
-        callback=_check_address,
-        help="Address of an orchestrator, host:port; empty: start services for this command.",
-    ),
-]
-UseProxy = Annotated[
-    bool,
-    typer.Option(
-        "--use-proxy",
-        envvar="AMUSD_USE_PROXY",
-        help="Reach the address through the proxy that grpc_proxy, https_proxy or http_proxy "
-        "names.",
-    ),
-]
+Address = Annotated[str, _option("address", callback=_check_address)]
+UseProxy = Annotated[bool, _option("use_proxy")]
 DraftModel = Annotated[str, _option("draft")]
 VerifyModel = Annotated[str, _option("verify")]
 Lookup = Annotated[bool | None, _option("lookup")]
@@ -75,33 +54,43 @@ Lookahead = Annotated[
 ]
 
 
-def check_output(path: Path | None) -> None:
-    """Raise InvalidInputError if ``path`` is no place to write a report to."""
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+
+
+def check_output(path: Path | None, force: bool = True) -> None:
+    """Raise InvalidInputError if ``path`` is no place to write a report to.
+
+    Without ``force``, a file that exists is none.
+    """
     if path is not None and not path.parent.is_dir():
         raise InvalidInputError(f"there is no folder {path.parent} to write {path.name} to")
     if path is not None and path.is_dir():
         raise InvalidInputError(f"{path} is a folder: name a file in it to write to")
+    if path is not None and path.exists() and not force:
+        raise InvalidInputError(f"{path} exists: choose another name, or use --force")
 
 
-@contextlib.contextmanager
-def server(address: str, draft: str, verify: str, lookup: bool | None) -> Iterator[str]:
-    """Yield ``address``, or if it is empty that of services that run for the block.
+def write_report(path: Path, report: Any) -> None:
+    """Write a report as JSON.
 
-    Those have no prefix caching, so that several runs of one prompt compare.
+    Raises:
+        UnavailableError: it cannot be written.
     """
-    if address:
-        yield address
-        return
-    with contextlib.ExitStack() as stack:
-        started = f"starting services: verify {verify}, draft {draft or 'none'}"
-        with errors.status(Text(started)):
-            options = EngineOptions(reuse_prefixes=False)
-            settings = LocalSettings(
-                draft=draft,
-                verify=verify,
-                lookup=lookup,
-                draft_options=options,
-                verify_options=options,
-            )
-            services = stack.enter_context(local_services(settings))
-        yield services.address
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {path} ({error.strerror}): the figures are only in the table above"
+        ) from None
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar that shows how many steps are done, and how long the rest takes."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )

@@ -12,10 +12,10 @@ from amusd.cli.common_options import (
     Raw,
     UseProxy,
     VerifyModel,
-    errors,
-    server,
+    progress_bar,
 )
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
+from amusd.cli.server_choice import errors, server
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import Prompt
@@ -52,8 +52,9 @@ def compare(
     choices = parse_strategies(strategies) if strategies else []
     with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
         runners = [choice.runner(client) for choice in choices or _all_strategies(client)]
-        with errors.status("decoding"):
-            measurements = measure(runners, prompts, max_tokens)
+        with progress_bar() as progress:
+            task = progress.add_task("decoding", total=len(runners) * repeat)
+            measurements = measure(runners, prompts, max_tokens, lambda: progress.advance(task))
     show(measurements, f"{repeat} runs of up to {max_tokens} tokens")
     reference = reference_of(measurements)
     if not all(one.same_outputs(reference) for one in measurements):

@@ -2,30 +2,30 @@
 
 import contextlib
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from amusd.analysis.consistency import Comparison, Difference, Output, differences
 from amusd.cli.common_options import (
     DraftModel,
+    Force,
     Lookup,
     MaxTokens,
     VerifyModel,
     check_output,
-    errors,
+    progress_bar,
+    write_report,
 )
 from amusd.cli.local_services import LocalSettings, local_services, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, Sample, ServiceRunner, StrategyChoice, parse_strategies
+from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.client import Client
 from amusd.engine.interface import EngineOptions, Numerics
 from amusd.fleet.model_description import is_synthetic
@@ -74,6 +74,7 @@ def consistency(
     max_tokens: MaxTokens = 128,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")] = 10,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    force: Force = False,
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -92,7 +93,7 @@ def consistency(
 
     Numerics exact guarantees identical outputs: exit code 1 if one differs.
     """
-    check_output(output)
+    check_output(output, force)
     sizes = _sizes(batch_sizes)
     wanted = _numerics(numerics)
     settings = LocalSettings(
@@ -110,7 +111,7 @@ def consistency(
     show(found, f"{len(loaded)} prompts of {prompts}, up to {max_tokens} tokens")
     if output is not None:
         report = _report(plan, prompts, found)
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(output, report)
     if any(one.differences for one in found if one.numerics == Numerics.EXACT):
         errors.print("outputs differ with numerics exact", style="red")
         raise typer.Exit(1)
@@ -156,18 +157,20 @@ def _decode(
         with errors.status(f"starting services, numerics {numerics}"):
             services = stack.enter_context(local_services(settings))
         client = stack.enter_context(Client(services.address, plan.timeout))
-        with errors.status(f"decoding, numerics {numerics}"):
-            runner = ServiceRunner(client, "reference", Strategy.AUTOREGRESSIVE)
-            reference = [
-                one.tokens for one in decode_concurrently(runner, plan.prompts, 1, plan.max_tokens)
-            ]
-            return reference, {
-                (choice.name, size): decode_concurrently(
-                    choice.runner(client), plan.prompts, size, plan.max_tokens
-                )
-                for choice in plan.strategies
-                for size in plan.batch_sizes
-            }
+        runs = [(choice, size) for choice in plan.strategies for size in plan.batch_sizes]
+        num_prompts, progress = len(plan.prompts), stack.enter_context(progress_bar())
+        num_outputs = num_prompts + sum(num_prompts * _repeats(num_prompts, n) for _, n in runs)
+        task = progress.add_task(f"decoding, numerics {numerics}", total=num_outputs)
+
+        def decode(runner: Runner, size: int) -> list[Sample]:
+            return decode_concurrently(
+                runner, plan.prompts, size, plan.max_tokens, lambda: progress.advance(task)
+            )
+
+        reference = decode(ServiceRunner(client, "reference", Strategy.AUTOREGRESSIVE), 1)
+        return [one.tokens for one in reference], {
+            (choice.name, size): decode(choice.runner(client), size) for choice, size in runs
+        }
 
 
 def compare_all(
@@ -219,12 +222,26 @@ class _TieMeter:
 
 
 def decode_concurrently(
-    runner: Runner, prompts: Sequence[Prompt], batch_size: int, max_tokens: int
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    batch_size: int,
+    max_tokens: int,
+    on_sample: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
     """Decode all prompts, ``batch_size`` at a time; repeat them if there are fewer prompts."""
-    requests = [*prompts] * math.ceil(batch_size / len(prompts))
+
+    def one(prompt: Prompt) -> Sample:
+        sample = runner.run(prompt, max_tokens)
+        on_sample()
+        return sample
+
+    requests = [*prompts] * _repeats(len(prompts), batch_size)
     with ThreadPoolExecutor(batch_size) as pool:
-        return list(pool.map(lambda prompt: runner.run(prompt, max_tokens), requests))
+        return list(pool.map(one, requests))
+
+
+def _repeats(num_prompts: int, batch_size: int) -> int:
+    return math.ceil(batch_size / num_prompts)
 
 
 def _report(plan: Plan, prompts: str, comparisons: Iterable[Comparison]) -> dict[str, Any]:
@@ -245,15 +262,21 @@ def _report(plan: Plan, prompts: str, comparisons: Iterable[Comparison]) -> dict
 
 def show(comparisons: Iterable[Comparison], title: str) -> None:
     """Print one line per configuration, and a note for outputs that used no draft."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    headings = ("numerics", "strategy", "batch", "differ", "first", "median", "gap", "spacings")
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in headings[:2] else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+    table = ReportTable(
+        Column("numerics", is_text=True),
+        Column("strategy", is_text=True),
+        Column("batch"),
+        Column("differ"),
+        Column("first", rank=2),
+        Column("median", rank=3),
+        Column("gap", rank=1),
+        Column("spacings", rank=1),
+        title=title,
+    )
     notes = []
     for one in comparisons:
         first, median = one.indices or ("-", "-")
-        table.add_row(
+        table.add(
             one.numerics,
             one.strategy,
             str(one.batch_size),
@@ -266,10 +289,12 @@ def show(comparisons: Iterable[Comparison], title: str) -> None:
         if one.num_fallbacks:
             name = f"{one.numerics}, {one.strategy}, batch {one.batch_size}"
             notes.append(f"{name}: {one.num_fallbacks} outputs were decoded without the draft")
-    Console(markup=False).print(table)
+    table.print()
     print(
-        "batch: concurrent generations; first, median: index of the first token that differs;\n"
-        "gap: difference of the two tokens' logits there; spacings: the gap in steps of the dtype"
+        "batch: concurrent generations\n"
+        "first, median: index of the first token that differs\n"
+        "gap: difference of the two tokens' logits there\n"
+        "spacings: the gap in steps of the dtype"
     )
     for note in notes:
         errors.print(note, style="yellow")

@@ -5,17 +5,22 @@ of a function only.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import typer
 from click.core import ParameterSource
+from click.shell_completion import ShellComplete
 from click.types import OptionHelpExtra
+from typer.core import TyperCommand
 
 from amusd.cli.usage_errors import BAD_USAGE, one_line
 from amusd.protocol.errors import InvalidInputError
 from amusd.settings import S, Setting, settings_in, with_values
+
+HELP_NAMES: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+"""How every command is asked for its help."""
 
 
 class _ValueType(click.ParamType[Any]):
@@ -52,6 +57,7 @@ class SettingOption(click.Option):
             type=_SwitchType(setting) if is_switch else _ValueType(setting),
             is_flag=is_switch,
             default=setting.default,
+            multiple=setting.declaration.is_repeated,
             envvar=setting.variable or None,
             metavar=None if is_switch else _metavar(setting),
             help=setting.declaration.help,
@@ -78,15 +84,29 @@ def _metavar(setting: Setting) -> str:
 
 
 def settings_command(
-    name: str, help_text: str, defaults: S, run: Callable[[S], None]
+    name: str,
+    help_text: str,
+    defaults: S,
+    run: Callable[..., None],
+    arguments: Sequence[click.Argument] = (),
 ) -> click.Command:
-    """Return a command that changes ``defaults`` by its options and runs with the result."""
+    """Return a command that changes ``defaults`` by its options.
+
+    It calls ``run`` with the result, and then the values of ``arguments``.
+    """
 
     def callback(**values: Any) -> None:
-        run(with_values(defaults, values))
+        given = [values.pop(one.name) for one in arguments if one.name is not None]
+        run(with_values(defaults, values), *given)
 
     options: list[click.Parameter] = [SettingOption(one) for one in settings_in(defaults)]
-    return click.Command(name, params=options, callback=callback, help=help_text)
+    return click.Command(
+        name,
+        params=[*arguments, *options],
+        callback=callback,
+        help=help_text,
+        context_settings=HELP_NAMES,
+    )
 
 
 def mount(app: typer.Typer, command: click.Command) -> None:
@@ -97,6 +117,7 @@ def mount(app: typer.Typer, command: click.Command) -> None:
 
     app.command(
         command.name,
+        cls=_completed_by(command),
         help=command.help,
         add_help_option=False,
         context_settings={
@@ -107,6 +128,18 @@ def mount(app: typer.Typer, command: click.Command) -> None:
     )(pass_on)
 
 
+def _completed_by(command: click.Command) -> type[TyperCommand]:
+    """Return the class of a typer command whose words a shell completes as those of ``command``."""
+
+    class Completed(TyperCommand):
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            """Return what may follow the words so far; typer reads click's items as its own."""
+            words = ShellComplete(command, {}, ctx.command_path, "")
+            return list(words.get_completions(list(ctx.args), incomplete))
+
+    return Completed
+
+
 def _run(command: click.Command, path: str, arguments: list[str]) -> None:
     """Run ``command``; a wrong value is one line on standard error, and exit code 2."""
     try:
@@ -114,21 +147,23 @@ def _run(command: click.Command, path: str, arguments: list[str]) -> None:
             command.invoke(context)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(BAD_USAGE)
+        raise typer.Exit(BAD_USAGE) from None
     except click.UsageError as error:
         print(f"error: {_explanation(error, path)}", file=sys.stderr)
-        sys.exit(BAD_USAGE)
+        raise typer.Exit(BAD_USAGE) from None
     except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        raise typer.Exit(end.exit_code) from None
 
 
 def _explanation(error: click.UsageError, path: str) -> str:
     """Return what is wrong in one line, with the flag and the variable of a wrong value."""
     option, context = getattr(error, "param", None), error.ctx
-    if context is not None and isinstance(option, SettingOption):
-        return f"{_source(option.setting, context)}: {error.message}"
     where = context.command_path if context is not None else path
-    return f"{one_line(error.format_message())}; see {where} --help"
+    if context is not None and isinstance(option, SettingOption):
+        message = f"{_source(option.setting, context)}: {error.message}"
+    else:
+        message = one_line(error.format_message())
+    return f"{message}; see {where} --help"
 
 
 def _source(setting: Setting, context: click.Context) -> str:

@@ -1,73 +1,152 @@
 """``amusd generate``: streams the answer to one prompt."""
 
-from typing import Annotated
+import dataclasses
+import enum
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
 
-import typer
+import click
 
 from amusd.analysis.generation_statistics import Statistics
-from amusd.cli.common_options import (
-    Address,
-    DraftModel,
-    Lookahead,
-    Lookup,
-    Raw,
-    UseProxy,
-    VerifyModel,
-    errors,
-    server,
-)
+from amusd.cli.declared_options import settings_command
+from amusd.cli.request_settings import RequestSettings
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.cli.tables import shares
-from amusd.client import Client, Options
-from amusd.prompts import Prompt
+from amusd.client import Completion, Generation
+from amusd.clients.chat_messages import user_message
 from amusd.protocol.errors import InvalidInputError
-from amusd.protocol.strategy import Strategy
+from amusd.settings import part, setting
 
-_MAX_TIMEOUT_SECONDS = 1e9  # beyond this, gRPC cannot add it to the time of day
-
-
-def _check_timeout(seconds: float) -> float:
-    """Refuse what is no time to wait, NaN included."""
-    if not 0 < seconds <= _MAX_TIMEOUT_SECONDS:
-        raise typer.BadParameter(f"{seconds} is out of range, use more than 0, up to 1e9")
-    return seconds
+_STDIN = "-"
+_MAX_STDIN_BYTES = 4 * 1024 * 1024  # a request holds no more
 
 
-def generate(
-    prompt: Annotated[str, typer.Argument(help="Question, or with --raw text to continue.")],
-    strategy: Annotated[
-        Strategy | None,
-        typer.Option(help="Decoding strategy.", show_default="the server's default"),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum output tokens.", show_default="the server's default"),
-    ] = None,
-    lookahead: Lookahead = None,
-    raw: Raw = False,
-    address: Address = "",
-    use_proxy: UseProxy = False,
-    draft: DraftModel = "smollm2",
-    verify: VerifyModel = "smollm2",
-    lookup: Lookup = None,
-    timeout: Annotated[
-        float,
-        typer.Option(callback=_check_timeout, help="Timeout of the generation, in seconds."),
-    ] = 600.0,
-) -> None:
-    """Stream the model's answer to PROMPT."""
+@dataclass(frozen=True, slots=True)
+class GenerateSettings:
+    """What ``amusd generate`` asks for beside the prompt, and how it prints the answer."""
+
+    raw: bool = setting(
+        False,
+        "Continue the prompt as plain text, without the chat template of the model.",
+        variable="",
+    )
+    system: str = setting("", "System message of the conversation.", variable="", unit="text")
+    json: bool = setting(
+        False, "Print a JSON object at the end: text, tokens, finish reason, seed, statistics.",
+        variable="",
+    )  # fmt: skip
+    n: int = setting(
+        1, "Number of completions; printed at the end if there are several.",
+        variable="", at_least=1, at_most=16, unit="number",
+    )  # fmt: skip
+    request: RequestSettings = part(RequestSettings())
+    server: ServerChoice = part(ServerChoice())
+
+
+def _generate(settings: GenerateSettings, prompt: str | None) -> None:
+    text = _prompt(prompt, settings.raw)
+    if settings.raw and settings.system:
+        raise InvalidInputError("a raw prompt has no system message: use --raw or --system")
+    options = dataclasses.replace(settings.request.options(), n=settings.n)
+    with settings.server.client() as client:
+        if settings.raw:
+            generation = client.generate(text, options)
+        else:
+            generation = client.chat(_messages(settings.system, text), options)
+        _print(generation, settings)
+
+
+def _prompt(argument: str | None, is_raw: bool) -> str:
+    """Return the prompt: the argument, or standard input."""
+    if argument is None and is_terminal():
+        raise click.UsageError("Missing argument 'PROMPT'")
+    if argument in (None, _STDIN):
+        prompt = _standard_input()
+        # The line break that ends a file is no part of a question.
+        return _not_empty(prompt if is_raw else prompt.removesuffix("\n"))
+    assert argument is not None
+    return _not_empty(argument)
+
+
+def is_terminal() -> bool:
+    """Whether standard input is a person, or nothing at all."""
+    return sys.stdin is None or sys.stdin.isatty()
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        return ""
+    content = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(content) > _MAX_STDIN_BYTES:
+        raise InvalidInputError("standard input has more than 4 MiB: send a shorter prompt")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInputError("standard input is not UTF-8: convert it") from None
+
+
+def _not_empty(prompt: str) -> str:
     if not prompt:
         raise InvalidInputError("the prompt is empty: write at least one character")
-    options = Options(strategy=strategy, max_tokens=max_tokens, lookahead=lookahead)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
-        generation = client.generate(Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
+    return prompt
+
+
+def _messages(system: str, text: str) -> list[dict[str, Any]]:
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, user_message(text)]
+
+
+def _print(generation: Generation, settings: GenerateSettings) -> None:
+    """Read an answer to its end and print it: as it comes, or at once in other forms."""
+    if settings.json:
+        for completion in generation.wait().completions:
+            print(json.dumps(_report(completion), ensure_ascii=False))
+        return
+    if settings.n > 1:
+        for completion in generation.wait().completions:
+            print(f"[{completion.index + 1}] {completion.text}")
+    else:
         for piece in generation:
             print(piece, end="", flush=True)
         print()
-        errors.print(_line(generation.summary()), style="dim", highlight=False)
+    errors.print(
+        statistics_line(generation.summary(), generation.seed), style="dim", highlight=False
+    )
 
 
-def _line(statistics: Statistics) -> str:
-    """Return the statistics of a generation as one line."""
+def _report(completion: Completion) -> dict[str, Any]:
+    """Return what ``--json`` prints of a completion."""
+    reason, strategy = completion.finish_reason, completion.strategy
+    return {
+        "index": completion.index,
+        "text": completion.text,
+        "tokens": completion.tokens,
+        "finish_reason": reason.value if reason is not None else None,
+        "stop_text": completion.stop_text or None,
+        "seed": completion.seed,
+        "strategy": strategy.value if strategy is not None else None,
+        "statistics": _figures(completion.statistics),
+    }
+
+
+def _figures(statistics: Statistics | None) -> dict[str, Any] | None:
+    if statistics is None:
+        return None
+    rates = {
+        "tokens_per_pass": statistics.tokens_per_pass,
+        "acceptance_rate": statistics.acceptance_rate,
+    }
+    return dataclasses.asdict(statistics, dict_factory=_plain) | rates
+
+
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in pairs}
+
+
+def statistics_line(statistics: Statistics, seed: int | None) -> str:
+    """Return the statistics of a generation as one line, with the seed if it was sampled."""
     tokens, seconds = statistics.num_output_tokens, statistics.wall_seconds
     by_source = shares(statistics.acceptance_per_source)
     line = (
@@ -81,6 +160,22 @@ def _line(statistics: Statistics) -> str:
             f", {statistics.num_cached_prompt_tokens} of {statistics.num_prompt_tokens} prompt "
             "tokens cached"
         )
+    if seed:
+        line += f", seed {seed}"
     if statistics.fallback_reason:
         line += f"; decoded without a draft: {statistics.fallback_reason}"
     return line
+
+
+_HELP = """Stream the model's answer to PROMPT.
+
+PROMPT is a question, or with --raw a text to continue. Without it, or if it is -, it is read from
+standard input."""
+
+generate = settings_command(
+    "generate",
+    _HELP,
+    GenerateSettings(),
+    _generate,
+    arguments=[click.Argument(["prompt"], required=False)],
+)

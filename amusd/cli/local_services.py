@@ -1,4 +1,4 @@
-"""The three services as processes on loopback, each engine on its own cores or GPU.
+"""The services as processes on loopback, each engine on its own cores or GPU.
 
 The processes belong to the ``LocalServices`` that started them. They end with their standard
 input, so none outlives this process, even if it is killed.
@@ -22,7 +22,7 @@ from amusd.engine.loading.device import DeviceSettings
 from amusd.fleet.endpoint import dialled, parse_endpoint
 from amusd.fleet.model_description import wants_lookup
 from amusd.observe.logging_setup import LogLevel
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings
 from amusd.policy.speculation_policy import AsynchronousPolicy
 from amusd.protocol.errors import AmusdError, UnavailableError
@@ -92,7 +92,8 @@ class LocalSettings:
     ports: tuple[int, int, int] = (0, 0, 0)  # orchestrator, draft, verify
     draft_options: EngineOptions | None = None
     verify_options: EngineOptions | None = None
-    metrics_ports: tuple[int, int, int] = (0, 0, 0)  # in the same order; 0: none
+    gateway_port: int = 0  # 0: no gateway
+    metrics_ports: tuple[int, int, int] = (0, 0, 0)  # in the order of the ports; 0: none
     traces_endpoint: str | None = None
     log_level: LogLevel = like(
         ObservationSettings, "log_level", default=LogLevel.WARNING, variable=""
@@ -125,7 +126,15 @@ class LocalServices:
     @property
     def address(self) -> str:
         """Address of the orchestrator."""
-        return self.running[0].address
+        return self._address_of("orchestrator")
+
+    @property
+    def http_address(self) -> str:
+        """Address of the gateway; empty without one."""
+        return self._address_of("gateway")
+
+    def _address_of(self, role: Role) -> str:
+        return next((one.address for one in self.running if one.role == role), "")
 
     def check(self) -> None:
         """Raise UnavailableError if one of the services has ended."""
@@ -138,7 +147,7 @@ class LocalServices:
                 )
 
     def stop(self) -> None:
-        """End all services, the orchestrator first, and kill those that do not end."""
+        """End all services, those that clients call first, and kill those that do not end."""
         for service in self.running:
             if service.process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -228,6 +237,9 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
         **values,
     )
     services.running.insert(0, orchestrator)
+    if settings.gateway_port:
+        gateway = _start("gateway", settings, orchestrator=orchestrator.address)
+        services.running.insert(0, gateway)
     _wait_until_serving(services, settings.start_seconds)
 
 
@@ -244,17 +256,12 @@ def _start_engine(
 
 def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> LocalService:
     """Start a service with ``flags`` and ``values``, and return it once it listens."""
-    number = _ROLES.index(role)
     values |= {
         "host": settings.host,
-        "port": settings.ports[number],
-        # Three services cannot share the port that the environment may name.
-        "metrics_port": settings.metrics_ports[number],
         "log_level": settings.log_level,
         "end_with_stdin": True,
+        **_values_of(role, settings),
     }
-    if settings.traces_endpoint is not None:
-        values["traces_endpoint"] = settings.traces_endpoint
     process = subprocess.Popen(
         [*_AMUSD, "serve", role, *flags, *flags_for(SETTINGS[role], **values)],
         stdin=subprocess.PIPE,
@@ -267,6 +274,21 @@ def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> L
         process.kill()
         process.communicate()  # closes the pipes, too
         raise
+
+
+def _values_of(role: Role, settings: LocalSettings) -> dict[str, Any]:
+    """Return the ports of a service, and what only some services take."""
+    if role == "gateway":
+        return {"port": settings.gateway_port}
+    number = _ROLES.index(role)
+    values: dict[str, Any] = {
+        "port": settings.ports[number],
+        # Three services cannot share the port that the environment may name.
+        "metrics_port": settings.metrics_ports[number],
+    }
+    if settings.traces_endpoint is not None:
+        values["traces_endpoint"] = settings.traces_endpoint
+    return values
 
 
 def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
@@ -285,7 +307,7 @@ def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:
     end = time.monotonic() + timeout_seconds
-    with Client(services.address) as client:
+    with Client(services.address, max_attempts=1) as client:
         while True:
             services.check()
             try:

@@ -97,6 +97,13 @@ def parse_strategies(text: str) -> list[StrategyChoice]:
     return choices
 
 
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Return the three quartiles of values, one or more."""
+    if len(values) < 2:
+        return [*values] * 3
+    return stats.quantiles(values, n=4, method="inclusive")
+
+
 @dataclass(slots=True)
 class Measurement:
     """All samples of one runner, in the order of the prompts."""
@@ -116,10 +123,7 @@ class Measurement:
 
     def quartiles(self) -> list[float]:
         """Return the quartiles of the prompts' ms per token."""
-        values = [sample.ms_per_token for sample in self.samples]
-        if len(values) < 2:
-            return values * 3
-        return stats.quantiles(values, n=4, method="inclusive")
+        return quartiles([sample.ms_per_token for sample in self.samples])
 
     def same_outputs(self, other: "Measurement") -> bool:
         """Whether every prompt has the same tokens in both."""

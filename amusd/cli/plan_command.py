@@ -2,20 +2,17 @@
 
 import enum
 import importlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import amusd
 from amusd.cli.bench_figures import BenchFigures, load_bench
-from amusd.cli.common_options import check_output, errors
+from amusd.cli.common_options import Force, check_output, write_report
 from amusd.cli.plan_options import (
     Acceptance,
     BranchChance,
@@ -26,6 +23,8 @@ from amusd.cli.plan_options import (
     VerifyMs,
     VerifyRoundTrip,
 )
+from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors
 from amusd.performance.deployment import Branching, Deployment, MessageSeconds
 from amusd.performance.planning import Plan, make_plan, pays_per_device, verdict
 from amusd.protocol.errors import PreconditionError
@@ -34,7 +33,6 @@ _DRAFT_SCALES = (0.25, 0.5, 2.0, 4.0)
 _PLOTTED_ACCEPTANCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _PLOTTED_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 _PLOT_SHARE = 4  # a point of the plot simulates a fourth of the tokens
-_WIDTH = 80
 
 
 class PlotOver(enum.Enum):
@@ -65,6 +63,7 @@ def plan(
     ] = 1000,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to write; needs matplotlib.")] = None,
+    force: Force = False,
     plot_over: Annotated[
         PlotOver, typer.Option(help="X axis: acceptance, or draft step over verify pass.")
     ] = PlotOver.ACCEPTANCE,
@@ -73,8 +72,8 @@ def plan(
 
     It simulates the session logic of the services. Prompts and the way to the client take no time.
     """
-    check_output(output)
-    check_output(plot)
+    check_output(output, force)
+    check_output(plot, force)
     if plot is not None:
         _check_matplotlib()
     bench = load_bench(bench_file) if bench_file is not None else None
@@ -97,7 +96,7 @@ def plan(
             _draw(plot, plot_over, deployment, max(1, tokens // _PLOT_SHARE))
     _show(found, bench)
     if output is not None:
-        output.write_text(json.dumps(_report(found, bench), indent=2) + "\n", encoding="utf-8")
+        write_report(output, _report(found, bench))
 
 
 def _one_way(round_trip_ms: float) -> float:
@@ -122,29 +121,33 @@ def _check_matplotlib() -> None:
 
 
 def _show(found: Plan, bench: BenchFigures | None) -> None:
-    console = Console(width=_WIDTH, markup=False, highlight=False)
+    console = Console(markup=False, highlight=False)
     measured = bench.measured_seconds if bench is not None else {}
-    console.print(_strategies(found))
+    _strategies(found).print(console)
     bound_ms = 1e3 * found.bound_seconds_per_token
     console.print(f"zero-latency bound: {bound_ms:.2f} ms/token")
     if measured:
         others = ", ".join(f"{name} {1e3 * one:.2f}" for name, one in measured.items())
         console.print(f"measured, in ms/token with prompts: {others}")
-    console.print(_draft_sizes(found))
+    _draft_sizes(found).print(console)
     console.print(verdict(found))
     if found.fastest.num_devices > 1 and not pays_per_device(found):
         console.print("Plain decoding gives more tokens per device.")
 
 
-def _strategies(found: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("strategy", no_wrap=True)
-    headings = ("ahead", "ms/token", "speed-up", "tokens/s", "a device", "of bound")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+def _strategies(found: Plan) -> ReportTable:
+    table = ReportTable(
+        Column("strategy", is_text=True),
+        Column("ahead", rank=4),
+        Column("ms/token"),
+        Column("speed-up"),
+        Column("tokens/s", rank=2),
+        Column("a device", rank=1),
+        Column("of bound", rank=3),
+    )
     plain = found.forecast("autoregressive")
     for one in found.forecasts:
-        table.add_row(
+        table.add(
             one.name,
             str(one.lookahead) if one.lookahead else "-",
             f"{1e3 * one.seconds_per_token:.2f}",
@@ -156,16 +159,17 @@ def _strategies(found: Plan) -> Table:
     return table
 
 
-def _draft_sizes(found: Plan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("another draft", no_wrap=True)
-    table.add_column("is as fast at an acceptance of", no_wrap=True)
+def _draft_sizes(found: Plan) -> ReportTable:
+    table = ReportTable(
+        Column("another draft", is_text=True),
+        Column("is as fast at an acceptance of", is_text=True),
+    )
     for one in found.draft_sizes:
         needed = "none is enough"
         if one.acceptance is not None:
             needed = _listed(one.acceptance)
         step_ms = 1e3 * found.deployment.draft.scaled(one.draft_scale).of(1)
-        table.add_row(f"step of {step_ms:.3g} ms ({one.draft_scale:g}x)", needed)
+        table.add(f"step of {step_ms:.3g} ms ({one.draft_scale:g}x)", needed)
     return table
 
 

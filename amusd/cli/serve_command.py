@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from amusd.cli.declared_options import settings_command
-from amusd.cli.service_settings import DRAFT, ORCHESTRATOR, VERIFY
+from amusd.cli.declared_options import HELP_NAMES, settings_command
+from amusd.cli.service_settings import DRAFT, GATEWAY, ORCHESTRATOR, VERIFY
 from amusd.observe.logging_setup import start_logging
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.observe.observer import ObservationSettings, Observer, observing
 from amusd.protocol.errors import InvalidInputError
 from amusd.rpc.server import Listen
 from amusd.serving.engine_settings import EngineServiceSettings
 from draft_service.draft_main import run_draft_service
 from draft_service.draft_settings import DraftServiceSettings
+from gateway.gateway_settings import GatewaySettings
 from orchestrator.orchestrator_main import run_orchestrator
 from orchestrator.orchestrator_settings import OrchestratorSettings
 from verify_service.verify_main import run_verify_service
@@ -41,6 +42,15 @@ def _serve_orchestrator(settings: OrchestratorSettings) -> None:
     _run("orchestrator", run, settings.listen, settings.observation)
 
 
+def _serve_gateway(settings: GatewaySettings) -> None:
+    from gateway.gateway_main import run_gateway  # noqa: PLC0415  # other commands need no HTTP
+
+    async def run(observer: Observer, end_with_stdin: bool) -> None:
+        await run_gateway(settings, end_with_stdin)  # its metrics are on its own port
+
+    _run("gateway", run, settings.listen, settings.observation)
+
+
 _left_open: list[asyncio.Runner] = []
 """Event loops that are never closed: that would wait for threads that still download or resolve
 names. The process ends without them."""
@@ -61,14 +71,17 @@ def _run(role: Role, run: Run, listen: Listen, observation: ObservationSettings)
 _DRAFT_HELP = "Run the draft service: a small model that proposes tokens."
 _VERIFY_HELP = "Run the verify service: the model that decides the output."
 _ORCHESTRATOR_HELP = "Run the orchestrator: the service that clients call."
+_GATEWAY_HELP = "Run the gateway: the OpenAI-compatible HTTP API in front of an orchestrator."
 
 serve = click.Group(
     "serve",
     help="Run one service until SIGINT or SIGTERM.",
     no_args_is_help=True,
+    context_settings=HELP_NAMES,
     commands=[
         settings_command("draft", _DRAFT_HELP, DRAFT, _serve_draft),
         settings_command("verify", _VERIFY_HELP, VERIFY, _serve_verify),
         settings_command("orchestrator", _ORCHESTRATOR_HELP, ORCHESTRATOR, _serve_orchestrator),
+        settings_command("gateway", _GATEWAY_HELP, GATEWAY, _serve_gateway),
     ],
 )

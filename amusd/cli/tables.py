@@ -1,13 +1,14 @@
-"""Tables of measurements for the terminal."""
+"""What ``compare`` and ``bench`` print of their measurements."""
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from amusd.analysis.generation_statistics import SourceAcceptance
-from amusd.cli.measure import Measurement, reference_of
+from amusd.cli.measure import Measurement, quartiles, reference_of
+from amusd.cli.report_table import Column, ReportTable
+
+_EVEN = 0.02  # a smaller difference is none
 
 
 def shares(sources: Sequence[SourceAcceptance]) -> str:
@@ -21,19 +22,23 @@ def shares(sources: Sequence[SourceAcceptance]) -> str:
 
 
 def show(measurements: Sequence[Measurement], title: str) -> None:
-    """Print one line per measurement."""
+    """Print one line per measurement, and a verdict."""
     reference = reference_of(measurements)
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("strategy", no_wrap=True)
-    for heading in ("tokens", "ms/token", "speed-up", "accept", "tok/pass", "rollbacks", "same"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    by_source = [shares(measurement.acceptance_per_source()) for measurement in measurements]
-    if any(by_source):
-        table.add_column("accept by source")
-    for measurement, sources in zip(measurements, by_source, strict=True):
+    table = ReportTable(
+        Column("strategy", is_text=True),
+        Column("tokens", rank=3),
+        Column("ms/token"),
+        Column("speed-up"),
+        Column("accept", rank=1),
+        Column("tok/pass", rank=2),
+        Column("rollbacks", rank=4),
+        Column("same"),
+        title=title,
+    )
+    for measurement in measurements:
         figures = measurement.report(reference)
         is_served = "passes" in figures
-        table.add_row(
+        table.add(
             measurement.runner.name,
             str(figures["tokens"]),
             f"{figures['ms_per_token']:.1f}",
@@ -42,6 +47,39 @@ def show(measurements: Sequence[Measurement], title: str) -> None:
             f"{figures['tokens_per_pass']:.2f}" if is_served else "-",
             str(figures["rollbacks"]) if is_served else "-",
             "yes" if figures["outputs_identical"] else "NO",
-            *([sources] if any(by_source) else []),
         )
-    Console(markup=False).print(table)
+    console = Console(markup=False, highlight=False)
+    table.print(console)
+    for measurement in measurements:
+        by_source = shares(measurement.acceptance_per_source())
+        if by_source:
+            console.print(f"accept by source, {measurement.runner.name}: {by_source}")
+    console.print(verdict(measurements), soft_wrap=True)
+
+
+def verdict(measurements: Sequence[Measurement]) -> str:
+    """Return in one line which runner is the fastest, by how much, and if the outputs agree."""
+    reference = reference_of(measurements)
+    fastest = min(measurements, key=lambda one: one.ms_per_token)
+    ratio = reference.ms_per_token / fastest.ms_per_token
+    if fastest is reference or ratio < 1 + _EVEN:
+        found = f"Nothing is faster than {reference.runner.name}"
+        if len(measurements) == 1:
+            found = f"{reference.runner.name} takes {reference.ms_per_token:.1f} ms a token"
+    else:
+        low, _, high = _ratios(reference, fastest)
+        found = f"{fastest.runner.name} is {ratio:.2f}x as fast as {reference.runner.name}"
+        if len(fastest.samples) > 1:
+            found += f" (half of the prompts between {low:.2f}x and {high:.2f}x)"
+    if len(measurements) == 1:
+        return found
+    differing = [one.runner.name for one in measurements if not one.same_outputs(reference)]
+    if differing:
+        return f"{found}; {', '.join(differing)}: outputs differ from {reference.runner.name}"
+    return f"{found}; all outputs are the same"
+
+
+def _ratios(reference: Measurement, other: Measurement) -> list[float]:
+    """Return the quartiles of the prompts' speed-ups."""
+    pairs = zip(reference.samples, other.samples, strict=True)
+    return quartiles([one.ms_per_token / two.ms_per_token for one, two in pairs])

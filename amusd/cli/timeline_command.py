@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from amusd.analysis.device_timeline import DeviceTimeline, DeviceTimelines, Span, device_timelines
 from amusd.analysis.generation_statistics import Statistics
@@ -17,6 +14,7 @@ from amusd.analysis.timeline import Timeline
 from amusd.cli.common_options import (
     Address,
     DraftModel,
+    Force,
     Lookahead,
     Lookup,
     MaxTokens,
@@ -24,9 +22,9 @@ from amusd.cli.common_options import (
     UseProxy,
     VerifyModel,
     check_output,
-    errors,
-    server,
 )
+from amusd.cli.report_table import Column, ReportTable
+from amusd.cli.server_choice import errors, server
 from amusd.cli.trace_file import trace
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
@@ -49,7 +47,7 @@ def timeline(
     output: Annotated[
         Path, typer.Option(help="Files to write: PREFIX.json and PREFIX.png.", metavar="PREFIX")
     ] = Path("timeline"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Force = False,
     strategy: Annotated[
         Strategy | None,
         typer.Option(help="Decoding strategy.", show_default="the server's default"),
@@ -111,9 +109,7 @@ def _paths(prefix: Path, force: bool) -> tuple[Path, Path]:
         raise InvalidInputError(f"{prefix} is a folder: name a file in it to write to")
     paths = (prefix.with_name(f"{prefix.name}.json"), prefix.with_name(f"{prefix.name}.png"))
     for path in paths:
-        check_output(path)
-        if path.exists() and not force:
-            raise InvalidInputError(f"{path} exists: choose another --output, or use --force")
+        check_output(path, force)
     return paths
 
 
@@ -179,16 +175,17 @@ def _percent(seconds: float, devices: DeviceTimelines) -> str:
 def _show(record: Record) -> None:
     """Print the use of both devices, and warnings about the timeline."""
     devices = record.devices
-    table = Table(title=_title(record), box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("device", no_wrap=True)
-    for heading in ("passes", "busy ms", "busy", "idle ms", "idle"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = ReportTable(
+        Column("device", is_text=True),
+        *(Column(heading) for heading in ("passes", "busy ms", "busy", "idle ms", "idle")),
+        title=_title(record),
+    )
     for name, device in (("draft", devices.draft), ("verify", devices.verify)):
         idle_seconds = devices.ended_seconds - device.busy_seconds
-        table.add_row(name, str(len(device.works)), *_time(device.busy_seconds, devices),
+        table.add(name, str(len(device.works)), *_time(device.busy_seconds, devices),
                       *_time(idle_seconds, devices))  # fmt: skip
-    table.add_row("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
-    Console(markup=False).print(table)
+    table.add("both at once", "", *_time(devices.overlap_seconds, devices), "", "")
+    table.print()
     if record.timeline.is_truncated:
         errors.print("the timeline is truncated: ask for fewer tokens")
     if record.statistics.fallback_reason:

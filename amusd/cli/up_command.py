@@ -1,4 +1,4 @@
-"""``amusd up``: all three services on this machine until Ctrl-C."""
+"""``amusd up``: all services on this machine until Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from amusd.cli.common_options import errors
 from amusd.cli.declared_options import settings_command
 from amusd.cli.local_services import LocalSettings, local_services
+from amusd.cli.server_choice import errors
 from amusd.engine.interface import EngineOptions, WeightFormat
 from amusd.fleet.endpoint import Endpoint
 from amusd.observe.logging_setup import LogLevel
@@ -47,6 +47,13 @@ class UpSettings:
     verify_port: int = setting(
         50052, "Port of the verify service.", variable="", at_least=0, at_most=65535
     )
+    gateway_port: int = setting(
+        8000,
+        "Port of the gateway, the OpenAI-compatible HTTP API; 0: no gateway.",
+        variable="",
+        at_least=0,
+        at_most=65535,
+    )
     metrics_port: int = setting(
         0,
         "First of three ports that serve Prometheus metrics at /metrics: those of orchestrator, "
@@ -70,6 +77,8 @@ class UpSettings:
         named = [("--port", self.port), ("--verify-port", self.verify_port)]
         if self.local.draft:
             named.append(("--draft-port", self.draft_port))
+        if self.gateway_port:
+            named.append(("--gateway-port", self.gateway_port))
         if self.metrics_port:
             named += [("--metrics-port", self.metrics_port + number) for number in range(3)]
         found: dict[int, list[str]] = {}
@@ -87,6 +96,7 @@ class UpSettings:
             verify_options=dataclasses.replace(self.options, weights=self.verify_weights),
             host=self.host,
             ports=(self.port, self.draft_port, self.verify_port),
+            gateway_port=self.gateway_port,
             metrics_ports=(first, first + 1, first + 2) if first else (0, 0, 0),
         )
 
@@ -100,6 +110,8 @@ def _serve(settings: UpSettings) -> None:
         contextlib.suppress(KeyboardInterrupt),
         local_services(settings.local_settings()) as services,
     ):
+        if services.http_address:
+            print(f"OpenAI-compatible API on http://{services.http_address}/v1", flush=True)
         print(f"serving on {services.address}; stop with Ctrl-C", flush=True)
         while True:
             services.check()
@@ -112,4 +124,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 UP = UpSettings()
-up = settings_command("up", "Run all three services on this machine until Ctrl-C.", UP, _serve)
+up = settings_command("up", "Run all services on this machine until Ctrl-C.", UP, _serve)

@@ -142,6 +142,16 @@ class Engine(Protocol):
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do the slow part of opening a sequence: compile its constraint. It takes up to seconds.
+
+        Any thread may call it. ``open`` is quick as long as the caller keeps what it returns.
+
+        Raises:
+            InvalidInputError: the constraint cannot be used.
+            NotServedError: the model takes no constraint.
+        """
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens.
 
@@ -187,11 +197,12 @@ class Engine(Protocol):
     def probabilities(self, slot: int) -> Sequence[float]:
         """Return the model's probabilities of the last output and of its alternatives, in order.
 
-        Empty if the engine gives no alternatives, or the sequence has had no output.
+        Empty if the engine does not know them, or the sequence has had no output. An engine that
+        gives alternatives knows them.
         """
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order.
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order.
 
         They are those of the outputs, or of the sequence's ``targets``. Empty unless its sampling
         asks for them.

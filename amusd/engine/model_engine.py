@@ -19,6 +19,7 @@ from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.engine.loading.model_source import LoadedModel, ModelSource, load_source, reason_of
 from amusd.engine.runners.runner import Chunk
 from amusd.engine.runners.selection import RunnerSelection, select_runner
+from amusd.engine.sampling.constraints import ConstraintCompiler
 from amusd.engine.sampling.reference_sampler import NOT_FINITE, Sampled
 from amusd.engine.sampling.sampler import Ranking
 from amusd.engine.sampling.sequence_sampler import (
@@ -56,7 +57,7 @@ class ModelEngine:
         self.num_alternatives = selection.num_alternatives
         self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
         self._rankings: dict[int, Ranking | Sampled] = {}  # of the last output of each slot
-        self._logprobs: dict[int, list[TokenLogprobs]] = {}  # of the last batch
+        self._logprobs: dict[int, list[TokenLogprobs]] = {}  # of the last batch of each slot
         self._cache: KVCacheManager[Any] = KVCacheManager(
             selection.max_tokens,
             selection.context_length,
@@ -75,6 +76,18 @@ class ModelEngine:
     def usage(self) -> CacheUsage:
         """How much memory for keys and values is in use."""
         return self._cache.usage
+
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Compile the constraint of a sequence, on any thread. A draft goes without a bad one."""
+        constraint = sampling.parameters.constraint
+        if constraint is None or self._constraints is None:
+            return None
+        try:
+            return self._constraints.prepare(constraint)
+        except AmusdError:
+            if self._is_draft:
+                return None
+            raise
 
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
@@ -98,7 +111,8 @@ class ModelEngine:
 
     def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
         """Run one batch; return the ``Outcome`` of each sequence: lists if none is sampled."""
-        self._logprobs.clear()
+        for scheduled in batch:
+            self._logprobs.pop(scheduled.slot, None)
         chunks = self._chunks(batch)
         if any(chunk.rows for chunk in chunks):
             return self._sampled(batch, chunks)
@@ -131,7 +145,7 @@ class ModelEngine:
         return () if ranking is None else ranking.probabilities
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order."""
         return self._logprobs.get(slot, ())
 
     def truncate(self, slot: int, length: int) -> None:
@@ -230,8 +244,10 @@ def load_engine(
     loaded = load_source(source, known_tokens_only)
     for remark in loaded.remarks:
         log.warning("%s: %s", source.name, remark)
+    model = loaded.description
+    constraints = ConstraintCompiler(source.location, model.output_size, model.eos_token_ids)
     try:
-        return serve(loaded, options)
+        return serve(loaded, options, constraints)
     except AmusdError:
         raise
     except Exception as error:  # an odd configuration raises whatever it leads to

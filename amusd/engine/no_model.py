@@ -48,6 +48,9 @@ class NoModel:
         """How much memory is in use, in tokens."""
         return self._slots.usage
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do nothing: nothing is sampled."""
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return a new slot, with memory for the index of ``capacity`` tokens.
 

@@ -52,6 +52,10 @@ class SyntheticModel:
     Beside its token, a draft gives ``alternatives`` next-best ones. Where its token is wrong, the
     verify model's is among them with the probability ``second_chance``, and each rank is half as
     likely as the one before.
+
+    ``spread`` makes contexts differ: in a share ``agreement`` of them the draft's token is right
+    with the probability ``agreement + spread * (1 - agreement)``, in the others with ``(1 - spread)
+    * agreement``. The mean stays ``agreement``. The draft knows the probability of each context.
     """
 
     vocabulary: int = 256
@@ -65,6 +69,7 @@ class SyntheticModel:
     memory: int = 0
     alternatives: int = 0
     second_chance: float = 0.8
+    spread: float = 0.0
 
     @classmethod
     def parse(cls, name: str) -> "SyntheticModel":
@@ -86,7 +91,7 @@ class SyntheticModel:
             except ValueError:
                 raise InvalidInputError(f"setting {key}={text!r} is not a number") from None
         model = cls(**values)  # type: ignore[arg-type]
-        for key in ("agreement", "second_chance"):
+        for key in ("agreement", "second_chance", "spread"):
             if not 0.0 <= getattr(model, key) <= 1.0:
                 raise InvalidInputError(f"{key} is {getattr(model, key)}: use 0 to 1")
         if model.vocabulary < 2 or model.batch < 1 or model.context < 2:
@@ -102,7 +107,7 @@ class SyntheticModel:
     @property
     def fingerprint(self) -> str:
         """A hash of the settings that change its tokens, 32 hexadecimal digits."""
-        settings = (self.vocabulary, self.seed, self.agreement, self.period)
+        settings = (self.vocabulary, self.seed, self.agreement, self.period, self.spread)
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
 
     def next_token(self, tokens: Sequence[int]) -> int:
@@ -118,7 +123,7 @@ class SyntheticModel:
         context, size = self._context(tokens), self.vocabulary
         token, chance = self._draw(context)
         others = [(token + 2 + rank) % size for rank in range(self.alternatives)]
-        if chance < self.agreement:
+        if chance < self._agreement_in(context):
             return token, others
         if others:
             _, share = self._draw(f"rank of {context}")
@@ -143,14 +148,22 @@ class SyntheticModel:
         _exchange(values, right, own)
         return values
 
-    @property
-    def probabilities(self) -> list[float]:
-        """How often its token and each of its alternatives are right, whatever the context."""
+    def probabilities(self, tokens: Sequence[int]) -> list[float]:
+        """Return how likely its token and each alternative are right after ``tokens``."""
+        agreement = self._agreement_in(self._context(tokens))
         shares = [0.5 ** (rank + 1) for rank in range(self.alternatives)]
         if shares:
             shares[-1] *= 2.0  # the last rank takes what is left
-        wrong = (1.0 - self.agreement) * self.second_chance
-        return [self.agreement, *(wrong * share for share in shares)]
+        wrong = (1.0 - agreement) * self.second_chance
+        return [agreement, *(wrong * share for share in shares)]
+
+    def _agreement_in(self, context: str) -> float:
+        """Return the probability that its token is right in this context."""
+        if not self.spread:
+            return self.agreement
+        _, draw = self._draw(f"spread of {context}")
+        is_easy = draw < self.agreement
+        return self.agreement + self.spread * (is_easy - self.agreement)
 
     def _context(self, tokens: Sequence[int]) -> str:
         if self.period:
@@ -184,7 +197,7 @@ class SyntheticEngine:
         self._model = model
         self._is_draft = options.is_draft
         self._samplers: dict[int, SequenceSampler] = {}  # of slots that need one
-        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch
+        self._sampled: dict[int, list[Sampled]] = {}  # of the last batch of each slot
         self._last_sampled: dict[int, Sampled] = {}  # of the last output of each slot
         self._cache: KVCacheManager[list[int]] = KVCacheManager(
             model.memory or _NO_LIMIT,
@@ -193,6 +206,7 @@ class SyntheticEngine:
             copy=_copy if options.reuse_prefixes else None,
         )
         self._alternatives: dict[int, list[int]] = {}
+        self._probabilities: dict[int, list[float]] = {}
         self.max_batch = model.batch
         self.num_alternatives = model.alternatives
         self.description = ModelDescription(
@@ -221,6 +235,9 @@ class SyntheticEngine:
         """How much of the KV cache is in use."""
         return self._cache.usage
 
+    def prepare(self, sampling: SequenceSampling) -> object:
+        """Do nothing: a synthetic model takes no constraint."""
+
     def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
         """Return the slot of a new empty sequence for at most ``capacity`` tokens."""
         sampler = open_sampler(sampling, self._model.vocabulary, is_draft=self._is_draft)
@@ -243,7 +260,6 @@ class SyntheticEngine:
     def run(self, batch: Sequence[ScheduledSequence]) -> list[Any]:
         """Return the ``Outcome`` of each sequence, after the time of a pass over all of them."""
         started = time.perf_counter()
-        self._sampled.clear()
         outputs: list[Outcome] = [self._run_one(scheduled) for scheduled in batch]
         num_rows = sum(len(scheduled.tokens) for scheduled in batch)
         pass_seconds = (self._model.pass_ms + self._model.row_ms * (num_rows - 1)) / 1e3
@@ -259,16 +275,17 @@ class SyntheticEngine:
         return self._alternatives.get(slot, ())
 
     def probabilities(self, slot: int) -> Sequence[float]:
-        """Return how often the output and each alternative are the verify model's token.
+        """Return how likely the last output and each alternative are the verify model's token.
 
-        Of a sampled sequence, they are the probabilities that the sampler gives.
+        Of a sampled sequence, they are the probabilities that the sampler gives. A model without
+        alternatives and without spread knows no probabilities.
         """
         if slot in self._samplers:
             return self._last(slot).probabilities if self.num_alternatives else ()
-        return self._model.probabilities if slot in self._alternatives else ()
+        return self._probabilities.get(slot, ())
 
     def logprobs(self, slot: int) -> Sequence[TokenLogprobs]:
-        """Return the log-probabilities of a sequence's outputs in the last batch, in order."""
+        """Return the log-probabilities of a sequence's outputs in its last batch, in order."""
         found = (one.logprobs for one in self._sampled.get(slot, ()))
         return [one for one in found if one is not None]
 
@@ -281,7 +298,13 @@ class SyntheticEngine:
 
     def close(self, slot: int) -> None:
         """Close the sequence."""
-        for by_slot in (self._alternatives, self._samplers, self._sampled, self._last_sampled):
+        for by_slot in (
+            self._alternatives,
+            self._probabilities,
+            self._samplers,
+            self._sampled,
+            self._last_sampled,
+        ):
             by_slot.pop(slot, None)
         self._cache.close(slot)
 
@@ -321,6 +344,8 @@ class SyntheticEngine:
                 outputs.append(following)
         if others:
             self._alternatives[scheduled.slot] = others
+        if outputs and (others or self._model.spread):
+            self._probabilities[scheduled.slot] = self._model.probabilities(held)
         return outputs
 
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from amusd.engine.loading.device import gpu_uuid
 from amusd.fleet.model_description import CacheUsage
-from amusd.observe.metrics import meaning_of
+from amusd.observe.metric_list import meaning_of
 from amusd.observe.nvml import DeviceCollector, open_device
 from amusd.observe.observer import Observer
 from amusd.protocol.errors import UnavailableError

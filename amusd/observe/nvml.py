@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from amusd.observe.metrics import meaning_of
+from amusd.observe.metric_list import meaning_of
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from amusd.analysis.generation_statistics import Statistics
 from amusd.fleet.endpoint import Endpoint
 from amusd.observe.log_format import LogFormat, current_session
 from amusd.observe.logging_setup import LogLevel
-from amusd.observe.metrics import Metrics, ReplicaCount, Role
+from amusd.observe.metric_list import Role
+from amusd.observe.metrics import Metrics, ReplicaCount
 from amusd.observe.metrics_server import MetricsServer
 from amusd.observe.pass_listener import OnPass, ignore_pass
 from amusd.observe.tracing import Tracing, attributes_of
@@ -68,6 +69,8 @@ class Observer:
         self.role = role
         self.metrics = metrics
         self.tracing = tracing
+        self.model_name = ""
+        """The model that requests are for, once it is known."""
         self._watches: dict[str, RequestWatch] = {}
 
     @property
@@ -87,7 +90,21 @@ class Observer:
         if self.tracing is not None:
             metadata = context.invocation_metadata() or ()
             span = self.tracing.start_span(_SPAN_NAMES[self.role], metadata)
-        watch = RequestWatch(self, span)
+        with self._observed(RequestWatch(self, span)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def another_session(self, request: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe a further session of a request; its span is a child of the request's."""
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.start_span(_SPAN_NAMES[self.role], request.metadata or ())
+        with self._observed(RequestWatch(self, span, is_request=False)) as watch:
+            yield watch
+
+    @contextlib.contextmanager
+    def _observed(self, watch: "RequestWatch") -> "Iterator[RequestWatch]":
+        """Observe from here to the end of the context, also if it fails."""
         try:
             yield watch
         except asyncio.CancelledError as error:
@@ -125,18 +142,26 @@ class Observer:
 
 
 class RequestWatch:
-    """Records the events of one request."""
+    """Records the events of one request, or of a further session of it."""
 
-    def __init__(self, observer: Observer, span: "Span | None" = None) -> None:
-        """Start with a request that has arrived and has not been accepted yet."""
+    def __init__(
+        self, observer: Observer, span: "Span | None" = None, is_request: bool = True
+    ) -> None:
+        """Start with a request that has arrived and has not been accepted yet.
+
+        Without ``is_request`` it is a further session: metrics of requests do not count it.
+        """
         self.session_id = ""
         self._observer = observer
         self._metrics = observer.metrics
+        self._counts = self._metrics.of_request() if self._metrics is not None else None
         self._span = span
+        self._is_request = is_request
         self._started = time.monotonic()
+        self._first_token = self._last_token = 0.0
+        self._num_first = self._num_tokens = 0  # of the first chunk, and of all
         self._status = "OK"
         self._is_open = False
-        self._has_tokens = False
         self._fields: dict[str, str | int | float] = {}
 
     @property
@@ -145,6 +170,10 @@ class RequestWatch:
         if self._span is None or self._observer.tracing is None:
             return None
         return self._observer.tracing.metadata_of(self._span)
+
+    def another_session(self) -> "contextlib.AbstractContextManager[RequestWatch]":
+        """Observe a further session of this request."""
+        return self._observer.another_session(self)
 
     def opened(self, session_id: str, num_prompt: int, strategy: str = "") -> None:
         """Record that the request was accepted, with the length of its prompt."""
@@ -158,7 +187,10 @@ class RequestWatch:
         if self._metrics is not None:
             self._metrics.sessions_open.inc()
             self._metrics.waiting.inc()
-            self._metrics.prompt_tokens.inc(num_prompt)
+            self._counts = self._metrics.of_request(self._observer.model_name, strategy)
+            if self._is_request:
+                self._counts.prompt_tokens.inc(num_prompt)
+                self._counts.prompt_lengths.observe(num_prompt)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter that the span and the final log line report."""
@@ -167,13 +199,20 @@ class RequestWatch:
     def wrote(self, num_tokens: int) -> None:
         """Record tokens that the service sends."""
         self.count("tokens", num_tokens)
-        if self._metrics is not None:
-            self._metrics.generation_tokens.inc(num_tokens)
-            if not self._has_tokens:
-                self._metrics.first_token_seconds.observe(time.monotonic() - self._started)
+        now = time.monotonic()
+        if self._counts is not None and self._metrics is not None:
+            self._counts.generation_tokens.inc(num_tokens)
+            if self._num_tokens:
+                self._counts.inter_token_seconds.observe(now - self._last_token)
+            else:
+                if self._is_request:
+                    self._counts.first_token_seconds.observe(now - self._started)
                 self._metrics.waiting.dec()
                 self._metrics.running.inc()
-        self._has_tokens = True
+        if not self._num_tokens:
+            self._first_token, self._num_first = now, num_tokens
+        self._last_token = now
+        self._num_tokens += num_tokens
 
     def proposed(self, proposal: Proposal) -> None:
         """Record a proposal that the service sends."""
@@ -210,23 +249,34 @@ class RequestWatch:
         """Record the statistics of a generation, also if it failed."""
         for name in ("passes", "drafted", "accepted", "rejected", "wasted", "rollbacks"):
             self._fields[name] = getattr(statistics, f"num_{name}")
-        if self._metrics is not None:
-            self._metrics.generation_ended(statistics)
+        if self._counts is not None:
+            self._counts.generation_ended(statistics)
+
+    def finished(self, reason: str) -> None:
+        """Record that an output ended as asked."""
+        if self._counts is not None:
+            self._counts.succeeded(reason)
+            if self._num_tokens > self._num_first:
+                seconds = self._last_token - self._first_token
+                self._counts.output_token_seconds.observe(
+                    seconds / (self._num_tokens - self._num_first)
+                )
 
     def fail(self, status: str) -> None:
         """Record that the request ends with this gRPC status."""
         self._status = status
-        if self._metrics is not None:
+        if self._metrics is not None and self._is_request:
             self._metrics.failures.labels(status).inc()
 
     def close(self) -> None:
         """Record the end of the request and publish its span and log line; the last call."""
         seconds = time.monotonic() - self._started
-        if self._metrics is not None:
-            self._metrics.request_seconds.observe(seconds)
+        if self._counts is not None and self._metrics is not None:
+            if self._is_request:
+                self._counts.request_seconds.observe(seconds)
             if self._is_open:
                 self._metrics.sessions_open.dec()
-                (self._metrics.running if self._has_tokens else self._metrics.waiting).dec()
+                (self._metrics.running if self._num_tokens else self._metrics.waiting).dec()
         fields = {**self._fields, "status": self._status}
         if self._span is not None:
             self._end(self._span, fields)

@@ -17,7 +17,8 @@ from amusd.policy.speculation_policy import (
     SpeculationPolicy,
     make_policy,
 )
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.ledger import Ledger

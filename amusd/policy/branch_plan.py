@@ -8,6 +8,7 @@ at once: by the verify service if it was sent, and else by the session after the
 from dataclasses import dataclass, field
 
 from amusd.policy.branch_selection import BranchSelection, Candidate, Choice
+from amusd.protocol.draft_probabilities import trimmed
 from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.events import Branch
 
@@ -140,4 +141,12 @@ class BranchPlan:
     def _hand_over(self, drafted: _Drafted) -> None:
         branch = drafted.branch
         if drafted.tokens:
-            self._session.branch(Branch(branch.position, branch.token, tuple(drafted.tokens)))
+            probabilities = trimmed(min(1.0, choice.probabilities[0]) for choice in drafted.choices)
+            self._session.branch(
+                Branch(
+                    branch.position,
+                    branch.token,
+                    tuple(drafted.tokens),
+                    probabilities=probabilities,
+                )
+            )

@@ -3,6 +3,9 @@
 The first places are right less often than later ones, because a rejection marks a difficult text.
 """
 
+import itertools
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from amusd.protocol.events import Verdict
@@ -50,13 +53,21 @@ class PlaceAcceptance:
         """The same for a token that stands far behind the last rejection."""
         return self._at_class(_NUM_CLASSES - 1)
 
-    def observe(self, verdict: Verdict) -> None:
-        """Learn from the proposals that a pass compared."""
+    def observe(self, verdict: Verdict, outcomes: Sequence[bool | None] | None = None) -> None:
+        """Learn from the proposals that a pass compared.
+
+        ``outcomes`` says of each of them whether it was right, and None of those to leave out.
+        Without it they are those that the verdict tells.
+        """
         if verdict.epoch != self._epoch:
             self._epoch, self._run_start = verdict.epoch, verdict.position
         first_place = max(0, verdict.position - self._run_start)
-        for index in range(min(verdict.num_checked, verdict.num_accepted + 1)):
-            self._compared(first_place + index, index < verdict.num_accepted)
+        if outcomes is None:
+            num_compared = min(verdict.num_checked, verdict.num_accepted + 1)
+            outcomes = [index < verdict.num_accepted for index in range(num_compared)]
+        for place, is_right in enumerate(outcomes, first_place):
+            if is_right is not None:
+                self._compared(place, is_right)
         self._position = verdict.position + verdict.num_accepted + 1
         if verdict.num_accepted < verdict.num_checked:
             self.rejected(verdict.epoch + 1)
@@ -70,13 +81,13 @@ class PlaceAcceptance:
 
         A proposal is accepted only if all before it are right. So the values never rise.
         """
+        return list(itertools.accumulate(self.conditional(num_proposals), operator.mul))
+
+    def conditional(self, num_proposals: int) -> list[float]:
+        """Return the same for each of them if all proposals before it are right."""
         by_class = [self._at_class(number) for number in range(_NUM_CLASSES)]
         place = max(0, self._position - self._run_start)
-        found, chance = [], 1.0
-        for index in range(place, place + num_proposals):
-            chance *= by_class[_class_of(index)]
-            found.append(chance)
-        return found
+        return [by_class[_class_of(index)] for index in range(place, place + num_proposals)]
 
     def _at_class(self, number: int) -> float:
         accepted = self._accepted_at[number] + _PLACE_WEIGHT * self.acceptance

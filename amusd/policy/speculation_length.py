@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from amusd.policy.performance_model import expected_tokens
 from amusd.policy.place_acceptance import PlaceAcceptance
+from amusd.protocol.draft_probabilities import MIN_USE_PROBABILITY
 from amusd.protocol.events import Verdict
 
-_MIN_USE_PROBABILITY = 0.05  # a token that is used less often is not drafted
 _TIME_WEIGHT = 0.2  # weight of the newest time in a running average
 
 
@@ -232,7 +232,7 @@ class _Outlook:
             (
                 number
                 for number, chance in enumerate(chances[:max_length], 1)
-                if chance <= _MIN_USE_PROBABILITY
+                if chance <= MIN_USE_PROBABILITY
             ),
             max_length,
         )

@@ -114,6 +114,7 @@ class Asynchronous:
     def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
         """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions."""
         self._times = times
+        self._most_ahead = lookahead
         self._length = SpeculationLength(lookahead, times)
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
@@ -121,18 +122,26 @@ class Asynchronous:
         self._is_prefilled = False
         self._num_expired_waits = 0
         self._epoch = 0
+        self._has_probabilities = False  # of the draft's tokens
         self._last_proposal = (-1, 0.0)  # its epoch, and when it arrived
         self._rolled_back_seconds: float | None = None  # None: no rollback awaits its proposal
 
     @property
     def max_checked(self) -> int:
-        """Return the number of proposals that yields the most tokens per second."""
-        return self._length.best()
+        """Return the number of proposals that yields the most tokens per second.
+
+        If proposals have probabilities, the verify service knows better which of them pay.
+        """
+        return self.lookahead if self._has_probabilities else self._length.best()
 
     @property
     def lookahead(self) -> int:
-        """Return how many drafted tokens are likely enough to be used."""
-        return self._length.useful_lookahead()
+        """Return how many drafted tokens are likely enough to be used.
+
+        A draft that knows probabilities stops on its own. So it may go further where it is sure.
+        """
+        lookahead = self._length.useful_lookahead()
+        return min(2 * lookahead, self._most_ahead) if self._has_probabilities else lookahead
 
     @property
     def tokens_per_proposal(self) -> int:
@@ -180,6 +189,7 @@ class Asynchronous:
 
     def proposed(self, proposal: Proposal, now_seconds: float) -> None:
         """Learn the draft's time for a token, and expect the next proposal one token later."""
+        self._has_probabilities = self._has_probabilities or bool(proposal.probabilities)
         # N-gram lookup takes no model step, and the model's first proposal includes the prefill.
         if proposal.num_steps and proposal.source is DraftSource.MODEL:
             if self._is_prefilled:

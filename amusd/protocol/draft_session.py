@@ -16,47 +16,13 @@ Intervals, for V verified tokens and n drafted beyond them:
      final            proposed          drafted, collected for the next proposal
 """
 
-from dataclasses import dataclass
-
 from amusd.policy.source_selection import SourceTracker
 from amusd.protocol.branches import Branches
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_probabilities import UNKNOWN, padded, trimmed, use_probability
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError, PreconditionError
-from amusd.protocol.events import Branch
-
-
-@dataclass(frozen=True, slots=True)
-class DraftLimits:
-    """How far a session drafts ahead, in tokens, and how many branches it may hold."""
-
-    lookahead: int
-    max_position: int
-    tokens_per_proposal: int = 1
-    max_branches: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse limits under which nothing could be proposed."""
-        if self.lookahead < 1:
-            raise InvalidInputError(f"lookahead is {self.lookahead}: ask for 1 or more")
-        if not 1 <= self.tokens_per_proposal <= self.lookahead:
-            raise InvalidInputError(
-                f"tokens_per_proposal is {self.tokens_per_proposal}: "
-                f"ask for 1 to lookahead ({self.lookahead})"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class DraftedRun:
-    """Drafted tokens that are ready to be proposed, from ``position`` on, and branches.
-
-    Neither: ``source`` was the last that was asked.
-    """
-
-    epoch: int
-    position: int
-    tokens: tuple[int, ...]
-    source: DraftSource = DraftSource.MODEL
-    branches: tuple[Branch, ...] = ()
+from amusd.protocol.events import Branch, DraftedRun
 
 
 class DraftSession:
@@ -72,6 +38,7 @@ class DraftSession:
         "_has_proposed",
         "_limits",
         "_lookahead",
+        "_probabilities",
         "_sent",
         "_source",
         "_sources",
@@ -99,13 +66,12 @@ class DraftSession:
         self._verified = len(tokens)
         self._sent = len(tokens)
         self._sources: list[DraftSource] = []  # of [V, V + n)
+        self._probabilities: list[float] = []  # of [V, V + n)
         self._source = DraftSource.MODEL  # of what was drafted last
         self.tracker = SourceTracker()
         self._branches = Branches(limits.max_branches)
         self._unsent_branches: dict[tuple[int, int], Branch] = {}
-        self._stalled = False
-        self._exhausted = False
-        self._announced = False
+        self._stalled = self._exhausted = self._announced = False
 
     def __repr__(self) -> str:
         return (
@@ -138,6 +104,9 @@ class DraftSession:
         """Number of tokens that may be drafted now."""
         if self._stalled or self._exhausted:
             return 0
+        least = self._limits.min_use_probability
+        if least and use_probability(self._probabilities) < least:
+            return 0
         end = min(self._verified + self._lookahead, self._limits.max_position)
         return max(0, end - self.length)
 
@@ -153,8 +122,15 @@ class DraftSession:
             return frozenset((self._source,))
         return self.tracker.paying
 
-    def extend(self, drafted: tuple[int, ...], source: DraftSource = DraftSource.MODEL) -> None:
-        """Append tokens that the drafter wrote; no tokens: it has nothing to propose here.
+    def extend(
+        self,
+        drafted: tuple[int, ...],
+        source: DraftSource = DraftSource.MODEL,
+        probabilities: tuple[float, ...] = (),
+    ) -> None:
+        """Append tokens that the drafter wrote, and the model's probability of each if known.
+
+        No tokens: it has nothing to propose here.
 
         Raises:
             PreconditionError: tokens of another source wait to be sent.
@@ -167,6 +143,7 @@ class DraftSession:
         fitting = drafted[: self.room]
         self._tokens.extend(fitting)
         self._sources.extend([source] * len(fitting))
+        self._probabilities.extend(padded(drafted, probabilities)[: len(fitting)])
         self._source = source
         self._exhausted = not drafted
 
@@ -219,21 +196,19 @@ class DraftSession:
 
         A run without tokens says once that there will be none until the next advance.
         """
-        num_ready = self.length - self._sent
-        if num_ready == 0 and self._unsent_branches:
-            return DraftedRun(self._epoch, self._sent, (), self._source, self._take_branches())
-        if num_ready == 0:
+        if self.length > self._sent:
+            if not self.is_run_due:
+                return None
+            self._has_proposed = True
+        elif not self._unsent_branches:
             is_at_end = self._exhausted or self.length >= self._limits.max_position
             if self.room or self._stalled or self._announced or not is_at_end:
                 return None
             self._announced = True
-        elif not self.is_run_due:
-            return None
-        else:
-            self._has_proposed = True
         tokens = tuple(self._tokens[self._sent :])
+        known = self._take_probabilities()
         position, self._sent = self._sent, self.length
-        return DraftedRun(self._epoch, position, tokens, self._source, self._take_branches())
+        return DraftedRun(self._epoch, position, tokens, self._source, self._take_branches(), known)
 
     @property
     def is_run_due(self) -> bool:
@@ -241,6 +216,11 @@ class DraftSession:
         num_ready = self.length - self._sent
         least = self._collect if self._has_proposed else self._collect_first
         return num_ready > 0 and (num_ready >= least or not self.room)
+
+    def _take_probabilities(self) -> tuple[float, ...]:
+        """Return the probabilities of the tokens to send; those of final tokens are forgotten."""
+        num_sent = self._sent - self._verified  # below 0: the number of final tokens
+        return trimmed([UNKNOWN] * -num_sent + self._probabilities[max(0, num_sent) :])
 
     def _take_branches(self) -> tuple[Branch, ...]:
         """Return the branches that hang on tokens that are sent, and count them as sent."""
@@ -288,7 +268,7 @@ class DraftSession:
                 if not is_right:
                     self._stalled = True
                     return
-                del self._sources[0]
+                del self._sources[0], self._probabilities[0]
             self._verified += 1
         self._drop_decided()
 
@@ -347,6 +327,7 @@ class DraftSession:
         self._count_rolled_back(verified_position - 1, corrected_token)
         num_dropped = max(0, self.length - (verified_position - 1))
         self._sources.clear()
+        self._probabilities.clear()
         del self._tokens[verified_position - 1 :]
         self._tokens.append(corrected_token)
         self._collect = tokens_per_proposal or self._collect
@@ -356,19 +337,19 @@ class DraftSession:
         self._verified = verified_position
         self._sent = verified_position + len(branch_tokens)
         self._begin_with(branch_tokens)
-        self._stalled = False
-        self._exhausted = False
-        self._announced = False
+        self._stalled = self._exhausted = self._announced = False
         return num_dropped
 
     def _begin_with(self, branch_tokens: tuple[int, ...]) -> None:
         """Go on behind the branch for the outcome, or behind the tokens that were taken of it."""
         held = self._branches.rejected(self._verified - 1, self._tokens[-1])
         self._unsent_branches.clear()
+        known: tuple[float, ...] = ()
         if held is not None and held.tokens[: len(branch_tokens)] == branch_tokens:
-            branch_tokens, self._source = held.tokens, held.source
+            branch_tokens, self._source, known = held.tokens, held.source, held.probabilities
         self._tokens.extend(branch_tokens)
         self._sources.extend([self._source] * len(branch_tokens))
+        self._probabilities.extend(padded(branch_tokens, known))
 
     def _count_rolled_back(self, position: int, token: int) -> None:
         """Count what a rollback says: right before ``position``, and ``token`` stands there."""
@@ -386,9 +367,9 @@ class DraftSession:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the state is inconsistent."""
-        if not self._verified <= self.length:
+        if self._verified > self.length:
             raise AssertionError(f"verified more than there is: {self!r}")
-        if len(self._sources) != self.length - self._verified:
+        if not len(self._sources) == len(self._probabilities) == self.length - self._verified:
             raise AssertionError(f"tokens of {len(self._sources)} known sources: {self!r}")
         if self._sent > self.length:
             raise AssertionError(f"sent more than there is: {self!r}")

@@ -6,6 +6,7 @@ Positions are absolute (index in prompt and output, from 0). Epochs count rollba
 from dataclasses import dataclass
 
 from amusd.protocol.draft_source import DraftSource
+from amusd.sampling.parameters import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +23,34 @@ class Branch:
 
     It hangs on the run of the epoch of its message, which has another token at ``position``. If
     that one is rejected in favor of ``token``, the branch begins the next epoch: its ``tokens``,
-    at least one, stand at ``position + 1`` and after.
+    at least one, stand at ``position + 1`` and after. ``probabilities`` as in ``Proposal``.
     """
 
     position: int
     token: int
     tokens: tuple[int, ...]
     source: DraftSource = DraftSource.MODEL
+    probabilities: tuple[float, ...] = ()
 
     @property
     def root(self) -> tuple[int, int]:
         """The outcome that it is for."""
         return self.position, self.token
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedRun:
+    """Drafted tokens that are ready to be proposed, from ``position`` on, and branches.
+
+    Neither: ``source`` was the last that was asked.
+    """
+
+    epoch: int
+    position: int
+    tokens: tuple[int, ...]
+    source: DraftSource = DraftSource.MODEL
+    branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,8 @@ class Proposal:
     ``draft_seconds`` is the time of its ``num_steps`` model steps. ``device_seconds`` is the
     session's share of the device's time: of these steps, and of steps that drafted its branches.
     ``steps`` says when each of the ``num_steps`` ran, if the session records a timeline.
+    ``probabilities`` are the draft model's own, one for each of ``tokens``, 0 where it is not
+    known; none: all are unknown.
     """
 
     epoch: int
@@ -56,6 +75,7 @@ class Proposal:
     device_seconds: float = 0.0
     steps: tuple[DeviceTime, ...] = ()
     branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
     @property
     def all_tokens(self) -> tuple[int, ...]:
@@ -71,7 +91,9 @@ class Verdict:
     ``position + num_accepted``. ``pass_seconds`` is the time of the pass, ``device_seconds`` the
     session's share of that time. ``num_cached`` tokens of the prompt were not computed but copied;
     only a first verdict has them. ``passes`` says when the pass ran, and before it those that
-    computed chunks of the prompt, if the session records a timeline.
+    computed chunks of the prompt, if the session records a timeline. ``logprobs`` are those of the
+    ``num_accepted + 1`` tokens that became final, and ``prompt_logprobs`` those of the prompt from
+    its second token on, in a first verdict; both are empty unless the session asks for them.
     """
 
     epoch: int
@@ -83,6 +105,8 @@ class Verdict:
     device_seconds: float = 0.0
     num_cached: int = 0
     passes: tuple[DeviceTime, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +114,8 @@ class Forward:
     """Send ``tokens``, and ``branches`` that hang on them and on earlier ones, to be verified.
 
     Neither tokens nor branches ask for a pass without proposals. A pass checks at most
-    ``max_checked`` tokens from now on; 0 means the service's own limit.
+    ``max_checked`` tokens from now on; 0 means the service's own limit. ``probabilities`` as in
+    ``Proposal``.
     """
 
     epoch: int
@@ -98,6 +123,7 @@ class Forward:
     tokens: tuple[int, ...]
     max_checked: int = 0
     branches: tuple[Branch, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
     @property
     def all_tokens(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""When an output ends: at a stop token, or after the requested number of tokens."""
+"""When an output ends: at a stop token or stop text, or after the requested number of tokens."""
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 
 class FinishReason(enum.Enum):
@@ -34,3 +35,13 @@ class FinishRule:
         if len(tokens) >= room:
             return tokens[:room], FinishReason.LENGTH
         return tokens, None
+
+
+class TextEnd(Protocol):
+    """Finds the token that ends an output because of its text."""
+
+    def find_end(self, tokens: tuple[int, ...]) -> int | None:
+        """Add tokens of the output; return after how many of them it ends, or None.
+
+        Each token of an output is added once, in order, before it is final.
+        """

@@ -18,9 +18,10 @@ Intervals, for V final tokens and n speculated ones:
                       draft_head = V + n; below V while the draft lags behind
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from amusd.protocol.branches import Branches
+from amusd.protocol.draft_probabilities import fit, padded, trimmed
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import (
@@ -33,58 +34,30 @@ from amusd.protocol.events import (
     Rollback,
     Verdict,
 )
-
-
-@dataclass(slots=True)
-class SourceOutcomes:
-    """Proposed tokens of one source, and the outcomes of those that were compared."""
-
-    drafted: int = 0
-    accepted: int = 0
-    rejected: int = 0
-
-
-def _no_outcomes() -> dict[DraftSource, SourceOutcomes]:
-    return {source: SourceOutcomes() for source in DraftSource}
-
-
-@dataclass(slots=True)
-class LedgerCounts:
-    """What became of proposed tokens: ``drafted == accepted + rejected + wasted + tail``.
-
-    Tokens of a branch count as drafted when the branch is taken. ``branches`` were held
-    or came just too late for that, ``branch_hits`` of them began an epoch.
-    """
-
-    by_source: dict[DraftSource, SourceOutcomes] = field(default_factory=_no_outcomes)
-    branches: int = 0
-    branch_hits: int = 0
-    wasted: int = 0
-    rollbacks: int = 0
-    passes: int = 0
-
-    @property
-    def drafted(self) -> int:
-        """Proposed tokens of all sources."""
-        return sum(outcome.drafted for outcome in self.by_source.values())
-
-    @property
-    def accepted(self) -> int:
-        """Accepted tokens of all sources."""
-        return sum(outcome.accepted for outcome in self.by_source.values())
-
-    @property
-    def rejected(self) -> int:
-        """Rejected tokens of all sources."""
-        return sum(outcome.rejected for outcome in self.by_source.values())
+from amusd.protocol.ledger_counts import LedgerCounts
 
 
 @dataclass(frozen=True, slots=True)
 class _Guess:
-    """A token of the tail."""
+    """A token of the tail; ``probability`` is the draft's own, 0 if it is not known."""
 
     token: int
     source: DraftSource
+    probability: float
+
+
+def _guesses(
+    tokens: tuple[int, ...], source: DraftSource, probabilities: tuple[float, ...]
+) -> list[_Guess]:
+    known = padded(tokens, probabilities)
+    return [_Guess(token, source, one) for token, one in zip(tokens, known, strict=True)]
+
+
+def _usable(branch: Branch) -> Branch:
+    """Return a branch without probabilities that do not fit its tokens."""
+    if fit(branch.tokens, branch.probabilities):
+        return branch
+    return replace(branch, probabilities=())
 
 
 class Ledger:
@@ -151,16 +124,17 @@ class Ledger:
         """
         if not self._tail:
             return None
-        tokens = tuple(guess.token for guess in self._tail)
-        held = self._branches.held
-        return Forward(self._epoch, self.verified_position, tokens, branches=held)
+        return self._forward(self.verified_position, self._tail, self._branches.held)
 
-    def accepted_by(self, verdict: Verdict) -> tuple[int, ...]:
-        """Return the tokens that a verdict accepts; none if it is stale or illegal."""
-        is_current = verdict.position == self.verified_position and verdict.epoch == self._epoch
-        if not is_current or verdict.num_accepted > len(self._tail):
+    def committed_by(self, verdict: Verdict) -> tuple[int, ...]:
+        """Return the tokens that a verdict makes final; none if it is stale or illegal."""
+        if verdict.position != self.verified_position or verdict.epoch > self._epoch:
             return ()
-        return tuple(guess.token for guess in self._tail[: verdict.num_accepted])
+        num_known = len(self._tail) if verdict.epoch == self._epoch else 0
+        if verdict.num_accepted > num_known:
+            return ()
+        accepted = self._tail[: verdict.num_accepted]
+        return (*(guess.token for guess in accepted), verdict.next_token)
 
     def unspeculated_pass(self, num_ahead: int = 0) -> Forward:
         """Return the request for a pass without proposals, and for ``num_ahead`` after it."""
@@ -191,21 +165,22 @@ class Ledger:
             return NOTHING
         if proposal.position + len(proposal.tokens) > self._draft_head:
             self._branches.begun()
-        return self._take_tokens(proposal.position, proposal.tokens, proposal.source)
+        guesses = _guesses(proposal.tokens, proposal.source, proposal.probabilities)
+        return self._take_tokens(proposal.position, guesses)
 
-    def _take_tokens(self, position: int, tokens: tuple[int, ...], source: DraftSource) -> Decision:
-        """Take tokens of this epoch; those that are known already change nothing."""
+    def _take_tokens(self, position: int, guesses: list[_Guess]) -> Decision:
+        """Take tokens of this epoch and one source; known ones change nothing."""
         num_known = max(0, self._draft_head - position)
-        fresh = tokens[num_known:]
+        fresh = guesses[num_known:]
         if not fresh:
             return NOTHING
-        outcome = self.counts.by_source[source]
+        outcome = self.counts.by_source[fresh[0].source]
         position += num_known
         outcome.drafted += len(fresh)
         # Tokens below the verified position are late: the verify model went on without them.
         num_late = min(len(fresh), max(0, self.verified_position - position))
         for index in range(num_late):
-            if fresh[index] != self._final[position + index]:
+            if fresh[index].token != self._final[position + index]:
                 outcome.accepted += index
                 outcome.rejected += 1
                 self.counts.wasted += len(fresh) - index - 1
@@ -215,9 +190,17 @@ class Ledger:
         forwarded = fresh[num_late:]
         if not forwarded:
             return NOTHING
-        forward = Forward(self._epoch, position + num_late, forwarded)
-        self._tail.extend(_Guess(token, source) for token in forwarded)
-        return Decision(forward=forward)
+        self._tail.extend(forwarded)
+        return Decision(forward=self._forward(position + num_late, forwarded))
+
+    def _forward(
+        self, position: int, guesses: list[_Guess], branches: tuple[Branch, ...] = ()
+    ) -> Forward:
+        tokens = tuple(guess.token for guess in guesses)
+        probabilities = trimmed(guess.probability for guess in guesses)
+        return Forward(
+            self._epoch, position, tokens, branches=branches, probabilities=probabilities
+        )
 
     def _hold(self, branches: tuple[Branch, ...], decision: Decision) -> Decision:
         """Forward the branches that can still be taken, behind the tokens of ``decision``."""
@@ -225,8 +208,8 @@ class Ledger:
         for branch in branches:
             if branch.position >= self.verified_position and self._branches.takes(branch):
                 self.counts.branches += not self._branches.holds(branch)
-                self._branches.hold(branch)
-                held.append(branch)
+                held.append(_usable(branch))
+                self._branches.hold(held[-1])
         if not held:
             return decision
         forward = decision.forward or Forward(self._epoch, self.verified_position, ())
@@ -244,7 +227,8 @@ class Ledger:
         if is_begun:
             if decision is not NOTHING:
                 return decision  # the draft proposes them after the rollback
-            return self._take_tokens(branch.position + 1, branch.tokens, branch.source)
+            guesses = _guesses(branch.tokens, branch.source, branch.probabilities)
+            return self._take_tokens(branch.position + 1, guesses)
         self.counts.branches += 1
         rest = tuple(self._final[self._draft_head :])
         num_late = min(len(rest), len(branch.tokens))
@@ -266,7 +250,7 @@ class Ledger:
         """Take a branch as the tail of the epoch that has just begun."""
         self.counts.by_source[branch.source].drafted += len(branch.tokens)
         self.counts.branch_hits += 1
-        self._tail.extend(_Guess(token, branch.source) for token in branch.tokens)
+        self._tail.extend(_guesses(branch.tokens, branch.source, branch.probabilities))
         self._draft_head += len(branch.tokens)
 
     def verdict(self, verdict: Verdict) -> Decision:

@@ -14,11 +14,13 @@ from dataclasses import replace
 
 from amusd.policy.speculation_policy import SpeculationPolicy
 from amusd.policy.speculation_switch import SwitchMember
+from amusd.protocol.draft_probabilities import padded, trimmed, use_probability
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
-from amusd.protocol.finish import FinishReason, FinishRule
+from amusd.protocol.finish import FinishReason, FinishRule, TextEnd
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.resting_draft import RestingDraft
 
+_STOP_MARGIN = 1.001  # probabilities are rounded on their way from the draft
 _ASKED_AHEAD = 8  # tokens; passes that a lost client may waste
 
 
@@ -26,9 +28,19 @@ class SessionController:
     """Decides what follows from each event of a session, until its output is over."""
 
     def __init__(
-        self, ledger: Ledger, policy: SpeculationPolicy, finish: FinishRule, has_draft: bool
+        self,
+        ledger: Ledger,
+        policy: SpeculationPolicy,
+        finish: FinishRule,
+        has_draft: bool,
+        min_use_probability: float = 0.0,
+        text_end: TextEnd | None = None,
     ) -> None:
-        """Start with the pass over the prompt, which comes without a request."""
+        """Start with the pass over the prompt, which comes without a request.
+
+        The draft stops where a further token is used less often than ``min_use_probability``. The
+        output also ends where ``text_end`` says.
+        """
         self.ledger = ledger
         self.num_output = 0
         self.finish_reason: FinishReason | None = None
@@ -36,7 +48,9 @@ class SessionController:
         """Passes in a row that waited for the draft, but it sent nothing."""
         self._policy = policy
         self._finish = finish
+        self._text_end = text_end
         self._has_draft = has_draft
+        self._min_use_probability = min_use_probability
         self._pass_due = True
         self._computes_prompt = True  # the next verdict includes the prefill
         self._held: Forward | None = None  # waits for more proposals; the verify model is idle
@@ -77,7 +91,8 @@ class SessionController:
         Raises:
             PreconditionError: the verify service breaks the protocol; nothing has changed.
         """
-        decision = self.ledger.verdict(self._within_output(verdict))
+        within, finish_reason = self._within_output(verdict)
+        decision = self.ledger.verdict(within)
         if decision is NOTHING:
             return decision
         self._policy.passed(verdict, is_first=self._computes_prompt)
@@ -88,7 +103,9 @@ class SessionController:
         # What is left of the tail is with the verify service already, and so is what was asked for.
         has_tail = self.ledger.num_speculated > 0
         self._pass_due = has_tail or self.ledger.verified_position <= self._asked_until
-        committed = self._cut(decision.committed)
+        committed = decision.committed
+        self.num_output += len(committed)
+        self.finish_reason = finish_reason
         # When the next pass starts depends on when the draft is back.
         decision = self._to_draft(decision, now_seconds)
         if self._has_draft and self._rest is None and not has_tail:
@@ -248,27 +265,29 @@ class SessionController:
             self._policy.tokens_per_proposal,
         )
 
-    def _within_output(self, verdict: Verdict) -> Verdict:
-        """Return the verdict without the accepted tokens that the output does not hold.
+    def _within_output(self, verdict: Verdict) -> tuple[Verdict, FinishReason | None]:
+        """Return the verdict without the tokens that the output does not hold, and why it ends.
 
         They are wasted, not accepted: the output ends before them.
         """
-        tokens, reason = self._finish.cut(self.ledger.accepted_by(verdict), self.num_output)
+        tokens = self.ledger.committed_by(verdict)
+        if not tokens:
+            return verdict, None
+        tokens, reason = self._finish.cut(tokens, self.num_output)
+        num_found = self._text_end.find_end(tokens) if self._text_end is not None else None
+        if num_found is not None:
+            tokens, reason = tokens[:num_found], FinishReason.STOP
         if reason is None:
-            return verdict
-        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1])
-
-    def _cut(self, committed: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens that belong to the output."""
-        tokens, self.finish_reason = self._finish.cut(committed, self.num_output)
-        self.num_output += len(tokens)
-        return tokens
+            return verdict, None
+        return replace(verdict, num_accepted=len(tokens) - 1, next_token=tokens[-1]), reason
 
     def _holds(self, forward: Forward, now_seconds: float) -> bool:
         """Hold proposals back if the verify model is idle and more of them pay."""
         if self._pass_due:
             return False
         held = self._joined(forward)
+        if use_probability(held.probabilities) < _STOP_MARGIN * self._min_use_probability:
+            return False
         # The last token of an output needs no proposal.
         room = self._finish.max_tokens - self.num_output - 1
         num_ready = len(held.tokens)
@@ -283,7 +302,16 @@ class SessionController:
         if held is None:
             return forward
         branches = held.branches + forward.branches
-        return Forward(held.epoch, held.position, held.tokens + forward.tokens, branches=branches)
+        return Forward(
+            held.epoch,
+            held.position,
+            held.tokens + forward.tokens,
+            branches=branches,
+            probabilities=trimmed(
+                padded(held.tokens, held.probabilities)
+                + padded(forward.tokens, forward.probabilities)
+            ),
+        )
 
     def _forward_alone(self) -> Decision:
         """Let the verify model go on with the held proposals, or without any."""
@@ -300,4 +328,5 @@ class SessionController:
             joined.tokens,
             self._policy.max_checked,
             joined.branches,
+            joined.probabilities,
         )

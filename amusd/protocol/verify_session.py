@@ -13,9 +13,23 @@ Intervals, for V final tokens, c in the running pass and n that wait:
      final            checking          pending
 """
 
+from dataclasses import dataclass
+
 from amusd.protocol.branches import Branches
+from amusd.protocol.draft_probabilities import check_probabilities, padded
 from amusd.protocol.errors import InvalidInputError, LimitExceededError, PreconditionError
 from amusd.protocol.events import Branch, DeviceTime, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A proposal that was compared with the verify model's token.
+
+    ``probability`` is the draft's own, 0 if it is not known.
+    """
+
+    probability: float
+    is_right: bool
 
 
 class VerifySession:
@@ -23,6 +37,7 @@ class VerifySession:
 
     __slots__ = (
         "_branches",
+        "_checked_probabilities",
         "_checking",
         "_checking_epoch",
         "_epoch",
@@ -31,7 +46,9 @@ class VerifySession:
         "_max_pending",
         "_max_position",
         "_pending",
+        "_pending_probabilities",
         "_unspeculated_until",
+        "compared",
     )
 
     def __init__(
@@ -57,7 +74,11 @@ class VerifySession:
             )
         self._final = list(tokens)
         self._pending: list[int] = []
+        self._pending_probabilities: list[float] = []
         self._checking: tuple[int, ...] = ()
+        self._checked_probabilities: tuple[float, ...] = ()
+        self.compared: tuple[Compared, ...] = ()
+        """Proposals that the last pass compared, in order: also one that only waited."""
         self._checking_epoch = epoch
         self._epoch = epoch
         self._branches = Branches(max_branches)
@@ -100,6 +121,11 @@ class VerifySession:
         return len(self._pending)
 
     @property
+    def pending_probabilities(self) -> list[float]:
+        """The draft's own probability of each, 0 if not known; not to be changed."""
+        return self._pending_probabilities
+
+    @property
     def branches(self) -> tuple[Branch, ...]:
         """The branches that are held."""
         return self._branches.held
@@ -115,6 +141,7 @@ class VerifySession:
         position: int,
         tokens: tuple[int, ...],
         branches: tuple[Branch, ...] = (),
+        probabilities: tuple[float, ...] = (),
     ) -> None:
         """Take proposals, and the branches that hang on them and on earlier ones.
 
@@ -123,23 +150,36 @@ class VerifySession:
         Raises:
             PreconditionError: a gap, a new epoch while tokens of the old one are checked, or a
                 branch that hangs on no proposal.
-            InvalidInputError: other tokens than an earlier proposal of the same epoch.
+            InvalidInputError: other tokens than an earlier proposal of the same epoch, or
+                probabilities that do not fit the tokens.
             LimitExceededError: more tokens or branches than may wait.
         """
+        check_probabilities(tokens, probabilities)
+        for branch in branches:
+            check_probabilities(branch.tokens, branch.probabilities)
         if not tokens and not branches:
             self._unspeculated_until = max(self._unspeculated_until, position)
             return
         if tokens and epoch >= self._epoch:
-            self._offer_run(epoch, position, tokens)
+            self._offer_run(epoch, position, tokens, probabilities)
         if epoch == self._epoch:
             self._hold(branches)
         elif epoch == self._epoch - 1:
             late = self._branches.late(branches)
             if late is not None:
-                self._offer_run(self._epoch, late.position + 1, late.tokens, of_branch=True)
+                self._offer_branch(late)
+
+    def _offer_branch(self, branch: Branch) -> None:
+        position = branch.position + 1
+        self._offer_run(self._epoch, position, branch.tokens, branch.probabilities, of_branch=True)
 
     def _offer_run(
-        self, epoch: int, position: int, tokens: tuple[int, ...], of_branch: bool = False
+        self,
+        epoch: int,
+        position: int,
+        tokens: tuple[int, ...],
+        probabilities: tuple[float, ...],
+        of_branch: bool = False,
     ) -> None:
         """Take tokens of this epoch, or of one that begins; or those of its late branch."""
         pending = self._pending if epoch == self._epoch else []
@@ -167,6 +207,7 @@ class VerifySession:
             )
         if epoch > self._epoch:
             self._branches.drop_all()
+            self._pending_probabilities = []
         self._epoch = epoch
         self._pending = pending
         if not of_branch:
@@ -176,6 +217,7 @@ class VerifySession:
                 self._reject(index)
                 return
         pending.extend(fresh)
+        self._pending_probabilities.extend(padded(tokens, probabilities)[head - position :])
 
     def _hold(self, branches: tuple[Branch, ...]) -> None:
         """Hold the branches that can still be taken.
@@ -207,8 +249,10 @@ class VerifySession:
         room = self._max_position - self.verified_position - 1
         num_checked = min(len(self._pending), max_tokens, room)
         self._checking = tuple(self._pending[:num_checked])
+        self._checked_probabilities = tuple(self._pending_probabilities[:num_checked])
         self._checking_epoch = self._epoch
         del self._pending[:num_checked]
+        del self._pending_probabilities[:num_checked]
         self._in_pass = True
         return self._checking
 
@@ -233,6 +277,7 @@ class VerifySession:
         """
         num_checked = min(len(self._checking), len(predictions) - 1)
         self._pending[:0] = self._checking[num_checked:]
+        self._pending_probabilities[:0] = self._checked_probabilities[num_checked:]
         num_accepted = 0
         while (
             num_accepted < num_checked and self._checking[num_accepted] == predictions[num_accepted]
@@ -251,13 +296,28 @@ class VerifySession:
             passes=passes,
         )
         self._final.extend((*self._checking[:num_accepted], next_token))
+        is_right = self._compare(num_checked, num_accepted, next_token)
         self._checking = ()
         self._in_pass = False
-        if num_accepted < num_checked or (self._pending and self._pending.pop(0) != next_token):
-            self._reject(self.verified_position - 1)
-        else:
+        if is_right:
             self._branches.drop_until(self.verified_position)
+        else:
+            self._reject(self.verified_position - 1)
         return verdict
+
+    def _compare(self, num_checked: int, num_accepted: int, next_token: int) -> bool:
+        """Note what the pass compared; return whether all of it is right.
+
+        If it accepts all that it checked, the first proposal that waits is compared, too.
+        """
+        known = self._checked_probabilities[: min(num_checked, num_accepted + 1)]
+        is_right = num_accepted == num_checked
+        compared = [Compared(one, index < num_accepted) for index, one in enumerate(known)]
+        if is_right and self._pending:
+            is_right = self._pending.pop(0) == next_token
+            compared.append(Compared(self._pending_probabilities.pop(0), is_right))
+        self.compared = tuple(compared)
+        return is_right
 
     @property
     def tokens(self) -> list[int]:
@@ -272,12 +332,15 @@ class VerifySession:
             raise AssertionError(f"checks tokens outside a pass: {self!r}")
         if len(self._pending) > self._max_pending:
             raise AssertionError(f"too many tokens wait: {self!r}")
+        if len(self._pending_probabilities) != len(self._pending):
+            raise AssertionError(f"the probabilities are not those of what waits: {self!r}")
         self._branches.check_integrity(self.verified_position)
 
     def _reject(self, position: int) -> None:
         """Begin the next epoch: the proposal at ``position`` was wrong."""
         self._pending.clear()
+        self._pending_probabilities.clear()
         self._epoch += 1
         branch = self._branches.rejected(position, self._final[position])
         if branch is not None:
-            self._offer_run(self._epoch, position + 1, branch.tokens, of_branch=True)
+            self._offer_branch(branch)

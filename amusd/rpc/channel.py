@@ -49,16 +49,6 @@ def open_channel(address: str, use_proxy: bool = False) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(str(endpoint), channel_options(endpoint, use_proxy))
 
 
-def open_blocking_channel(address: str, use_proxy: bool = False) -> grpc.Channel:
-    """Return the same for callers without an event loop. It reads ahead no more than 64 KiB.
-
-    gRPC would read ahead ever more, so that a generation that nobody reads would look as if it was.
-    """
-    endpoint = parse_endpoint(address)
-    options = [*channel_options(endpoint, use_proxy), ("grpc.http2.bdp_probe", 0)]
-    return grpc.insecure_channel(str(endpoint), options)
-
-
 def channel_options(endpoint: Endpoint, use_proxy: bool) -> list[tuple[str, Any]]:
     """Return the options of a channel; this machine itself is never reached through a proxy."""
     is_proxied = use_proxy and not endpoint.is_loopback

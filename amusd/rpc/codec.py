@@ -1,14 +1,12 @@
 """Conversions between protobuf messages and the types of the pure packages."""
 
-from amusd.analysis.generation_statistics import PositionAcceptance, SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
-from amusd.fleet.model_description import CacheUsage, ModelDescription, ServiceLimits
-from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol import events
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
+from amusd.rpc.sampling_codec import logprobs_from_proto, logprobs_to_proto
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2, verify_pb2
 
 _STRATEGIES = {
@@ -74,98 +72,6 @@ def source_from_proto(number: model_pb2.DraftSource.ValueType) -> DraftSource:
     return _SOURCES.get(number, DraftSource.MODEL)
 
 
-def model_to_proto(model: ModelDescription) -> model_pb2.ModelInfo:
-    """Return the message of a model description."""
-    return model_pb2.ModelInfo(
-        name=model.name,
-        device=model.device,
-        dtype=model.dtype,
-        num_parameters=model.num_parameters,
-        context_length=model.context_length,
-        output_size=model.output_size,
-        vocabulary=model_pb2.Vocabulary(
-            size=model.vocabulary.size,
-            fingerprint=model.vocabulary.fingerprint,
-            block_hashes=model.vocabulary.block_hashes,
-        ),
-        eos_token_ids=model.eos_token_ids,
-        tokenizer=model.tokenizer,
-        numerics=model.numerics,
-        weight_format=model.weight_format,
-        weights_fingerprint=model.weights_fingerprint,
-        runner=model.runner,
-        runner_reason=model.runner_reason,
-    )
-
-
-def model_from_proto(info: model_pb2.ModelInfo) -> ModelDescription:
-    """Return the model description of a message."""
-    return ModelDescription(
-        name=info.name,
-        device=info.device,
-        dtype=info.dtype,
-        num_parameters=info.num_parameters,
-        context_length=info.context_length,
-        output_size=info.output_size,
-        vocabulary=Vocabulary(
-            size=info.vocabulary.size,
-            fingerprint=info.vocabulary.fingerprint,
-            block_hashes=tuple(info.vocabulary.block_hashes),
-        ),
-        eos_token_ids=tuple(info.eos_token_ids),
-        tokenizer=info.tokenizer,
-        numerics=info.numerics,
-        weight_format=info.weight_format,
-        weights_fingerprint=info.weights_fingerprint,
-        runner=info.runner,
-        runner_reason=info.runner_reason,
-    )
-
-
-def limits_to_proto(limits: ServiceLimits) -> model_pb2.ServiceLimits:
-    """Return the message of service limits."""
-    return model_pb2.ServiceLimits(
-        max_sessions=limits.max_sessions,
-        max_context=limits.max_context,
-        max_lookahead=limits.max_lookahead,
-        max_waiting=limits.max_waiting,
-        max_branches=limits.max_branches,
-    )
-
-
-def limits_from_proto(limits: model_pb2.ServiceLimits) -> ServiceLimits:
-    """Return the service limits of a message."""
-    return ServiceLimits(
-        max_sessions=limits.max_sessions,
-        max_context=limits.max_context,
-        max_lookahead=limits.max_lookahead,
-        max_waiting=limits.max_waiting,
-        max_branches=limits.max_branches,
-    )
-
-
-def usage_to_proto(usage: CacheUsage) -> model_pb2.CacheUsage:
-    """Return the message of the use of a KV cache."""
-    return model_pb2.CacheUsage(
-        max_tokens=usage.max_tokens,
-        num_reserved_tokens=usage.num_reserved,
-        num_retained_tokens=usage.num_retained,
-        num_computed_tokens=usage.num_computed,
-        num_cached_tokens=usage.num_cached,
-    )
-
-
-def usage_from_proto(usage: model_pb2.CacheUsage) -> CacheUsage:
-    """Return the use of a KV cache from its message."""
-    return CacheUsage(
-        max_tokens=usage.max_tokens,
-        num_reserved=usage.num_reserved_tokens,
-        num_retained=usage.num_retained_tokens,
-        num_computed=usage.num_computed_tokens,
-        num_cached=usage.num_cached_tokens,
-    )
-
-
 def time_to_proto(time: events.DeviceTime) -> model_pb2.DeviceTime:
     """Return the message of a device time."""
     return model_pb2.DeviceTime(started_unix_nanos=time.started_unix_nanos, seconds=time.seconds)
@@ -183,6 +89,7 @@ def branch_to_proto(branch: events.Branch) -> model_pb2.Branch:
         token_id=branch.token,
         token_ids=branch.tokens,
         source=source_to_proto(branch.source),
+        probabilities=branch.probabilities,
     )
 
 
@@ -193,6 +100,7 @@ def branch_from_proto(branch: model_pb2.Branch) -> events.Branch:
         branch.token_id,
         tuple(branch.token_ids),
         source_from_proto(branch.source),
+        tuple(branch.probabilities),
     )
 
 
@@ -209,6 +117,7 @@ def proposal_to_proto(proposal: events.Proposal) -> draft_pb2.ProposeResponse:
             device_seconds=proposal.device_seconds,
             steps=[time_to_proto(step) for step in proposal.steps],
             branches=[branch_to_proto(branch) for branch in proposal.branches],
+            probabilities=proposal.probabilities,
         )
     )
 
@@ -225,6 +134,7 @@ def proposal_from_proto(proposal: draft_pb2.Proposal) -> events.Proposal:
         device_seconds=proposal.device_seconds,
         steps=tuple(time_from_proto(step) for step in proposal.steps),
         branches=tuple(branch_from_proto(branch) for branch in proposal.branches),
+        probabilities=tuple(proposal.probabilities),
     )
 
 
@@ -241,6 +151,8 @@ def verdict_to_proto(verdict: events.Verdict) -> verify_pb2.VerifyResponse:
             device_seconds=verdict.device_seconds,
             num_cached_tokens=verdict.num_cached,
             passes=[time_to_proto(one) for one in verdict.passes],
+            logprobs=logprobs_to_proto(verdict.logprobs),
+            prompt_logprobs=logprobs_to_proto(verdict.prompt_logprobs),
         )
     )
 
@@ -257,6 +169,8 @@ def verdict_from_proto(verdict: verify_pb2.Verdict) -> events.Verdict:
         device_seconds=verdict.device_seconds,
         num_cached=verdict.num_cached_tokens,
         passes=tuple(time_from_proto(one) for one in verdict.passes),
+        logprobs=logprobs_from_proto(verdict.logprobs),
+        prompt_logprobs=logprobs_from_proto(verdict.prompt_logprobs),
     )
 
 
@@ -269,6 +183,7 @@ def forward_to_proto(forward: events.Forward) -> verify_pb2.VerifyRequest:
             token_ids=forward.tokens,
             max_checked=forward.max_checked,
             branches=[branch_to_proto(branch) for branch in forward.branches],
+            probabilities=forward.probabilities,
         )
     )
 
@@ -308,6 +223,7 @@ def forward_from_proto(message: verify_pb2.VerifyProposals) -> events.Forward:
         tuple(message.token_ids),
         message.max_checked,
         tuple(branch_from_proto(branch) for branch in message.branches),
+        tuple(message.probabilities),
     )
 
 
@@ -344,76 +260,4 @@ def replica_to_proto(replica: ReplicaStatus) -> orchestrator_pb2.Replica:
         num_own_sessions=replica.num_own,
         num_opened_sessions=replica.num_opened,
         reason=replica.reason,
-    )
-
-
-def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestrator_pb2.Statistics:
-    """Return the message of a generation's statistics."""
-    return orchestrator_pb2.Statistics(
-        num_prompt_tokens=statistics.num_prompt_tokens,
-        num_output_tokens=statistics.num_output_tokens,
-        wall_seconds=statistics.wall_seconds,
-        time_to_first_token_seconds=statistics.time_to_first_token_seconds,
-        num_passes=statistics.num_passes,
-        num_drafted=statistics.num_drafted,
-        num_accepted=statistics.num_accepted,
-        num_rejected=statistics.num_rejected,
-        num_wasted=statistics.num_wasted,
-        num_rollbacks=statistics.num_rollbacks,
-        tokens_per_pass=statistics.tokens_per_pass,
-        acceptance_rate=statistics.acceptance_rate,
-        acceptance_per_position=[
-            orchestrator_pb2.PositionAcceptance(
-                num_checked=each.num_checked, num_accepted=each.num_accepted
-            )
-            for each in statistics.acceptance_per_position
-        ],
-        draft_busy_seconds=statistics.draft_busy_seconds,
-        verify_busy_seconds=statistics.verify_busy_seconds,
-        strategy=strategy_to_proto(strategy),
-        fallback_reason=statistics.fallback_reason,
-        acceptance_per_source=[
-            orchestrator_pb2.SourceAcceptance(
-                source=source_to_proto(one.source),
-                num_drafted=one.num_drafted,
-                num_checked=one.num_checked,
-                num_accepted=one.num_accepted,
-            )
-            for one in statistics.acceptance_per_source
-        ],
-        num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
-        num_branches=statistics.num_branches,
-        num_branch_hits=statistics.num_branch_hits,
-    )
-
-
-def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics:
-    """Return the statistics of a message."""
-    return Statistics(
-        num_prompt_tokens=statistics.num_prompt_tokens,
-        num_output_tokens=statistics.num_output_tokens,
-        wall_seconds=statistics.wall_seconds,
-        time_to_first_token_seconds=statistics.time_to_first_token_seconds,
-        num_passes=statistics.num_passes,
-        num_drafted=statistics.num_drafted,
-        num_accepted=statistics.num_accepted,
-        num_rejected=statistics.num_rejected,
-        num_wasted=statistics.num_wasted,
-        num_rollbacks=statistics.num_rollbacks,
-        acceptance_per_position=tuple(
-            PositionAcceptance(each.num_checked, each.num_accepted)
-            for each in statistics.acceptance_per_position
-        ),
-        draft_busy_seconds=statistics.draft_busy_seconds,
-        verify_busy_seconds=statistics.verify_busy_seconds,
-        fallback_reason=statistics.fallback_reason,
-        acceptance_per_source=tuple(
-            SourceAcceptance(
-                source_from_proto(one.source), one.num_drafted, one.num_checked, one.num_accepted
-            )
-            for one in statistics.acceptance_per_source
-        ),
-        num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
-        num_branches=statistics.num_branches,
-        num_branch_hits=statistics.num_branch_hits,
     )

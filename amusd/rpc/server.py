@@ -9,9 +9,6 @@ and drains, and NOT_SERVING once it has failed, or cannot work for long.
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +21,7 @@ from amusd.fleet.endpoint import Endpoint, parse_host
 from amusd.protocol.errors import UnavailableError
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.draining import Drain
+from amusd.rpc.ending import Ending
 from amusd.rpc.listening import check_free
 from amusd.rpc.time_slices import shorten_time_slices
 from amusd.rpc.tuning import freeze_garbage
@@ -101,9 +99,7 @@ class ServiceShell:
         self._listen = listen
         self._service = service
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._end = asyncio.Event()
-        self._end_at_once = asyncio.Event()
-        self._signals = 0
+        self._ending = Ending()
         self._failure = ""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -132,7 +128,7 @@ class ServiceShell:
     async def set_ready(self) -> None:
         """Tell health checks that the service serves, unless it is ending already."""
         freeze_garbage()
-        if not self._end.is_set():
+        if not self._ending.is_requested:
             await self._set_serving(True)
 
     @property
@@ -142,13 +138,13 @@ class ServiceShell:
 
     async def suspend(self, reason: str) -> None:
         """Refuse new sessions with ``reason`` until ``resume``; health says NOT_SERVING."""
-        if not self._end.is_set():
+        if not self._ending.is_requested:
             self._drain.refuse(reason)
             await self._set_serving(False)
 
     async def resume(self) -> None:
         """Let sessions in again, unless the service is ending."""
-        if not self._end.is_set():
+        if not self._ending.is_requested:
             self._drain.refuse("")
             await self._set_serving(True)
 
@@ -163,17 +159,17 @@ class ServiceShell:
 
     def end(self) -> None:
         """Ask the service to end."""
-        self._end.set()
+        self._ending.request()
 
     async def wait_for_end(self) -> None:
         """Return when a signal or ``end`` asks the service to end."""
-        await self._end.wait()
+        await self._ending.wait()
 
     async def fail(self, why: str) -> None:
         """Say that the service cannot go on: it is not alive, and sessions end with ``why``."""
         self._failure = why
         await self.set_live(False)
-        self._end_at_once.set()
+        self._ending.request_at_once()
 
     async def stop(self) -> None:
         """Refuse new sessions, let the open ones end within their grace, and end."""
@@ -186,51 +182,24 @@ class ServiceShell:
     async def _wait_for_sessions(self) -> str:
         """Wait until none is open, the grace is over or must not be waited for; return which."""
         grace = self._listen.grace_seconds
-        if self._drain.num_sessions and not self._end_at_once.is_set():
+        if self._drain.num_sessions and not self._ending.is_at_once:
             log.info("%d sessions may end within %g s", self._drain.num_sessions, grace)
         waits = [
             asyncio.ensure_future(self._drain.wait_until_empty()),
-            asyncio.ensure_future(self._end_at_once.wait()),
+            asyncio.ensure_future(self._ending.wait_at_once()),
         ]
         try:
             await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        return "by a second signal" if self._end_at_once.is_set() else f"after {grace:g} s"
+        return "by a second signal" if self._ending.is_at_once else f"after {grace:g} s"
 
     @contextlib.contextmanager
     def signals_handled(self, end_with_stdin: bool = False) -> Iterator[None]:
         """Let SIGINT and SIGTERM ask for the end; a second one cuts the grace short."""
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            loop.add_signal_handler(number, self._on_signal)
-        if end_with_stdin:
-            watcher = threading.Thread(target=self._watch_stdin, args=(loop,), daemon=True)
-            watcher.start()
-        try:
+        with self._ending.signals_handled(end_with_stdin):
             yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-                signal.signal(number, before[number])
-
-    def _on_signal(self) -> None:
-        self._signals += 1
-        self._end.set()
-        if self._signals > 1:
-            self._end_at_once.set()
-
-    def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End when the parent process closes standard input, or dies."""
-        # Not through sys.stdin: its lock, held here, would break the interpreter's shutdown.
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._end.set)
 
     async def _set_serving(self, serving: bool) -> None:
         status = (

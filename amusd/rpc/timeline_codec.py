@@ -13,7 +13,7 @@ def timeline_to_proto(timeline: Timeline | None) -> orchestrator_pb2.Timeline | 
         return None
     return orchestrator_pb2.Timeline(
         started_unix_nanos=timeline.started_unix_nanos,
-        events=[_event_to_proto(event) for event in timeline.events],
+        events=[event_to_proto(event) for event in timeline.events],
         is_truncated=timeline.is_truncated,
         max_branches=timeline.max_branches,
     )
@@ -33,7 +33,8 @@ def timeline_from_proto(timeline: orchestrator_pb2.Timeline) -> Timeline:
     )
 
 
-def _event_to_proto(event: TimelineEvent) -> orchestrator_pb2.TimelineEvent:
+def event_to_proto(event: TimelineEvent) -> orchestrator_pb2.TimelineEvent:
+    """Return the message of an event."""
     message, seconds = event.message, event.seconds
     match message:
         case Proposal():

@@ -113,15 +113,10 @@ class SamplingParameters:
         """Whether top-k, top-p or min-p leave tokens out."""
         return bool(self.top_k) or self.top_p < 1.0 or self.min_p > 0.0
 
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """All token ids in it, to be checked against a vocabulary."""
-        words = (token for word in self.bad_words for token in word)
-        return (*(token for token, _ in self.logit_bias), *self.allowed_token_ids, *words)
-
 
 def _check(name: str, value: float, least: float, most: float, besides: str = "") -> None:
-    if not (math.isfinite(value) and least <= value <= most):
+    # A value that came as a float32 is a little off: that of 0.01 is below it.
+    if not (math.isfinite(value) and least - 1e-7 * max(0.0, least) <= value <= most):
         raise InvalidInputError(f"{name} is {value:g}: use {besides}{least:g} to {most:g}")
 
 
@@ -159,6 +154,27 @@ class SequenceSampling:
         """Whether the largest logit of the model wins as it is."""
         greedy = SamplingParameters(seed=self.parameters.seed)
         return self.parameters == greedy and not self.min_position
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids outside a vocabulary of ``size`` tokens; 0: the vocabulary is unknown.
+
+        Raises:
+            InvalidInputError: a token id is not below ``size``; the message names its field.
+        """
+        if not size:
+            return
+        parameters = self.parameters
+        fields = {
+            "logit_bias": [token for token, _ in parameters.logit_bias],
+            "allowed_token_ids": parameters.allowed_token_ids,
+            "bad_words": [token for word in parameters.bad_words for token in word],
+            "banned_token_ids": self.banned_token_ids,
+        }
+        for name, tokens in fields.items():
+            if tokens and max(tokens) >= size:
+                raise InvalidInputError(
+                    f"{name}: token id {max(tokens)} is outside the vocabulary of {size} tokens"
+                )
 
 
 GREEDY = SequenceSampling()

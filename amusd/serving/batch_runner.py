@@ -181,7 +181,9 @@ def _is_fault(outcome: Outcome) -> bool:
 
 
 def _scheduled(one: Scheduled[SequenceT]) -> ScheduledSequence:
-    return ScheduledSequence(_slot(one.sequence), one.tokens, one.num_outputs, one.is_prefill)
+    return ScheduledSequence(
+        _slot(one.sequence), one.tokens, one.num_outputs, one.is_prefill, one.targets
+    )
 
 
 def _slot(sequence: Sequence) -> int:

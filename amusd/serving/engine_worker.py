@@ -66,6 +66,8 @@ class Role(Protocol[SequenceT, OpeningT_contra, EventT_contra]):
     def settle(self, sequence: SequenceT, predictions: list[int]) -> None:
         """Take the model's next tokens after the last ones of a batch, [num_outputs].
 
+        A chunk of a prompt that gets log-probabilities has outputs, too.
+
         Raises:
             AmusdError: the tokens end the session. Its KV cache is dropped.
         """

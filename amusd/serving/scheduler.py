@@ -20,6 +20,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from amusd.engine.interface import NO_TOKEN
 from amusd.engine.kv.cache_manager import MIN_CACHED, common_prefix
 from amusd.fleet.model_description import CacheUsage, ServiceLimits
 from amusd.protocol.errors import (
@@ -27,12 +28,15 @@ from amusd.protocol.errors import (
     DuplicateSessionError,
     LimitExceededError,
 )
+from amusd.sampling.parameters import SequenceSampling
 from amusd.serving.sequence import Sequence
 from amusd.serving.session_fault import EXITS, end_session
 
 _MAX_DECODE_TOKENS = 16
 """Tokens that a decoding sequence may have to compute: accepted, or looked up, since its last
 batch. With more it counts as prefill."""
+_MAX_PROMPT_OUTPUTS = 128
+"""Tokens of a prompt that get log-probabilities in one batch: each has logits in memory."""
 
 SequenceT = TypeVar("SequenceT", bound=Sequence)
 
@@ -44,12 +48,12 @@ class KVCache(Protocol):
     def usage(self) -> CacheUsage:
         """How much memory is in use."""
 
-    def open(self, capacity: int) -> int:
-        """Reserve memory for ``capacity`` tokens and return its slot.
+    def open(self, capacity: int, sampling: SequenceSampling) -> int:
+        """Reserve memory for ``capacity`` tokens, sampled by ``sampling``, and return its slot.
 
         Raises:
             CacheFullError: no memory is left for it now.
-            InvalidInputError: it would not fit even alone.
+            InvalidInputError: it would not fit even alone, or the engine cannot sample like this.
         """
 
     def length(self, slot: int) -> int:
@@ -67,13 +71,15 @@ class Scheduled(Generic[SequenceT]):
     """A sequence in a batch, with the tokens it brings.
 
     The last ``num_outputs`` of ``tokens`` are answered with the model's next token; 0 for a chunk
-    of a prompt that is not the last one.
+    of a prompt that is not the last one. If the prompt gets log-probabilities, all its tokens have
+    an output, and ``targets`` are the tokens that follow them, as ``ScheduledSequence`` has them.
     """
 
     sequence: SequenceT
     tokens: list[int]
     num_outputs: int
     is_prefill: bool
+    targets: tuple[int, ...] = ()
 
 
 class Scheduler(Generic[SequenceT]):
@@ -157,12 +163,13 @@ class Scheduler(Generic[SequenceT]):
 
         Raises:
             CacheFullError: no memory is left, and the waiting queue is full.
-            InvalidInputError: the capacity is above what one sequence can have.
+            InvalidInputError: the capacity is above what one sequence can have, or the engine
+                cannot sample like this.
         """
         # No sequence overtakes the waiting ones. One that can never fit is refused at once.
         if not self._waiting or sequence.capacity > self._cache.usage.max_tokens:
             try:
-                sequence.slot = self._cache.open(sequence.capacity)
+                sequence.slot = self._cache.open(sequence.capacity, sequence.sampling)
             except CacheFullError:
                 if not self._limits.max_waiting:
                     raise
@@ -250,18 +257,17 @@ class Scheduler(Generic[SequenceT]):
         if is_prefill or end - num_computed > min(_MAX_DECODE_TOKENS, self.prefill_budget):
             if not prefill.num_left:
                 return None
-            num_cached = self._cache.reuse(slot, tokens)
-            sequence.num_cached_tokens += num_cached
-            num_computed += num_cached
-            if self._reuses_prefixes and prefill.is_computing(tokens, num_computed):
-                return None
+            if sequence.has_prompt_logprobs:  # they need all tokens computed
+                end = min(end, num_computed + _MAX_PROMPT_OUTPUTS)
+            else:
+                num_cached = self._cache.reuse(slot, tokens)
+                sequence.num_cached_tokens += num_cached
+                num_computed += num_cached
+                if self._reuses_prefixes and prefill.is_computing(tokens, num_computed):
+                    return None
             is_prefill = num_computed < sequence.num_prompt_tokens
-            end = prefill.take(tokens, num_computed)
-        chunk = tokens[num_computed:end]
-        if end < len(tokens):
-            return Scheduled(sequence, chunk, 0, is_prefill)
-        checked = sequence.begin_batch()
-        return Scheduled(sequence, [*chunk, *checked], len(checked) + 1, is_prefill)
+            end = prefill.take(tokens, num_computed, end)
+        return _scheduled(sequence, num_computed, end, is_prefill)
 
     def _move_behind(self, batch: list[Scheduled[SequenceT]]) -> None:
         """Move the sequences of a batch behind all others, which keep their order."""
@@ -276,7 +282,7 @@ class Scheduler(Generic[SequenceT]):
         while self._waiting:
             session_id, sequence = next(iter(self._waiting.items()))
             try:
-                sequence.slot = self._cache.open(sequence.capacity)
+                sequence.slot = self._cache.open(sequence.capacity, sequence.sampling)
             except CacheFullError:
                 return
             except EXITS:
@@ -288,6 +294,21 @@ class Scheduler(Generic[SequenceT]):
                 yield sequence
 
 
+def _scheduled(
+    sequence: SequenceT, num_computed: int, end: int, is_prefill: bool
+) -> Scheduled[SequenceT]:
+    """Return a sequence with its tokens ``[num_computed, end)``, and with what it checks."""
+    tokens = sequence.tokens
+    is_last = end == len(tokens)
+    checked = sequence.begin_batch() if is_last else ()
+    chunk = [*tokens[num_computed:end], *checked]
+    if not (is_prefill and sequence.has_prompt_logprobs):
+        return Scheduled(sequence, chunk, len(checked) + 1 if is_last else 0, is_prefill)
+    known = tokens[num_computed + 1 : end + 1]
+    targets = (*known, *[NO_TOKEN] * (len(chunk) - len(known)))
+    return Scheduled(sequence, chunk, len(chunk), is_prefill, targets)
+
+
 class _PrefillBudget:
     """The prompt tokens of one batch: how many may still come, and what is computed already."""
 
@@ -295,9 +316,9 @@ class _PrefillBudget:
         self.num_left = num_tokens
         self._computing: list[list[int]] = []
 
-    def take(self, tokens: list[int], start: int) -> int:
-        """Take a chunk of ``tokens`` from ``start`` on; return where it ends."""
-        end = min(len(tokens), start + self.num_left)
+    def take(self, tokens: list[int], start: int, end: int) -> int:
+        """Take a chunk of ``tokens``, of ``[start, end)`` at most; return where it ends."""
+        end = min(end, start + self.num_left)
         self.num_left -= end - start
         self._computing.append(tokens[:end])
         return end

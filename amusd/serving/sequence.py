@@ -15,6 +15,7 @@ from typing import Any
 
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import DeviceTime
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 
 Send = Callable[[Any], None]
 """Sends a message, or the error that ends the session, to the session's stream."""
@@ -73,8 +74,8 @@ class Sequence(ABC):
     """One session on a service: its tokens, its place in the KV cache, and its stream.
 
     ``capacity`` is the number of tokens that the KV cache reserves for it. ``slot`` is its handle
-    there; None while the sequence waits for memory. ``num_cached_tokens`` of its prompt were
-    copied from other sequences.
+    there; None while the sequence waits for memory. ``sampling`` says how its tokens are chosen.
+    ``num_cached_tokens`` of its prompt were copied from other sequences.
     """
 
     session_id: str
@@ -82,6 +83,7 @@ class Sequence(ABC):
     capacity: int
     send: Send
     clock: BatchClock
+    sampling: SequenceSampling = GREEDY
     slot: int | None = None
     num_cached_tokens: int = 0
     has_failed: bool = False
@@ -100,6 +102,11 @@ class Sequence(ABC):
     def owner(self) -> "Sequence":
         """The sequence of the session that this one belongs to: itself, or that of its branch."""
         return self
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether the tokens of its prompt get log-probabilities."""
+        return self.sampling.logprobs is not None and self.sampling.logprobs.has_prompt
 
     @property
     def is_runnable(self) -> bool:

@@ -18,6 +18,7 @@ from amusd.rpc.outbox import Outbox, until_first_ends
 from amusd.rpc.stream_limits import MAX_MESSAGES_WAITING
 from amusd.serving.engine_thread import CommandWindow, EngineThread
 from amusd.serving.engine_worker import AnyWorker, Opening
+from amusd.serving.preparation import Preparations
 
 EventT = TypeVar("EventT")
 MessageT = TypeVar("MessageT")
@@ -28,7 +29,9 @@ class StreamShape(Generic[EventT, MessageT]):
     """How a service's stream translates.
 
     ``rpc`` names the stream, ``step`` the step of a request that carries an event. ``record``
-    tells the observer of a message on its way out.
+    tells the observer of a message on its way out. ``preparation`` returns the slow work that a
+    session needs before the worker opens it; None: there is none. The work runs beside the engine
+    thread, and its result is kept as long as the session.
     """
 
     rpc: str
@@ -37,6 +40,7 @@ class StreamShape(Generic[EventT, MessageT]):
     event: Callable[[Any], EventT]
     response: Callable[[MessageT], Any]
     record: Callable[[RequestWatch, MessageT], None]
+    preparation: Callable[[Any, Any], Callable[[], object] | None] = lambda worker, opening: None
 
 
 class SessionStreams(Generic[EventT, MessageT]):
@@ -57,6 +61,7 @@ class SessionStreams(Generic[EventT, MessageT]):
         self._engine = engine
         self._max_wait_seconds = max_wait_seconds
         self._observer = observer
+        self._preparations = Preparations()
 
     async def serve(self, requests: AsyncIterator[Any], context: faults.Context) -> None:
         """Serve one stream from its first request to its end.
@@ -123,6 +128,7 @@ class SessionStreams(Generic[EventT, MessageT]):
         The close is not waited for, so that a cancelled call ends at once. It runs after all
         commands before it.
         """
+        prepared = await self._prepared(opening)
         send = partial(self._engine.postbox.put, outbox)
         opened = self._engine.submit(lambda worker: worker.open(opening, send))
 
@@ -143,6 +149,15 @@ class SessionStreams(Generic[EventT, MessageT]):
             if timer is not None:
                 timer.cancel()
             self._post(close)
+            del prepared
+
+    async def _prepared(self, opening: Opening) -> object:
+        """Do the slow work of opening a session; return what is to be kept with it."""
+        ready = self._engine.ready
+        if not ready.done() or ready.exception() is not None:
+            return None
+        work = self._shape.preparation(ready.result(), opening)
+        return None if work is None else await self._preparations.run(work)
 
     def _post(self, command: Callable[[AnyWorker], None]) -> None:
         # If the thread is ending, the KV cache goes with it.

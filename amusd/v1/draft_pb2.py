@@ -26,7 +26,7 @@ from amusd.v1 import model_pb2 as amusd_dot_v1_dot_model__pb2
 from amusd.v1 import sampling_pb2 as amusd_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61musd/v1/draft.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/model.proto\x1a\x17\x61musd/v1/sampling.proto\"\x95\x01\n\x0eProposeRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.amusd.v1.ProposeOpenH\x00\x12+\n\x07\x61\x64vance\x18\x02 \x01(\x0b\x32\x18.amusd.v1.ProposeAdvanceH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.amusd.v1.ProposeCloseH\x00\x42\x06\n\x04step\"\xa7\x02\n\x0bProposeOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tlookahead\x18\x03 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x04 \x01(\r\x12\x14\n\x0cmax_position\x18\x05 \x01(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12\x14\n\x0crecord_times\x18\x08 \x01(\x08\x12\x14\n\x0cmax_branches\x18\t \x01(\r\x12$\n\x08sampling\x18\n \x01(\x0b\x32\x12.amusd.v1.Sampling\x12*\n\x07\x63ontext\x18\x0b \x01(\x0b\x32\x19.amusd.v1.SequenceContext\"t\n\x0eProposeAdvance\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\tlookahead\x18\x04 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x05 \x01(\r\"\x0e\n\x0cProposeClose\"7\n\x0fProposeResponse\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.amusd.v1.Proposal\"\xf0\x01\n\x08Proposal\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rdraft_seconds\x18\x04 \x01(\x01\x12\x11\n\tnum_steps\x18\x05 \x01(\r\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.amusd.v1.DraftSource\x12\x16\n\x0e\x64\x65vice_seconds\x18\x07 \x01(\x01\x12#\n\x05steps\x18\x08 \x03(\x0b\x32\x14.amusd.v1.DeviceTime\x12\"\n\x08\x62ranches\x18\t \x03(\x0b\x32\x10.amusd.v1.Branch\"\xcd\x01\n\x0fRollbackRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x19\n\x11verified_position\x18\x03 \x01(\r\x12\x1a\n\x12\x63orrected_token_id\x18\x04 \x01(\r\x12\x11\n\tlookahead\x18\x05 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x06 \x01(\r\x12\x16\n\x0e\x66irst_proposal\x18\x07 \x01(\r\x12\x18\n\x10\x62ranch_token_ids\x18\x08 \x03(\r\"r\n\x10RollbackResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0bnum_dropped\x18\x03 \x01(\r\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.amusd.v1.RollbackError\".\n\rRollbackError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x15\n\x13GetDraftInfoRequest\"\xdb\x01\n\x14GetDraftInfoResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x02 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12&\n\x07sources\x18\x04 \x03(\x0e\x32\x15.amusd.v1.DraftSource\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12#\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x14.amusd.v1.CacheUsage2\xe8\x01\n\x0c\x44raftService\x12\x42\n\x07Propose\x12\x18.amusd.v1.ProposeRequest\x1a\x19.amusd.v1.ProposeResponse(\x01\x30\x01\x12\x45\n\x08Rollback\x12\x19.amusd.v1.RollbackRequest\x1a\x1a.amusd.v1.RollbackResponse(\x01\x30\x01\x12M\n\x0cGetDraftInfo\x12\x1d.amusd.v1.GetDraftInfoRequest\x1a\x1e.amusd.v1.GetDraftInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61musd/v1/draft.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/model.proto\x1a\x17\x61musd/v1/sampling.proto\"\x95\x01\n\x0eProposeRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.amusd.v1.ProposeOpenH\x00\x12+\n\x07\x61\x64vance\x18\x02 \x01(\x0b\x32\x18.amusd.v1.ProposeAdvanceH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.amusd.v1.ProposeCloseH\x00\x42\x06\n\x04step\"\xc4\x02\n\x0bProposeOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tlookahead\x18\x03 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x04 \x01(\r\x12\x14\n\x0cmax_position\x18\x05 \x01(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12\x14\n\x0crecord_times\x18\x08 \x01(\x08\x12\x14\n\x0cmax_branches\x18\t \x01(\r\x12$\n\x08sampling\x18\n \x01(\x0b\x32\x12.amusd.v1.Sampling\x12*\n\x07\x63ontext\x18\x0b \x01(\x0b\x32\x19.amusd.v1.SequenceContext\x12\x1b\n\x13min_use_probability\x18\x0c \x01(\x02\"t\n\x0eProposeAdvance\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\tlookahead\x18\x04 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x05 \x01(\r\"\x0e\n\x0cProposeClose\"7\n\x0fProposeResponse\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.amusd.v1.Proposal\"\x87\x02\n\x08Proposal\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rdraft_seconds\x18\x04 \x01(\x01\x12\x11\n\tnum_steps\x18\x05 \x01(\r\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.amusd.v1.DraftSource\x12\x16\n\x0e\x64\x65vice_seconds\x18\x07 \x01(\x01\x12#\n\x05steps\x18\x08 \x03(\x0b\x32\x14.amusd.v1.DeviceTime\x12\"\n\x08\x62ranches\x18\t \x03(\x0b\x32\x10.amusd.v1.Branch\x12\x15\n\rprobabilities\x18\n \x03(\x02\"\xcd\x01\n\x0fRollbackRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x19\n\x11verified_position\x18\x03 \x01(\r\x12\x1a\n\x12\x63orrected_token_id\x18\x04 \x01(\r\x12\x11\n\tlookahead\x18\x05 \x01(\r\x12\x1b\n\x13tokens_per_proposal\x18\x06 \x01(\r\x12\x16\n\x0e\x66irst_proposal\x18\x07 \x01(\r\x12\x18\n\x10\x62ranch_token_ids\x18\x08 \x03(\r\"r\n\x10RollbackResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0bnum_dropped\x18\x03 \x01(\r\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.amusd.v1.RollbackError\".\n\rRollbackError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x15\n\x13GetDraftInfoRequest\"\xdb\x01\n\x14GetDraftInfoResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x02 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12&\n\x07sources\x18\x04 \x03(\x0e\x32\x15.amusd.v1.DraftSource\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12#\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x14.amusd.v1.CacheUsage2\xe8\x01\n\x0c\x44raftService\x12\x42\n\x07Propose\x12\x18.amusd.v1.ProposeRequest\x1a\x19.amusd.v1.ProposeResponse(\x01\x30\x01\x12\x45\n\x08Rollback\x12\x19.amusd.v1.RollbackRequest\x1a\x1a.amusd.v1.RollbackResponse(\x01\x30\x01\x12M\n\x0cGetDraftInfo\x12\x1d.amusd.v1.GetDraftInfoRequest\x1a\x1e.amusd.v1.GetDraftInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROPOSEREQUEST']._serialized_start=82
   _globals['_PROPOSEREQUEST']._serialized_end=231
   _globals['_PROPOSEOPEN']._serialized_start=234
-  _globals['_PROPOSEOPEN']._serialized_end=529
-  _globals['_PROPOSEADVANCE']._serialized_start=531
-  _globals['_PROPOSEADVANCE']._serialized_end=647
-  _globals['_PROPOSECLOSE']._serialized_start=649
-  _globals['_PROPOSECLOSE']._serialized_end=663
-  _globals['_PROPOSERESPONSE']._serialized_start=665
-  _globals['_PROPOSERESPONSE']._serialized_end=720
-  _globals['_PROPOSAL']._serialized_start=723
-  _globals['_PROPOSAL']._serialized_end=963
-  _globals['_ROLLBACKREQUEST']._serialized_start=966
-  _globals['_ROLLBACKREQUEST']._serialized_end=1171
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1173
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1287
-  _globals['_ROLLBACKERROR']._serialized_start=1289
-  _globals['_ROLLBACKERROR']._serialized_end=1335
-  _globals['_GETDRAFTINFOREQUEST']._serialized_start=1337
-  _globals['_GETDRAFTINFOREQUEST']._serialized_end=1358
-  _globals['_GETDRAFTINFORESPONSE']._serialized_start=1361
-  _globals['_GETDRAFTINFORESPONSE']._serialized_end=1580
-  _globals['_DRAFTSERVICE']._serialized_start=1583
-  _globals['_DRAFTSERVICE']._serialized_end=1815
+  _globals['_PROPOSEOPEN']._serialized_end=558
+  _globals['_PROPOSEADVANCE']._serialized_start=560
+  _globals['_PROPOSEADVANCE']._serialized_end=676
+  _globals['_PROPOSECLOSE']._serialized_start=678
+  _globals['_PROPOSECLOSE']._serialized_end=692
+  _globals['_PROPOSERESPONSE']._serialized_start=694
+  _globals['_PROPOSERESPONSE']._serialized_end=749
+  _globals['_PROPOSAL']._serialized_start=752
+  _globals['_PROPOSAL']._serialized_end=1015
+  _globals['_ROLLBACKREQUEST']._serialized_start=1018
+  _globals['_ROLLBACKREQUEST']._serialized_end=1223
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1225
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1339
+  _globals['_ROLLBACKERROR']._serialized_start=1341
+  _globals['_ROLLBACKERROR']._serialized_end=1387
+  _globals['_GETDRAFTINFOREQUEST']._serialized_start=1389
+  _globals['_GETDRAFTINFOREQUEST']._serialized_end=1410
+  _globals['_GETDRAFTINFORESPONSE']._serialized_start=1413
+  _globals['_GETDRAFTINFORESPONSE']._serialized_end=1632
+  _globals['_DRAFTSERVICE']._serialized_start=1635
+  _globals['_DRAFTSERVICE']._serialized_end=1867
 # @@protoc_insertion_point(module_scope)

@@ -75,6 +75,7 @@ class ProposeOpen(_message.Message):
     MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    MIN_USE_PROBABILITY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Name of the session, unique among the open ones, 1 to 128 characters."""
     lookahead: _builtins.int
@@ -98,6 +99,12 @@ class ProposeOpen(_message.Message):
     max_branches: _builtins.int
     """Branches that the session may have at the same time; 0: none. Whether there are any is up to the
     drafter.
+    """
+    min_use_probability: _builtins.float
+    """Least probability that a token is used, 0 to below 1: the draft stops behind a token at which
+    the product of the model's own probabilities of all tokens beyond the verified position falls
+    below it, and sends what it has. It goes on as soon as further tokens are final. Tokens of
+    unknown probability count as 1. 0: it never stops for this reason.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -125,10 +132,11 @@ class ProposeOpen(_message.Message):
         max_branches: _builtins.int = ...,
         sampling: _sampling_pb2.Sampling | None = ...,
         context: _sampling_pb2.SequenceContext | None = ...,
+        min_use_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "epoch", b"epoch", "lookahead", b"lookahead", "max_branches", b"max_branches", "max_position", b"max_position", "min_use_probability", b"min_use_probability", "record_times", b"record_times", "sampling", b"sampling", "session_id", b"session_id", "token_ids", b"token_ids", "tokens_per_proposal", b"tokens_per_proposal", "vocabulary_fingerprint", b"vocabulary_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +242,7 @@ class Proposal(_message.Message):
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in."""
     position: _builtins.int
@@ -269,6 +278,13 @@ class Proposal(_message.Message):
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Branch]:
         """Branches that hang on these and on earlier tokens of the epoch."""
 
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The draft model's own probability of each of token_ids, 0 to 1; 0: not known. Empty: none is
+        known (n-gram lookup, and models that give no next-best tokens). A number of values other than
+        that of the tokens, and a value out of range, count as empty.
+        """
+
     def __init__(
         self,
         *,
@@ -281,10 +297,11 @@ class Proposal(_message.Message):
         device_seconds: _builtins.float = ...,
         steps: _abc.Iterable[_model_pb2.DeviceTime] | None = ...,
         branches: _abc.Iterable[_model_pb2.Branch] | None = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "device_seconds", b"device_seconds", "draft_seconds", b"draft_seconds", "epoch", b"epoch", "num_steps", b"num_steps", "position", b"position", "probabilities", b"probabilities", "source", b"source", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

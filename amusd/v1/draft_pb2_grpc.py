@@ -70,12 +70,13 @@ class DraftServiceServicer:
         where it is. A full waiting queue, and a wait that takes too long, end the stream with
         RESOURCE_EXHAUSTED.
 
-        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-        vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
-        limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
-        or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
-        UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
-        failed while it computed this session; the same input may fail again).
+        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+        sampling out of range or without the seed that it needs, a first request that is no open, a
+        second open, prompt or look-ahead over the limit), ALREADY_EXISTS (session id in use),
+        FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time), UNAVAILABLE (model loading, service
+        draining, engine hung or failing), INTERNAL (the engine failed while it computed this session;
+        the same input may fail again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,12 +46,13 @@ class DraftServiceStub:
     where it is. A full waiting queue, and a wait that takes too long, end the stream with
     RESOURCE_EXHAUSTED.
 
-    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
-    limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
-    or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
-    UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
-    failed while it computed this session; the same input may fail again).
+    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+    sampling out of range or without the seed that it needs, a first request that is no open, a
+    second open, prompt or look-ahead over the limit), ALREADY_EXISTS (session id in use),
+    FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time), UNAVAILABLE (model loading, service
+    draining, engine hung or failing), INTERNAL (the engine failed while it computed this session;
+    the same input may fail again).
     """
     Rollback: _grpc.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -89,12 +90,13 @@ class DraftServiceAsyncStub(DraftServiceStub):
     where it is. A full waiting queue, and a wait that takes too long, end the stream with
     RESOURCE_EXHAUSTED.
 
-    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
-    limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
-    or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
-    UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
-    failed while it computed this session; the same input may fail again).
+    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+    sampling out of range or without the seed that it needs, a first request that is no open, a
+    second open, prompt or look-ahead over the limit), ALREADY_EXISTS (session id in use),
+    FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
+    RESOURCE_EXHAUSTED (too many sessions, no KV cache in time), UNAVAILABLE (model loading, service
+    draining, engine hung or failing), INTERNAL (the engine failed while it computed this session;
+    the same input may fail again).
     """
     Rollback: _aio.StreamStreamMultiCallable[_draft_pb2.RollbackRequest, _draft_pb2.RollbackResponse]  # type: ignore[assignment]
     """Rolls sessions back: drops everything that a session drafted from the corrected token on, in
@@ -135,12 +137,13 @@ class DraftServiceServicer(metaclass=_abc_1.ABCMeta):
         where it is. A full waiting queue, and a wait that takes too long, end the stream with
         RESOURCE_EXHAUSTED.
 
-        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-        vocabulary, a first request that is no open, a second open, prompt or look-ahead over the
-        limit), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (an advance that leaves a gap
-        or comes from a later epoch), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time),
-        UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the engine
-        failed while it computed this session; the same input may fail again).
+        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+        sampling out of range or without the seed that it needs, a first request that is no open, a
+        second open, prompt or look-ahead over the limit), ALREADY_EXISTS (session id in use),
+        FAILED_PRECONDITION (an advance that leaves a gap or comes from a later epoch),
+        RESOURCE_EXHAUSTED (too many sessions, no KV cache in time), UNAVAILABLE (model loading, service
+        draining, engine hung or failing), INTERNAL (the engine failed while it computed this session;
+        the same input may fail again).
         """
 
     @_abc_1.abstractmethod

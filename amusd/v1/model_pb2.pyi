@@ -303,6 +303,7 @@ class Branch(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position of a proposed token of the epoch."""
     token_id: _builtins.int
@@ -313,6 +314,12 @@ class Branch(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens that follow it, from position + 1 on; at least 1."""
 
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The draft model's own probability of each of token_ids, 0 to 1; 0: not known. Empty: none is
+        known.
+        """
+
     def __init__(
         self,
         *,
@@ -320,10 +327,11 @@ class Branch(_message.Message):
         token_id: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         source: Global___DraftSource.ValueType = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "source", b"source", "token_id", b"token_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "probabilities", b"probabilities", "source", b"source", "token_id", b"token_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

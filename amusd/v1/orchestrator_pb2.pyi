@@ -60,7 +60,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The last token is an end-of-text token of the verify model, or one of stop_token_ids."""
+    """The last token is an end-of-text token of the verify model or one of stop_token_ids, or it
+    completes a stop text.
+    """
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """The output has max_tokens tokens."""
 
@@ -70,7 +72,9 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The last token is an end-of-text token of the verify model, or one of stop_token_ids."""
+"""The last token is an end-of-text token of the verify model or one of stop_token_ids, or it
+completes a stop text.
+"""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The output has max_tokens tokens."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -232,6 +236,8 @@ class GenerateRequest(_message.Message):
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     NUM_COMPLETIONS_FIELD_NUMBER: _builtins.int
+    STREAM_TIMELINE_FIELD_NUMBER: _builtins.int
+    BAD_TEXTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue; not empty. The names of special tokens in it become special tokens."""
     strategy: Global___Strategy.ValueType
@@ -252,14 +258,19 @@ class GenerateRequest(_message.Message):
     completion. Default false.
     """
     min_tokens: _builtins.int
-    """Minimum number of output tokens: before it, the tokens that end the output are banned. At most
-    max_tokens. Default 0.
+    """Minimum number of output tokens: so many tokens come before one that ends the output. At most
+    max_tokens; not beside a constraint. Default 0.
     """
     include_stop: _builtins.bool
     """Whether the text of the output includes the stop text. Default false: the text ends before it."""
     num_completions: _builtins.int
-    """Completions of the same prompt, 1 to 16; completion i has the seed of the request plus i. They
-    share the prefill. 0 means 1.
+    """Completions of the same prompt, 1 to 16 and at most max_sessions; completion i has the seed of
+    the request plus i, modulo 2^64. The first one computes the prompt. The others begin with its
+    first token and find the prompt in the prefix cache. 0 means 1.
+    """
+    stream_timeline: _builtins.bool
+    """Send the events of the timeline as they happen, for people who watch. Only with one completion.
+    Default false.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -282,13 +293,21 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the output, at most 16 of at most 1024 bytes, none empty. They are found across
-        token borders. The output ends with the token that completes the text, and tokens behind it are
-        not sent.
+        token borders, in the text behind the first min_tokens tokens. The one that is complete first
+        ends the output, and the longest of those that are complete at the same character. The output
+        ends with the token that completes it, and tokens behind it are not sent.
         """
 
     @_builtins.property
     def logprobs(self) -> _sampling_pb2.LogprobsOptions:
         """Which log-probabilities chunks have. Unset: none."""
+
+    @_builtins.property
+    def bad_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that the output does not contain, at most 128 of at most 256 bytes, none empty. The
+        orchestrator tokenizes each one, with and without a space before it, and bans the sequences as
+        sampling.bad_words does. Other spellings in tokens are not banned.
+        """
 
     def __init__(
         self,
@@ -308,10 +327,12 @@ class GenerateRequest(_message.Message):
         include_stop: _builtins.bool = ...,
         logprobs: _sampling_pb2.LogprobsOptions | None = ...,
         num_completions: _builtins.int = ...,
+        stream_timeline: _builtins.bool = ...,
+        bad_texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "bad_texts", b"bad_texts", "chat", b"chat", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "num_completions", b"num_completions", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "strategy", b"strategy", "stream_timeline", b"stream_timeline", "text", b"text", "timeline", b"timeline", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
     _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015
@@ -336,6 +357,7 @@ class GenerateResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> Global___Chunk:
         """Tokens that became final."""
@@ -344,21 +366,84 @@ class GenerateResponse(_message.Message):
     def completion(self) -> Global___Completion:
         """The end of an output; the last message of the stream is the last completion."""
 
+    @_builtins.property
+    def event(self) -> Global___LiveEvent:
+        """An event of the timeline, if the request has stream_timeline. It may come before or after the
+        chunk with the tokens that it made final.
+        """
+
     def __init__(
         self,
         *,
         chunk: Global___Chunk | None = ...,
         completion: Global___Completion | None = ...,
+        event: Global___LiveEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "event", b"event", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "completion", b"completion", "event", b"event", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["chunk", "completion"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["chunk", "completion", "event"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class LiveEvent(_message.Message):
+    """An event of a generation that runs, with texts for people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___TimelineEvent:
+        """The event."""
+
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenText]:
+        """The texts of tokens that no earlier event of the stream had."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___TimelineEvent | None = ...,
+        texts: _abc.Iterable[Global___TokenText] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveEvent: _TypeAlias = LiveEvent  # noqa: Y015
+
+@_typing.final
+class TokenText(_message.Message):
+    """The text of a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token."""
+    text: _builtins.bytes
+    """Its text as bytes, which may be a part of a character. Empty for special tokens."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        text: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenText: _TypeAlias = TokenText  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
@@ -376,14 +461,14 @@ class Chunk(_message.Message):
     tokenizer decodes it at once. After a text, tokens or an assistant's message it continues the
     text of the prompt, with the space between them. A character whose last bytes are missing comes
     with a later chunk or the completion, so the text may be empty. So does a run of byte tokens of
-    a SentencePiece model that has not ended, up to 32 bytes. So does text that may be the beginning
-    of a stop text.
+    a SentencePiece model that has not ended, up to 32 bytes. Text that may be the beginning of a
+    stop text comes later, too, with the tokens that have no other text.
     """
     index: _builtins.int
     """Which of the request's completions it belongs to, from 0."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens, 1 or more."""
+        """The tokens, 1 or more; none in a chunk that has only log-probabilities of the prompt."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
@@ -391,8 +476,9 @@ class Chunk(_message.Message):
 
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
-        """Log-probabilities of the prompt's tokens from the second one on; in the first chunk of the first
-        completion only, if the request asked for them.
+        """Log-probabilities of the prompt's tokens from the second one on, if the request asked for them;
+        in the first completion only. They come with its first tokens. Those of a long prompt come
+        before, in several chunks.
         """
 
     def __init__(
@@ -430,8 +516,8 @@ class Completion(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why the output ended."""
     text: _builtins.str
-    """Remaining text: that of the last byte tokens, and an incomplete character at the end of the
-    output as U+FFFD. Mostly empty.
+    """Remaining text: that of the last byte tokens, an incomplete character at the end of the output
+    as U+FFFD, and text that could have become a stop text. Mostly empty.
     """
     session_id: _builtins.str
     """Name of the session in the logs and traces of all services."""
@@ -440,7 +526,9 @@ class Completion(_message.Message):
     seed: _builtins.int
     """The seed that the tokens were sampled with; 0 for greedy decoding."""
     stop_text: _builtins.str
-    """What ended the output, if the finish reason is STOP: the stop text."""
+    """What ended the output, if the finish reason is STOP: the stop text. A token may complete a stop
+    text and be in stop_token_ids, too; then the text counts. Empty: something else did.
+    """
     stop_token_id: _builtins.int
     """What ended the output, if the finish reason is STOP: the token. Unset if a text did, or the end
     of a constraint.

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class OrchestratorServiceStub:
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     def __init__(self, channel):
@@ -50,26 +50,28 @@ class OrchestratorServiceStub:
 
 class OrchestratorServiceServicer:
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     def Generate(self, request, context):
         """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
         final, then one completion as its last message. With num_completions above 1 it has the chunks of
         several outputs, and a completion for each. If the client cancels the call, or its deadline
-        passes, the session ends in all services at once.
+        passes, its sessions end in all services at once. If one session fails, the call fails.
 
         The details of a status are one line of at most 1 KiB in UTF-8.
 
         Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-        strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
-        template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-        for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
-        draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
-        no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
-        two replicas if there are two; the same request may fail again).
+        strategy, sampling out of range or contradictory, with the name of the field, broken JSON,
+        messages that the chat template or the tokenizer refuses, with the template's words, bytes that
+        are no message, more completions or stop texts than allowed), UNIMPLEMENTED (text, chat or stop
+        texts for a model without tokenizer, chat for one without chat template),
+        FAILED_PRECONDITION (a strategy that needs a draft, without a draft pool), RESOURCE_EXHAUSTED
+        (too many generations, no KV cache memory in time, client does not read its chunks),
+        DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify replica, verify
+        replica lost, no verdict in time), INTERNAL (a pass failed, on two replicas if there are two;
+        the same request may fail again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +109,7 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OrchestratorService:
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class OrchestratorServiceStub:
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     @_typing.overload
@@ -39,19 +39,21 @@ class OrchestratorServiceStub:
     """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
     final, then one completion as its last message. With num_completions above 1 it has the chunks of
     several outputs, and a completion for each. If the client cancels the call, or its deadline
-    passes, the session ends in all services at once.
+    passes, its sessions end in all services at once. If one session fails, the call fails.
 
     The details of a status are one line of at most 1 KiB in UTF-8.
 
     Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-    strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
-    template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-    for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
-    draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
-    no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
-    two replicas if there are two; the same request may fail again).
+    strategy, sampling out of range or contradictory, with the name of the field, broken JSON,
+    messages that the chat template or the tokenizer refuses, with the template's words, bytes that
+    are no message, more completions or stop texts than allowed), UNIMPLEMENTED (text, chat or stop
+    texts for a model without tokenizer, chat for one without chat template),
+    FAILED_PRECONDITION (a strategy that needs a draft, without a draft pool), RESOURCE_EXHAUSTED
+    (too many generations, no KV cache memory in time, client does not read its chunks),
+    DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify replica, verify
+    replica lost, no verdict in time), INTERNAL (a pass failed, on two replicas if there are two;
+    the same request may fail again).
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -62,7 +64,7 @@ class OrchestratorServiceStub:
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,19 +72,21 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
     final, then one completion as its last message. With num_completions above 1 it has the chunks of
     several outputs, and a completion for each. If the client cancels the call, or its deadline
-    passes, the session ends in all services at once.
+    passes, its sessions end in all services at once. If one session fails, the call fails.
 
     The details of a status are one line of at most 1 KiB in UTF-8.
 
     Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
     cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-    strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
-    template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-    for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
-    draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-    time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
-    no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
-    two replicas if there are two; the same request may fail again).
+    strategy, sampling out of range or contradictory, with the name of the field, broken JSON,
+    messages that the chat template or the tokenizer refuses, with the template's words, bytes that
+    are no message, more completions or stop texts than allowed), UNIMPLEMENTED (text, chat or stop
+    texts for a model without tokenizer, chat for one without chat template),
+    FAILED_PRECONDITION (a strategy that needs a draft, without a draft pool), RESOURCE_EXHAUSTED
+    (too many generations, no KV cache memory in time, client does not read its chunks),
+    DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify replica, verify
+    replica lost, no verdict in time), INTERNAL (a pass failed, on two replicas if there are two;
+    the same request may fail again).
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetServerInfoRequest, _orchestrator_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the models, limits, defaults and replicas of this orchestrator.
@@ -92,7 +96,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """The service that clients call. It sends a prompt through speculative decoding with a draft and a
-    verify service. The output is the verify model's greedy output, token for token.
+    verify service. The output is the verify model's own, token for token.
     """
 
     @_abc_1.abstractmethod
@@ -104,19 +108,21 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generates the continuation of a prompt. The response stream has chunks of tokens as they become
         final, then one completion as its last message. With num_completions above 1 it has the chunks of
         several outputs, and a completion for each. If the client cancels the call, or its deadline
-        passes, the session ends in all services at once.
+        passes, its sessions end in all services at once. If one session fails, the call fails.
 
         The details of a status are one line of at most 1 KiB in UTF-8.
 
         Errors: INVALID_ARGUMENT (empty prompt, prompt and max_tokens over the context or the whole KV
         cache, max_tokens below 1, look-ahead out of range, token id outside the vocabulary, unknown
-        strategy, broken JSON, messages that the chat template or the tokenizer refuses, with the
-        template's words, bytes that are no message), UNIMPLEMENTED (temperature above 0, text or chat
-        for a model without tokenizer or chat template), FAILED_PRECONDITION (a strategy that needs a
-        draft, without a draft pool), RESOURCE_EXHAUSTED (too many generations, no KV cache memory in
-        time, client does not read its chunks), DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down,
-        no usable verify replica, verify replica lost, no verdict in time), INTERNAL (a pass failed, on
-        two replicas if there are two; the same request may fail again).
+        strategy, sampling out of range or contradictory, with the name of the field, broken JSON,
+        messages that the chat template or the tokenizer refuses, with the template's words, bytes that
+        are no message, more completions or stop texts than allowed), UNIMPLEMENTED (text, chat or stop
+        texts for a model without tokenizer, chat for one without chat template),
+        FAILED_PRECONDITION (a strategy that needs a draft, without a draft pool), RESOURCE_EXHAUSTED
+        (too many generations, no KV cache memory in time, client does not read its chunks),
+        DEADLINE_EXCEEDED, UNAVAILABLE (starting, shutting down, no usable verify replica, verify
+        replica lost, no verdict in time), INTERNAL (a pass failed, on two replicas if there are two;
+        the same request may fail again).
         """
 
     @_abc_1.abstractmethod

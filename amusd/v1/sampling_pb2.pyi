@@ -25,9 +25,10 @@ class Sampling(_message.Message):
 
     The logits of a token go through these steps, in this order: repetition penalty; logit_bias,
     presence and frequency penalty, and bans; division by the temperature; top_k, top_p, min_p. Then
-    noise is added, and the largest one wins; of equal ones the lowest token id. The noise is -log(-log(u)), where u in (0, 1) is a Philox4x32-10
-    random number of the seed, the token's absolute position and its id. So an output depends on the
-    request and the verify model alone, whatever the strategy, the draft model, or the batch.
+    noise is added, and the largest one wins; of equal ones the lowest token id. The noise is
+    -log(-log(u)), where u in (0, 1) is a Philox4x32-10 random number of the seed, the token's
+    absolute position and its id. So an output depends on the request and the verify model alone,
+    whatever the strategy, the draft model, or the batch.
 
     In a GenerateRequest, what is unset has the stated default. In an open of a draft or verify session
     it has the same default, but a seed is required where one is used.
@@ -104,8 +105,8 @@ class Sampling(_message.Message):
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only these tokens are allowed. The model's end-of-text tokens are allowed only if they are among
-        them. Empty: all.
+        """Only these tokens are allowed, at most 65,536 ids; a repeated one counts once. The model's
+        end-of-text tokens are allowed only if they are among them. Empty: all. Not beside a constraint.
         """
 
     @_builtins.property
@@ -116,7 +117,9 @@ class Sampling(_message.Message):
 
     @_builtins.property
     def constraint(self) -> Global___Constraint:
-        """The form of the output. Unset: any."""
+        """The form of the output. Unset: any. It ends the output, so it stands alone: not beside
+        allowed_token_ids, min_tokens or ignore_eos.
+        """
 
     def __init__(
         self,
@@ -281,14 +284,14 @@ class SequenceContext(_message.Message):
     MIN_POSITION_FIELD_NUMBER: _builtins.int
     BANNED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
-    """Tokens of the prompt, which presence and frequency penalties do not count. 0: all tokens that the
-    session is opened with.
+    """Tokens of the prompt, which presence and frequency penalties do not count: at most those that
+    the session is opened with. 0: all of them.
     """
     min_position: _builtins.int
     """Before this position, the tokens of banned_token_ids are banned (min_tokens). 0: nowhere."""
     @_builtins.property
     def banned_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that may not end the output before min_position."""
+        """Tokens that may not end the output before min_position, at most 65,536."""
 
     def __init__(
         self,
@@ -321,8 +324,8 @@ class LogprobsOptions(_message.Message):
     Default false: those of the model's own logits.
     """
     has_prompt: _builtins.bool
-    """Whether the tokens of the prompt get log-probabilities, too. Their prefix is not taken from the
-    prefix cache then.
+    """Whether the tokens of the prompt get log-probabilities, too: at most 100,000 of them, counting
+    num_top + 1 for each token. Their prefix is not taken from the prefix cache then.
     """
     def __init__(
         self,
@@ -353,7 +356,9 @@ class TokenLogprob(_message.Message):
     logprob: _builtins.float
     """Natural logarithm of its probability, 0 or less; minus infinity if it is impossible."""
     text: _builtins.bytes
-    """Its text as bytes, which may be a part of a character. Set in chunks only."""
+    """Its text as bytes, which may be a part of a character. Those of an output join to its text, with
+    byte-level and SentencePiece tokenizers. Empty for special tokens. Set in chunks only.
+    """
     def __init__(
         self,
         *,

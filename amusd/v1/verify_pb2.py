@@ -26,7 +26,7 @@ from amusd.v1 import model_pb2 as amusd_dot_v1_dot_model__pb2
 from amusd.v1 import sampling_pb2 as amusd_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61musd/v1/verify.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/model.proto\x1a\x17\x61musd/v1/sampling.proto\"\x95\x01\n\rVerifyRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.amusd.v1.VerifyOpenH\x00\x12.\n\tproposals\x18\x02 \x01(\x0b\x32\x19.amusd.v1.VerifyProposalsH\x00\x12&\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x15.amusd.v1.VerifyCloseH\x00\x42\x06\n\x04step\"\x8d\x02\n\nVerifyOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cmax_position\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x05 \x01(\t\x12\x14\n\x0crecord_times\x18\x06 \x01(\x08\x12$\n\x08sampling\x18\x07 \x01(\x0b\x32\x12.amusd.v1.Sampling\x12*\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x19.amusd.v1.SequenceContext\x12+\n\x08logprobs\x18\t \x01(\x0b\x32\x19.amusd.v1.LogprobsOptions\"~\n\x0fVerifyProposals\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x13\n\x0bmax_checked\x18\x04 \x01(\r\x12\"\n\x08\x62ranches\x18\x05 \x03(\x0b\x32\x10.amusd.v1.Branch\"\r\n\x0bVerifyClose\"4\n\x0eVerifyResponse\x12\"\n\x07verdict\x18\x01 \x01(\x0b\x32\x11.amusd.v1.Verdict\"\xbe\x02\n\x07Verdict\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x13\n\x0bnum_checked\x18\x03 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x04 \x01(\r\x12\x15\n\rnext_token_id\x18\x05 \x01(\r\x12\x14\n\x0cpass_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x64\x65vice_seconds\x18\x07 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x08 \x01(\r\x12$\n\x06passes\x18\t \x03(\x0b\x32\x14.amusd.v1.DeviceTime\x12,\n\x08logprobs\x18\n \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\x12\x33\n\x0fprompt_logprobs\x18\x0b \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\"\x16\n\x14GetVerifyInfoRequest\"\xb4\x01\n\x15GetVerifyInfoResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x02 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12#\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x14.amusd.v1.CacheUsage2\xa2\x01\n\rVerifyService\x12?\n\x06Verify\x12\x17.amusd.v1.VerifyRequest\x1a\x18.amusd.v1.VerifyResponse(\x01\x30\x01\x12P\n\rGetVerifyInfo\x12\x1e.amusd.v1.GetVerifyInfoRequest\x1a\x1f.amusd.v1.GetVerifyInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61musd/v1/verify.proto\x12\x08\x61musd.v1\x1a\x14\x61musd/v1/model.proto\x1a\x17\x61musd/v1/sampling.proto\"\x95\x01\n\rVerifyRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.amusd.v1.VerifyOpenH\x00\x12.\n\tproposals\x18\x02 \x01(\x0b\x32\x19.amusd.v1.VerifyProposalsH\x00\x12&\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x15.amusd.v1.VerifyCloseH\x00\x42\x06\n\x04step\"\x8d\x02\n\nVerifyOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cmax_position\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x05 \x01(\t\x12\x14\n\x0crecord_times\x18\x06 \x01(\x08\x12$\n\x08sampling\x18\x07 \x01(\x0b\x32\x12.amusd.v1.Sampling\x12*\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x19.amusd.v1.SequenceContext\x12+\n\x08logprobs\x18\t \x01(\x0b\x32\x19.amusd.v1.LogprobsOptions\"\x95\x01\n\x0fVerifyProposals\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x13\n\x0bmax_checked\x18\x04 \x01(\r\x12\"\n\x08\x62ranches\x18\x05 \x03(\x0b\x32\x10.amusd.v1.Branch\x12\x15\n\rprobabilities\x18\x06 \x03(\x02\"\r\n\x0bVerifyClose\"4\n\x0eVerifyResponse\x12\"\n\x07verdict\x18\x01 \x01(\x0b\x32\x11.amusd.v1.Verdict\"\xbe\x02\n\x07Verdict\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x13\n\x0bnum_checked\x18\x03 \x01(\r\x12\x14\n\x0cnum_accepted\x18\x04 \x01(\r\x12\x15\n\rnext_token_id\x18\x05 \x01(\r\x12\x14\n\x0cpass_seconds\x18\x06 \x01(\x01\x12\x16\n\x0e\x64\x65vice_seconds\x18\x07 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x08 \x01(\r\x12$\n\x06passes\x18\t \x03(\x0b\x32\x14.amusd.v1.DeviceTime\x12,\n\x08logprobs\x18\n \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\x12\x33\n\x0fprompt_logprobs\x18\x0b \x03(\x0b\x32\x1a.amusd.v1.PositionLogprobs\"\x16\n\x14GetVerifyInfoRequest\"\xb4\x01\n\x15GetVerifyInfoResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.amusd.v1.ModelInfo\x12\'\n\x06limits\x18\x02 \x01(\x0b\x32\x17.amusd.v1.ServiceLimits\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12#\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x14.amusd.v1.CacheUsage2\xa2\x01\n\rVerifyService\x12?\n\x06Verify\x12\x17.amusd.v1.VerifyRequest\x1a\x18.amusd.v1.VerifyResponse(\x01\x30\x01\x12P\n\rGetVerifyInfo\x12\x1e.amusd.v1.GetVerifyInfoRequest\x1a\x1f.amusd.v1.GetVerifyInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYREQUEST']._serialized_end=232
   _globals['_VERIFYOPEN']._serialized_start=235
   _globals['_VERIFYOPEN']._serialized_end=504
-  _globals['_VERIFYPROPOSALS']._serialized_start=506
-  _globals['_VERIFYPROPOSALS']._serialized_end=632
-  _globals['_VERIFYCLOSE']._serialized_start=634
-  _globals['_VERIFYCLOSE']._serialized_end=647
-  _globals['_VERIFYRESPONSE']._serialized_start=649
-  _globals['_VERIFYRESPONSE']._serialized_end=701
-  _globals['_VERDICT']._serialized_start=704
-  _globals['_VERDICT']._serialized_end=1022
-  _globals['_GETVERIFYINFOREQUEST']._serialized_start=1024
-  _globals['_GETVERIFYINFOREQUEST']._serialized_end=1046
-  _globals['_GETVERIFYINFORESPONSE']._serialized_start=1049
-  _globals['_GETVERIFYINFORESPONSE']._serialized_end=1229
-  _globals['_VERIFYSERVICE']._serialized_start=1232
-  _globals['_VERIFYSERVICE']._serialized_end=1394
+  _globals['_VERIFYPROPOSALS']._serialized_start=507
+  _globals['_VERIFYPROPOSALS']._serialized_end=656
+  _globals['_VERIFYCLOSE']._serialized_start=658
+  _globals['_VERIFYCLOSE']._serialized_end=671
+  _globals['_VERIFYRESPONSE']._serialized_start=673
+  _globals['_VERIFYRESPONSE']._serialized_end=725
+  _globals['_VERDICT']._serialized_start=728
+  _globals['_VERDICT']._serialized_end=1046
+  _globals['_GETVERIFYINFOREQUEST']._serialized_start=1048
+  _globals['_GETVERIFYINFOREQUEST']._serialized_end=1070
+  _globals['_GETVERIFYINFORESPONSE']._serialized_start=1073
+  _globals['_GETVERIFYINFORESPONSE']._serialized_end=1253
+  _globals['_VERIFYSERVICE']._serialized_start=1256
+  _globals['_VERIFYSERVICE']._serialized_end=1418
 # @@protoc_insertion_point(module_scope)

@@ -135,6 +135,7 @@ class VerifyProposals(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MAX_CHECKED_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch the tokens were drafted in. Older than the session's: ignored. Later: what was
     proposed before is dropped.
@@ -163,6 +164,14 @@ class VerifyProposals(_message.Message):
         long as nothing else was proposed in it.
         """
 
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The draft model's own probability of each of token_ids, 0 to 1; 0: not known. Empty: none is
+        known. The service learns how often tokens of each probability are right, and checks the most
+        promising ones of all sessions. Which tokens become final does not depend on them. A number of
+        values other than that of the tokens, or a value out of range, is INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
@@ -171,10 +180,11 @@ class VerifyProposals(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_checked: _builtins.int = ...,
         branches: _abc.Iterable[_model_pb2.Branch] | None = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "epoch", b"epoch", "max_checked", b"max_checked", "position", b"position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "epoch", b"epoch", "max_checked", b"max_checked", "position", b"position", "probabilities", b"probabilities", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,13 +44,13 @@ class VerifyServiceStub:
     A session that finds no KV cache waits until other sessions end; its proposals wait with it.
     A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
-    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
-    id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
-    sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
-    service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
-    session; the same input may fail again).
+    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+    sampling out of range or without the seed that it needs, a first request that is no open, a
+    second open, two proposals that contradict each other, more tokens than the context or the whole
+    KV cache has), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a
+    gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, too many proposed tokens that
+    wait), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+    engine failed while it computed this session; the same input may fail again).
     """
     GetVerifyInfo: _grpc.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]
     """Returns which model verifies, and within what limits.
@@ -75,13 +75,13 @@ class VerifyServiceAsyncStub(VerifyServiceStub):
     A session that finds no KV cache waits until other sessions end; its proposals wait with it.
     A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
-    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-    vocabulary, a first request that is no open, a second open, two proposals that contradict
-    each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
-    id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
-    sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
-    service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
-    session; the same input may fail again).
+    Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+    sampling out of range or without the seed that it needs, a first request that is no open, a
+    second open, two proposals that contradict each other, more tokens than the context or the whole
+    KV cache has), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a
+    gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, too many proposed tokens that
+    wait), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+    engine failed while it computed this session; the same input may fail again).
     """
     GetVerifyInfo: _aio.UnaryUnaryMultiCallable[_verify_pb2.GetVerifyInfoRequest, _verify_pb2.GetVerifyInfoResponse]  # type: ignore[assignment]
     """Returns which model verifies, and within what limits.
@@ -109,13 +109,13 @@ class VerifyServiceServicer(metaclass=_abc_1.ABCMeta):
         A session that finds no KV cache waits until other sessions end; its proposals wait with it.
         A full waiting queue, and a wait that takes too long, end the stream with RESOURCE_EXHAUSTED.
 
-        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another
-        vocabulary, a first request that is no open, a second open, two proposals that contradict
-        each other, more tokens than the context or the whole KV cache has), ALREADY_EXISTS (session
-        id in use), FAILED_PRECONDITION (a proposal that leaves a gap), RESOURCE_EXHAUSTED (too many
-        sessions, no KV cache in time, too many proposed tokens that wait), UNAVAILABLE (model loading,
-        service draining, engine hung or failing), INTERNAL (the engine failed while it computed this
-        session; the same input may fail again).
+        Errors: INVALID_ARGUMENT (empty prompt, token id outside the vocabulary, another vocabulary,
+        sampling out of range or without the seed that it needs, a first request that is no open, a
+        second open, two proposals that contradict each other, more tokens than the context or the whole
+        KV cache has), ALREADY_EXISTS (session id in use), FAILED_PRECONDITION (a proposal that leaves a
+        gap), RESOURCE_EXHAUSTED (too many sessions, no KV cache in time, too many proposed tokens that
+        wait), UNAVAILABLE (model loading, service draining, engine hung or failing), INTERNAL (the
+        engine failed while it computed this session; the same input may fail again).
         """
 
     @_abc_1.abstractmethod

@@ -36,7 +36,7 @@ def test_every_table_is_measured_and_written(tmp_path: Path) -> None:
     tables = found["tables"]
     assert set(tables) == {
         "strategies", "clients", "one-token", "passes", "bandwidth", "sessions", "numerics",
-        "gpu-verify", "gpu-draft", "gpu-exact",
+        "sampling", "gpu-verify", "gpu-draft", "gpu-exact",
     }  # fmt: skip
     assert all(one["outputs_identical"] for one in tables["strategies"].values())
     clients = {f"{name}, {n} clients" for name in ("autoregressive", "amusd") for n in (1, 2)}

@@ -90,7 +90,7 @@ def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(on_path), root)))
-    ports = ("--port", "0", "--draft-port", "0", "--verify-port", "0")
+    ports = ("--port", "0", "--draft-port", "0", "--verify-port", "0", "--gateway-port", "0")
     models = ("--draft", MODEL, "--verify", MODEL)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "amusd", "up", *models, *ports],
@@ -109,5 +109,5 @@ def test_children_import_from_pythonpath_and_never_from_the_current_folder(
     assert up.stdout.readline().startswith("serving on ")
     marks = Path(os.environ[MARK]).read_text().splitlines()
     assert len(marks) == 4  # sitecustomize, once in each process
-    for role in SETTINGS:
+    for role in ("draft", "orchestrator", "verify"):
         assert sum(f" serve {role} " in mark for mark in marks) == 1

@@ -11,7 +11,7 @@ from amusd.cli import up_command
 from amusd.cli.app import app
 from amusd.cli.declared_options import settings_command
 from amusd.cli.local_services import LocalSettings
-from amusd.cli.service_settings import DRAFT, ORCHESTRATOR, SETTINGS, VERIFY
+from amusd.cli.service_settings import DRAFT, GATEWAY, ORCHESTRATOR, SETTINGS, VERIFY
 from amusd.cli.up_command import UP
 from amusd.engine.interface import EngineOptions, Numerics, WeightFormat
 from amusd.engine.loading.device import DeviceSettings
@@ -25,6 +25,7 @@ from amusd.rpc.server import Listen
 from amusd.serving.engine_settings import EngineServiceSettings
 from amusd.settings import Setting, Settings, flags_for, settings_in
 from draft_service.draft_settings import DraftServiceSettings
+from gateway.gateway_settings import GatewaySettings
 from orchestrator.orchestrator_settings import OrchestratorSettings
 
 OBSERVATION = {
@@ -88,6 +89,20 @@ EXPECTED = {
         ("--max-connection-age", "AMUSD_MAX_CONNECTION_AGE", 0.0),
         ("--client-write-timeout", "AMUSD_CLIENT_WRITE_TIMEOUT", 30.0),
     },
+    "gateway": LISTEN | {
+        ("--orchestrator", "AMUSD_ORCHESTRATOR", "127.0.0.1:50050"),
+        ("--use-proxy", "AMUSD_USE_PROXY", False),
+        ("--served-model-name", "AMUSD_SERVED_MODEL_NAME", ""),
+        ("--default-temperature", "AMUSD_DEFAULT_TEMPERATURE", 1.0),
+        ("--port", "AMUSD_PORT", 8000),
+        ("--max-requests", "AMUSD_MAX_REQUESTS", 256),
+        ("--max-body-mib", "AMUSD_MAX_BODY_MIB", 8),
+        ("--prompt-concurrency", "AMUSD_PROMPT_CONCURRENCY", 4),
+        ("--request-timeout", "AMUSD_REQUEST_TIMEOUT", 600.0),
+        ("--client-write-timeout", "AMUSD_CLIENT_WRITE_TIMEOUT", 30.0),
+        ("--log-level", "AMUSD_LOG_LEVEL", LogLevel.INFO),
+        ("--log-format", "AMUSD_LOG_FORMAT", LogFormat.TEXT),
+    },
     "up": OPTIONS | NUMERICS | LOOKUP | {
         ("--host", "AMUSD_HOST", "127.0.0.1"),
         ("--draft", "AMUSD_DRAFT_MODEL", "smollm2"),
@@ -100,6 +115,7 @@ EXPECTED = {
         ("--port", "", 50050),
         ("--draft-port", "", 50051),
         ("--verify-port", "", 50052),
+        ("--gateway-port", "", 8000),
         ("--metrics-port", "", 0),
         ("--log-level", "", LogLevel.INFO),
     },
@@ -172,6 +188,15 @@ CHANGED: list[tuple[Any, Any]] = [
             listen=Listen(max_connection_age_seconds=30.0),
             default_strategy=Strategy.AUTOREGRESSIVE,
             draft_timeout_seconds=1e-3,
+        ),
+    ),
+    (
+        GATEWAY,
+        GatewaySettings(
+            orchestrator="a:1",
+            served_model_name="x,y",
+            default_temperature=0.0,
+            listen=Listen("::", 7, end_with_stdin=True),
         ),
     ),
     (UP, dataclasses.replace(UP, draft_weights=WeightFormat.PLAIN, metrics_port=65533)),
@@ -271,7 +296,8 @@ def test_without_a_draft_service_decoding_is_autoregressive() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_refused_in_one_line(words: tuple[str, ...], line: str) -> None:
-    assert refusal(*words) == line
+    command = " ".join(word for word in words[:2] if not word.startswith("-"))
+    assert refusal(*words) == f"{line}; see amusd {command} --help"
 
 
 @pytest.mark.parametrize(
@@ -310,9 +336,11 @@ def test_up_finds_a_taken_port_before_it_starts_a_service(
             ("--port", port),
             ("--draft-port", port),
             ("--verify-port", port),
+            ("--gateway-port", port),
             ("--metrics-port", port - 2),
         ):
-            words = {"--port": 0, "--draft-port": 0, "--verify-port": 0} | {flag: first}
+            names = ("--port", "--draft-port", "--verify-port", "--gateway-port")
+            words = dict.fromkeys(names, 0) | {flag: first}
             flags = [str(word) for pair in words.items() for word in pair]
             done = CliRunner().invoke(app, ["up", *flags])
             assert isinstance(done.exception, UnavailableError), done.exception
@@ -332,7 +360,8 @@ def test_up_finds_a_taken_port_before_it_starts_a_service(
     ],
 )  # fmt: skip
 def test_a_wrong_variable_is_refused_in_one_line(variable: str, value: str, line: str) -> None:
-    assert refusal("serve", "draft", **{variable: value}) == f"error: {variable} {line}"
+    expected = f"error: {variable} {line}; see amusd serve draft --help"
+    assert refusal("serve", "draft", **{variable: value}) == expected
 
 
 @pytest.mark.parametrize(
@@ -353,6 +382,15 @@ def test_what_a_command_does_not_take_is_refused_in_one_line(
     assert line.startswith("error: ")
     for one in parts:
         assert one in line
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "generate", "chat", "compare", ""])
+def test_the_short_flag_shows_the_same_help(command: str) -> None:
+    words = arguments(command) if command in COMMANDS else command.split()
+    short, long = (CliRunner().invoke(app, [*words, flag]) for flag in ("-h", "--help"))
+    assert short.exit_code == 0
+    assert short.stdout == long.stdout
+    assert "Usage:" in short.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

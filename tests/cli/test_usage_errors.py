@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from amusd.cli.app import app
-from amusd.cli.common_options import errors
+from amusd.cli.server_choice import errors
 from amusd.cli.usage_errors import run_app
 
 ADDRESS = (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Proposal
 from draft_service.drafters import model_drafter, ngram_drafter

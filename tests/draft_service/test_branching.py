@@ -8,15 +8,17 @@ from typing import NoReturn
 import pytest
 
 from amusd.engine.interface import NO_TOKEN
-from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
+from amusd.engine.synthetic import SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.observe.pass_listener import PassReport
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.errors import AmusdError, InternalError
+from amusd.protocol.errors import AmusdError, InternalError, InvalidInputError
 from amusd.protocol.events import Advance, Branch, Proposal, Rollback
+from amusd.sampling.parameters import SamplingParameters, SequenceSampling
 from draft_service.drafters import model_drafter
 from draft_service.drafting import DraftOpening, DraftWorker
+from tests.serving.sampling_engine import SamplingEngine
 
 MODEL = SyntheticModel(vocabulary=50, agreement=0.5, batch=5, alternatives=3)
 LIMITS = ServiceLimits(max_sessions=4, max_context=100, max_lookahead=8, max_branches=16)
@@ -27,7 +29,7 @@ class Bench:
     """A draft worker whose messages are kept."""
 
     def __init__(self, model: SyntheticModel = MODEL, with_ngrams: bool = False) -> None:
-        self.engine = SyntheticEngine(model)
+        self.engine = SamplingEngine(model)
         self.reports: list[PassReport] = []
         self.worker = DraftWorker(
             model_drafter(self.engine, with_ngrams=with_ngrams),
@@ -319,3 +321,22 @@ def test_a_branch_without_a_finite_token_ends_alone(bench: Bench) -> None:
     bench.run()
     assert len(bench.run_tokens) == 4
     assert not bench.branches
+
+
+# Sampling
+
+
+def test_a_session_and_its_branches_are_sampled_alike() -> None:
+    bench = Bench()
+    sampling = SequenceSampling(SamplingParameters(temperature=0.5, seed=7), 2)
+    bench.open(replace(OPENING, sampling=sampling))
+    bench.run()
+    assert bench.sent_branches
+    assert len(bench.engine.opened) > 1
+    assert set(bench.engine.opened) == {sampling}
+
+
+def test_sampling_with_tokens_outside_the_vocabulary_is_refused() -> None:
+    sampling = SequenceSampling(SamplingParameters(allowed_token_ids=(50,)), 2)
+    with pytest.raises(InvalidInputError, match="allowed_token_ids: token id 50 is outside"):
+        Bench().open(replace(OPENING, sampling=sampling))

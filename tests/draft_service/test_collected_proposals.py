@@ -6,7 +6,7 @@ import pytest
 
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import Advance, Proposal, Rollback
 from draft_service.drafters import model_drafter

@@ -7,7 +7,7 @@ import pytest
 
 from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import (
     AmusdError,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amusd.engine.interface import NO_TOKEN, ScheduledSequence
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import NotFiniteError
 from amusd.protocol.events import Advance, Proposal, Rollback
@@ -64,6 +64,27 @@ def test_an_open_session_drafts_up_to_its_lookahead_without_being_asked() -> Non
     assert run(worker) == 4
     assert [proposal.position for proposal in receiver.proposals] == [3, 4, 5, 6]
     assert receiver.tokens == written([1, 2, 3], 4)
+
+
+def test_a_proposal_has_the_models_probability_of_each_token() -> None:
+    model = SyntheticModel(vocabulary=50, agreement=0.6, spread=0.5)
+    worker = DraftWorker(model_drafter(SyntheticEngine(model), with_ngrams=False), LIMITS, 100)
+    opening = replace(OPENING, limits=DraftLimits(8, 40, tokens_per_proposal=8))
+    receiver = opened(worker, opening)
+    run(worker)
+    [proposal] = receiver.proposals
+    tokens = [*OPENING.tokens, *proposal.tokens]
+    start = len(OPENING.tokens)
+    known = [model.probabilities(tokens[:end])[0] for end in range(start, len(tokens))]
+    assert list(proposal.probabilities) == known
+    assert len(set(known)) == 2
+
+
+def test_a_model_that_knows_no_probabilities_proposes_without() -> None:
+    worker = make_worker()
+    receiver = opened(worker)
+    run(worker)
+    assert {proposal.probabilities for proposal in receiver.proposals} == {()}
 
 
 def test_an_advance_lets_drafting_go_on() -> None:

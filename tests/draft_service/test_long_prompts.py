@@ -10,7 +10,7 @@ from amusd.engine.interface import EngineOptions
 from amusd.engine.no_model import NoModel
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import CacheFullError, InvalidInputError
 from draft_service.drafters import MAX_UNREAD, NgramProposer, model_drafter, ngram_drafter

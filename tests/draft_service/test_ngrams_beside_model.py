@@ -12,7 +12,7 @@ from amusd.engine.interface import ScheduledSequence
 from amusd.engine.synthetic import SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
 from amusd.policy.source_selection import SourceTracker
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Advance, Proposal, Rollback

@@ -6,7 +6,7 @@ import pytest
 
 from amusd.engine.synthetic import SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import AmusdError, CacheFullError
 from amusd.protocol.events import Advance, Proposal, Rollback

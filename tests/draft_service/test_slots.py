@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from amusd.engine.interface import EngineOptions
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.errors import AmusdError, LimitExceededError
 from amusd.protocol.events import Rollback
 from draft_service.drafters import Drafter, model_drafter, ngram_drafter

@@ -13,6 +13,7 @@ from amusd.engine.model_engine import ModelEngine, load_engine, serve
 from amusd.engine.reference import decode_autoregressive, decode_speculative
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.protocol.errors import InvalidInputError
+from amusd.sampling.parameters import LogprobsOptions, SequenceSampling
 from tests.tiny import VOCABULARY, build, perturbed, save
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -159,3 +160,23 @@ def test_half_precision_is_served(folder: str, dtype: str) -> None:
     engine = load_engine(ModelSource("tiny", folder, dtype=dtype))
     assert engine.description.dtype == dtype
     assert len(decode_autoregressive(engine, PROMPT, 5)) == 5
+
+
+@pytest.mark.parametrize("kind", ["tiny", "synthetic"])
+def test_log_probabilities_stay_until_the_next_batch_of_their_sequence(
+    engine: ModelEngine, kind: str
+) -> None:
+    asked = SequenceSampling(num_prompt_tokens=2, logprobs=LogprobsOptions(2))
+    used = engine if kind == "tiny" else SyntheticEngine(SyntheticModel(batch=2))
+    first, other = used.open(20, asked), used.open(20, asked)
+    both = [ScheduledSequence(slot, [3, 1], 1) for slot in (first, other)]
+    [[token], _] = used.run(both)
+    [expected] = used.logprobs(first)
+    assert expected.token == token == expected.top[0][0]
+    used.run([ScheduledSequence(other, [4, 1], 2)])
+    assert list(used.logprobs(first)) == [expected]
+    assert len(used.logprobs(other)) == 2
+    used.run([ScheduledSequence(first, [4], 1)])
+    assert list(used.logprobs(first)) != [expected]
+    for slot in (first, other):
+        used.close(slot)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amusd.observe.metrics import METRIC_NAMES
+from amusd.observe.metric_list import METRIC_NAMES, METRICS
 from tests.k8s.kustomize import ROOT, render
 
 promql = pytest.importorskip("promql_parser", reason="not installed: make setup")
@@ -15,7 +15,7 @@ promql = pytest.importorskip("promql_parser", reason="not installed: make setup"
 MONITORING = render(ROOT / "k8s/overlays/monitoring")
 SUFFIXES = ("_bucket", "_count", "_sum")
 OTHERS = {"up"}
-HISTOGRAMS = {name for name in METRIC_NAMES if name.endswith("_seconds")}
+HISTOGRAMS = {metric.name for metric in METRICS if metric.buckets}
 
 
 def alerts() -> list[dict[str, Any]]:

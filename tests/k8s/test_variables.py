@@ -3,7 +3,7 @@
 import pytest
 
 from amusd.cli.service_settings import SETTINGS
-from amusd.observe.metrics import Role
+from amusd.observe.metric_list import Role
 from amusd.pair.cache import CACHE_VARIABLE
 from amusd.rpc.server import LIVE
 from amusd.settings import Setting

@@ -5,7 +5,7 @@ They run on the test's event loop, and record the requests that they receive.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import grpc.aio
@@ -16,9 +16,10 @@ from amusd.fleet.model_description import ModelDescription, ServiceLimits
 from amusd.fleet.vocabulary import Vocabulary
 from amusd.protocol.events import Verdict
 from amusd.protocol.verify_session import VerifySession
-from amusd.rpc import codec
+from amusd.rpc import codec, model_codec
 from amusd.rpc.channel import SERVER_OPTIONS
 from amusd.rpc.faults import Context
+from amusd.sampling.parameters import TokenLogprobs
 from amusd.v1 import draft_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
 WRITER = SyntheticModel(vocabulary=50)
@@ -49,7 +50,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
     ``num_computed`` requests of a stream are read before it is refused. The status of the first
     ``num_lost`` refusals is lost on the way. After ``num_free_passes`` passes of a session, the
     next one waits for ``may_go_on``; with ``failure`` set it ends the session with that instead.
-    While ``hangs`` is set, calls for its information are not answered.
+    While ``hangs`` is set, calls for its information are not answered. The log-probability that it
+    gives a token, if they are asked for, is minus its position.
     """
 
     model: ModelDescription = MODEL
@@ -97,7 +99,10 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
                         await context.abort(self.failure, "the pass failed: out of memory")
                     await self.may_go_on.wait()
                 num_passes += 1
-                await context.write(codec.verdict_to_proto(one_pass(session)))
+                verdict = one_pass(session)
+                if self.opened[-1].HasField("logprobs"):
+                    verdict = with_logprobs(verdict, session.tokens, self.opened[-1])
+                await context.write(codec.verdict_to_proto(verdict))
 
     async def GetVerifyInfo(  # noqa: N802
         self, request: verify_pb2.GetVerifyInfoRequest, context: Context
@@ -105,8 +110,8 @@ class FakeVerify(verify_pb2_grpc.VerifyServiceServicer):
         while self.hangs:  # noqa: ASYNC110  # the test sets it
             await asyncio.sleep(0.01)
         return verify_pb2.GetVerifyInfoResponse(
-            model=codec.model_to_proto(self.model),
-            limits=codec.limits_to_proto(LIMITS),
+            model=model_codec.model_to_proto(self.model),
+            limits=model_codec.limits_to_proto(LIMITS),
             num_sessions=self.num_sessions,
         )
 
@@ -117,6 +122,25 @@ def one_pass(session: VerifySession) -> Verdict:
     tokens = list(session.tokens)
     predictions = [WRITER.next_token([*tokens, *checked[:n]]) for n in range(len(checked) + 1)]
     return session.end_pass(predictions, 0.001)
+
+
+def logprobs_of(tokens: list[int], start: int) -> tuple[TokenLogprobs, ...]:
+    """Return what the verify service says of ``tokens[start:]``."""
+    return tuple(
+        TokenLogprobs(token, -float(position))
+        for position, token in enumerate(tokens[start:], start)
+    )
+
+
+def with_logprobs(verdict: Verdict, final: list[int], opening: verify_pb2.VerifyOpen) -> Verdict:
+    """Return a verdict with the log-probabilities that its session was opened for."""
+    is_first = verdict.position == len(opening.token_ids)
+    has_prompt = is_first and opening.logprobs.has_prompt
+    return replace(
+        verdict,
+        logprobs=logprobs_of(final, verdict.position),
+        prompt_logprobs=logprobs_of(list(opening.token_ids), 1) if has_prompt else (),
+    )
 
 
 class FakeDraftSession:
@@ -238,8 +262,8 @@ class FakeDraft(draft_pb2_grpc.DraftServiceServicer):
         while self.hangs:  # noqa: ASYNC110  # the test sets it
             await asyncio.sleep(0.01)
         return draft_pb2.GetDraftInfoResponse(
-            model=codec.model_to_proto(self.model),
-            limits=codec.limits_to_proto(LIMITS),
+            model=model_codec.model_to_proto(self.model),
+            limits=model_codec.limits_to_proto(LIMITS),
             num_sessions=self.num_sessions,
         )
 

@@ -10,9 +10,10 @@ from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 from orchestrator.addresses import Resolver
 from orchestrator.backends import Backends
+from orchestrator.emission import Emission
 from orchestrator.orchestrator_settings import OrchestratorSettings
-from orchestrator.session import Outcome, Session
-from orchestrator.session_plan import SessionPlan
+from orchestrator.session import Session
+from orchestrator.session_plan import Outcome, SessionPlan
 from tests.orchestrator.replicas import written
 
 Serve = Callable[..., Awaitable[str]]
@@ -51,7 +52,6 @@ async def generate(
     replica_timeout_seconds: float = 10.0,
 ) -> Outcome:
     """Write 12 tokens; all that come have to be the model's own, and no token may be missing."""
-    tokens: list[int] = []
     plan = SessionPlan(
         uuid.uuid4().hex,
         (1, 2),
@@ -62,7 +62,14 @@ async def generate(
         draft_timeout_seconds,
         replica_timeout_seconds,
     )
-    watch = RequestWatch(Observer("orchestrator"))
-    outcome = await Session(backends, plan, tokens.extend, watch).run()
-    assert tokens == written([1, 2], 12)
+    outcome, emissions = await run_session(backends, plan)
+    assert [token for one in emissions for token in one.tokens] == written([1, 2], 12)
     return outcome
+
+
+async def run_session(backends: Backends, plan: SessionPlan) -> tuple[Outcome, list[Emission]]:
+    """Run the session of a plan; return how it ended, and all that it emitted."""
+    emissions: list[Emission] = []
+    watch = RequestWatch(Observer("orchestrator"))
+    outcome = await Session(backends, plan, emissions.append, watch).run()
+    return outcome, emissions

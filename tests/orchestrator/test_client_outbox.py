@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from amusd.fleet.model_description import BYTES_TOKENIZER
 from amusd.protocol.errors import LimitExceededError
+from amusd.sampling.parameters import TokenLogprobs
 from orchestrator.client_outbox import ClientOutbox
+from orchestrator.completion_output import CompletionOutput, OutputChunk
+from orchestrator.emission import Emission
 from orchestrator.text import load_text_codec
 
 TIMEOUT_SECONDS = 30.0
@@ -52,17 +55,28 @@ class Client:
     def text(self) -> str:
         return "".join(text for _, text in self.chunks)
 
-    async def write(self, tokens: tuple[int, ...], text: str) -> None:
+    async def write(self, chunk: OutputChunk) -> None:
         self.num_offered += 1
         try:
             await self.may_read.wait()
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
-        self.chunks.append((tokens, text))
+        self.chunks.append((chunk.tokens, chunk.text))
 
-    def outbox(self) -> ClientOutbox:
-        return ClientOutbox(BYTES.decoder(), self.write, TIMEOUT_SECONDS)
+    def outbox(self) -> "Outbox":
+        return Outbox(self)
+
+
+class Outbox(ClientOutbox):
+    """The outbox of a client that has one output."""
+
+    def __init__(self, client: Client) -> None:
+        self.output = CompletionOutput(0, BYTES.decoder())
+        super().__init__([self.output], client.write, TIMEOUT_SECONDS)
+
+    def add(self, tokens: tuple[int, ...]) -> None:
+        self.put(self.output, Emission(tokens))
 
 
 async def take_turns() -> None:
@@ -88,7 +102,7 @@ async def test_tokens_come_as_they_are_put_while_the_client_keeps_up() -> None:
     outbox = client.outbox()
     drained = asyncio.create_task(outbox.drain())
     for number, tokens in enumerate([(97,), (98, 99), (100,)], 1):
-        outbox.put(tokens)
+        outbox.add(tokens)
         await until_offered(client, number)
     outbox.close()
     await drained
@@ -100,10 +114,10 @@ async def test_tokens_that_come_while_a_chunk_is_written_go_into_one_chunk() -> 
     client.may_read.clear()
     outbox = client.outbox()
     drained = asyncio.create_task(outbox.drain())
-    outbox.put((97,))
+    outbox.add((97,))
     await until_offered(client, 1)
     for token in range(98, 108):
-        outbox.put((token,))
+        outbox.add((token,))
     client.may_read.set()
     await until_offered(client, 2)
     outbox.close()
@@ -114,8 +128,8 @@ async def test_tokens_that_come_while_a_chunk_is_written_go_into_one_chunk() -> 
 async def test_a_close_lets_the_rest_be_written() -> None:
     client = Client()
     outbox = client.outbox()
-    outbox.put((97,))
-    outbox.put((98,))
+    outbox.add((97,))
+    outbox.add((98,))
     outbox.close()
     await outbox.drain()
     assert client.text == "ab"
@@ -137,9 +151,9 @@ async def test_a_character_is_written_with_its_last_byte() -> None:
     outbox = client.outbox()
     drained = asyncio.create_task(outbox.drain())
     first, last = "é".encode()
-    outbox.put((first,))
+    outbox.add((first,))
     await until_offered(client, 1)
-    outbox.put((last, 97))
+    outbox.add((last, 97))
     outbox.close()
     await drained
     assert client.chunks == [((first,), ""), ((last, 97), "éa")]
@@ -158,7 +172,7 @@ def test_all_tokens_come_once_and_in_order_however_slowly_the_client_reads(
         drained = asyncio.create_task(outbox.drain())
         for number, (tokens, num_turns) in enumerate(zip(puts, turns, strict=False)):
             (client.may_read.set if number % 3 else client.may_read.clear)()
-            outbox.put(tuple(tokens))
+            outbox.add(tuple(tokens))
             for _ in range(num_turns):
                 await asyncio.sleep(0)
         client.may_read.set()
@@ -172,6 +186,37 @@ def test_all_tokens_come_once_and_in_order_however_slowly_the_client_reads(
     assert all(tokens for tokens, _ in client.chunks)
 
 
+async def test_outputs_take_turns_once_the_prompt_is_written() -> None:
+    client = Client()
+    outputs = [CompletionOutput(index, BYTES.decoder()) for index in range(3)]
+    outbox = ClientOutbox(outputs, client.write, TIMEOUT_SECONDS)
+    prompt = tuple(TokenLogprobs(token, -1.0) for token in range(10_000))
+    for output, token in zip(outputs, b"abc", strict=True):
+        outbox.put(output, Emission((token,) * 1025, (), prompt if token == ord("a") else ()))
+    outbox.close()
+    await outbox.drain()
+    assert [tokens[:1] for tokens, _ in client.chunks[:2]] == [(), ()]
+    assert "".join(text[:1] for _, text in client.chunks) == "abcabc"
+
+
+async def test_the_end_of_an_output_follows_its_tokens_beside_others() -> None:
+    client = Client()
+    outputs = [CompletionOutput(index, BYTES.decoder()) for index in range(2)]
+    outbox = ClientOutbox(outputs, client.write, TIMEOUT_SECONDS)
+    drained = asyncio.create_task(outbox.drain())
+    outbox.put(outputs[0], Emission((97,)))
+
+    async def write_end() -> None:
+        client.chunks.append(((), "end"))
+
+    await outbox.end(outputs[0], write_end)
+    assert client.chunks == [((97,), "a"), ((), "end")]
+    outbox.put(outputs[1], Emission((98,)))
+    outbox.close()
+    await drained
+    assert client.chunks[2:] == [((98,), "b")]
+
+
 # Bounds
 
 
@@ -180,7 +225,7 @@ async def test_a_client_that_does_not_read_in_time_is_given_up_with_advice(clock
     client.may_read.clear()
     outbox = client.outbox()
     drained = asyncio.create_task(outbox.drain())
-    outbox.put((97,))
+    outbox.add((97,))
     await until_offered(client, 1)
     clock.turn_forward(TIMEOUT_SECONDS - 5)
     await take_turns()
@@ -197,7 +242,7 @@ async def test_each_chunk_has_the_whole_time(clock: Clock) -> None:
     drained = asyncio.create_task(outbox.drain())
     for number in range(1, 6):
         client.may_read.clear()
-        outbox.put((97,))
+        outbox.add((97,))
         await until_offered(client, number)
         clock.turn_forward(TIMEOUT_SECONDS - 5)
         await take_turns()
@@ -216,7 +261,7 @@ async def test_a_generation_without_new_tokens_is_not_timed_out(clock: Clock) ->
     await take_turns()
     clock.turn_forward(100 * TIMEOUT_SECONDS)
     await take_turns()
-    outbox.put((97,))
+    outbox.add((97,))
     outbox.close()
     await drained
     assert client.text == "a"
@@ -227,12 +272,12 @@ async def test_more_tokens_than_may_wait_are_refused_and_change_nothing() -> Non
     client.may_read.clear()
     outbox = client.outbox()
     drained = asyncio.create_task(outbox.drain())
-    outbox.put((97,))
+    outbox.add((97,))
     await until_offered(client, 1)
-    outbox.put((98,) * (MAX_WAITING - 1))
+    outbox.add((98,) * (MAX_WAITING - 1))
     with pytest.raises(LimitExceededError, match=f"more than {MAX_WAITING} tokens.*read faster"):
-        outbox.put((99, 99))
-    outbox.put((100,))
+        outbox.add((99, 99))
+    outbox.add((100,))
     client.may_read.set()
     outbox.close()
     await drained

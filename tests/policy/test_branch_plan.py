@@ -4,7 +4,8 @@ import pytest
 
 from amusd.policy.branch_plan import BranchCounts, BranchPlan
 from amusd.policy.branch_selection import Choice
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.events import Branch
 
 
@@ -37,10 +38,10 @@ def test_the_likeliest_outcome_is_drafted_first_and_sent_as_it_grows() -> None:
     assert (branch.position, branch.token) == (2, 10)
     branch = bench.plan.grew(branch, 7, SURE)
     bench.plan.hand_over()
-    assert bench.sent() == [Branch(2, 10, (7,))]
+    assert bench.sent() == [Branch(2, 10, (7,), probabilities=(0.9,))]
     bench.plan.grew(branch, 8, SURE)
     bench.plan.hand_over()
-    assert bench.sent() == [Branch(2, 10, (7, 8))]
+    assert bench.sent() == [Branch(2, 10, (7, 8), probabilities=(0.9, 0.9))]
     assert (bench.counts.prepared, bench.counts.tokens) == (1, 2)
 
 

@@ -1,5 +1,7 @@
 """When the verify model starts a pass, and how long it waits for a proposal."""
 
+from dataclasses import replace
+
 import pytest
 
 from amusd.policy.speculation_length import StepTimes
@@ -44,6 +46,17 @@ def warmed_up() -> Asynchronous:
 )
 def test_only_amusd_is_asynchronous(strategy: Strategy, kind: type[SpeculationPolicy]) -> None:
     assert isinstance(make_policy(strategy, 8, StepTimes(), 10.0), kind)
+
+
+def test_if_the_draft_knows_probabilities_the_verify_service_chooses_what_a_pass_checks() -> None:
+    policy = Asynchronous(32, StepTimes(), 10.0)
+    for num_checked in range(9):  # each row takes as long as a pass over one token
+        seconds = PASS_SECONDS * (num_checked + 1)
+        policy.passed(Verdict(0, 2, num_checked, num_checked // 2, 1, seconds), is_first=False)
+    before = policy.lookahead
+    assert policy.max_checked < before < 16
+    policy.proposed(replace(proposal(), probabilities=(0.5,)), 0.0)
+    assert policy.max_checked == policy.lookahead == 2 * before
 
 
 # Lockstep

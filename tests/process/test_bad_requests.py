@@ -8,6 +8,7 @@ from amusd.prompts import Prompt
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc as rpc
 from amusd.v1 import sampling_pb2
+from amusd.v1.sampling_pb2 import Sampling
 from tests.process.services import Trio
 
 pytestmark = pytest.mark.process
@@ -75,19 +76,53 @@ CASES = {
         "larger than max",
     ),
     "a negative temperature": (
-        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=-1.0)),
-        grpc.StatusCode.UNIMPLEMENTED,
-        "only greedy",
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(temperature=-1.0)),
+        INVALID,
+        "temperature is -1: use 0 or 0.01 to 100",
     ),
     "a temperature that is no number": (
-        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=float("nan"))),
-        grpc.StatusCode.UNIMPLEMENTED,
-        "only greedy",
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(temperature=float("nan"))),
+        INVALID,
+        "temperature is nan",
     ),
-    "a temperature": (
-        pb.GenerateRequest(tokens=ONE, sampling=sampling_pb2.Sampling(temperature=0.7)),
-        grpc.StatusCode.UNIMPLEMENTED,
-        "only greedy",
+    "an infinite bias": (
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(logit_bias={1: float("inf")})),
+        INVALID,
+        "logit_bias of token 1 is inf: use -100 to 100",
+    ),
+    "a bias outside the vocabulary": (
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(logit_bias={512: 1.0})),
+        INVALID,
+        "logit_bias: token id 512 is outside the vocabulary of 512",
+    ),
+    "a top_p of zero": (
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(top_p=0.0)),
+        INVALID,
+        "top_p is 0: use a number above 0",
+    ),
+    "more tokens at least than at most": (
+        pb.GenerateRequest(tokens=ONE, max_tokens=4, min_tokens=5),
+        INVALID,
+        "min_tokens is 5",
+    ),
+    "a constraint without a form": (
+        pb.GenerateRequest(tokens=ONE, sampling=Sampling(constraint=sampling_pb2.Constraint())),
+        INVALID,
+        "set one of json_schema",
+    ),
+    "a constraint that cannot end the output": (
+        pb.GenerateRequest(
+            tokens=ONE,
+            sampling=Sampling(constraint=sampling_pb2.Constraint(json_object=True)),
+            ignore_eos=True,
+        ),
+        INVALID,
+        "ignore_eos contradicts the constraint",
+    ),
+    "too many likeliest tokens": (
+        pb.GenerateRequest(tokens=ONE, logprobs=sampling_pb2.LogprobsOptions(num_top=21)),
+        INVALID,
+        "num_top is 21: use 0 to 20",
     ),
     "chat for a model without a template": (
         pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])),
@@ -112,9 +147,7 @@ def test_a_bad_request_gets_its_status_and_says_what_to_do(
 
 
 def test_a_temperature_of_zero_is_greedy(trio: Trio) -> None:
-    request = pb.GenerateRequest(
-        tokens=ONE, max_tokens=4, sampling=sampling_pb2.Sampling(temperature=0.0)
-    )
+    request = pb.GenerateRequest(tokens=ONE, max_tokens=4, sampling=Sampling(temperature=0.0))
     with trio.orchestrator.channel() as channel:
         responses = list(rpc.OrchestratorServiceStub(channel).Generate(request, timeout=20))
     assert responses[-1].completion.statistics.num_output_tokens == 4

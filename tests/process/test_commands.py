@@ -175,7 +175,7 @@ def up(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "amusd", "up", *PAIR, "--port", "0", "--draft-port", "0",
-             "--verify-port", "0"],
+             "--verify-port", "0", "--gateway-port", "0"],
             stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     yield process

@@ -12,6 +12,7 @@ import pytest
 from amusd.engine.synthetic import SyntheticModel
 from amusd.v1 import draft_pb2 as pb
 from amusd.v1 import draft_pb2_grpc as rpc
+from amusd.v1.sampling_pb2 import Sampling
 from tests.process.rollbacks import Rollbacks
 from tests.process.services import DRAFT_MODEL, Trio
 
@@ -233,6 +234,11 @@ BAD_OPENS: dict[str, Any] = {
     ),
     "a prompt over the context": (
         {"token_ids": [1] * 600, "max_position": 700},
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "no seed": ({"sampling": Sampling(temperature=1.0)}, grpc.StatusCode.INVALID_ARGUMENT),
+    "an allowed token outside": (
+        {"sampling": Sampling(allowed_token_ids=[512])},
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "another vocabulary": (

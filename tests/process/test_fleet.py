@@ -292,7 +292,7 @@ def check_metrics(port: int, seen: list[pb.Statistics]) -> None:
     assert metrics["amusd_request_failures_total"] == 0
     of_statistics = {
         "amusd_generation_tokens_total": "num_output_tokens",
-        "amusd_spec_decode_num_drafted_tokens_total": "num_drafted",
+        "amusd_spec_decode_num_draft_tokens_total": "num_drafted",
         "amusd_spec_decode_num_accepted_tokens_total": "num_accepted",
         "amusd_spec_decode_num_wasted_tokens_total": "num_wasted",
         "amusd_rollbacks_total": "num_rollbacks",

@@ -8,6 +8,8 @@ from amusd.client import Client, Options
 from amusd.prompts import Prompt
 from amusd.protocol.finish import FinishReason
 from amusd.protocol.strategy import Strategy
+from amusd.rpc import codec
+from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tests.process.services import VERIFY_MODEL, Trio
 from tests.process.synthetic_models import expected_output
 
@@ -65,6 +67,70 @@ def test_a_stop_token_ends_the_output_and_is_part_of_it(client: Client) -> None:
     generation = client.generate(Prompt(tokens=prompt), options).wait()
     assert generation.finish_reason is FinishReason.STOP
     assert generation.tokens == expected[: expected.index(stop) + 1]
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("includes_stop", [False, True])
+def test_a_stop_text_ends_the_output_of_every_strategy_alike(
+    trio: Trio, strategy: Strategy, includes_stop: bool
+) -> None:
+    prompt = (9, 9)
+    expected = expected_output(VERIFY_MODEL, prompt, 50)
+    whole = text_of(expected)
+    pairs = (whole[start : start + 2] for start in range(5, len(whole) - 1))
+    stop = next(pair for pair in pairs if pair.isascii())
+    request = orchestrator_pb2.GenerateRequest(
+        strategy=codec.strategy_to_proto(strategy),
+        max_tokens=50,
+        stop=[stop],
+        include_stop=includes_stop,
+    )
+    request.tokens.ids.extend(prompt)
+    (tokens,), (text,), (end,) = outputs(trio, request)
+    cut = whole.index(stop)
+    assert text == whole[: cut + 2 if includes_stop else cut]
+    assert tokens == expected[: len(tokens)]
+    assert text_of(tokens) == whole[: cut + 2]
+    assert end.stop_text == stop
+    assert end.finish_reason == orchestrator_pb2.FINISH_REASON_STOP
+    found = end.statistics
+    assert found.num_output_tokens == len(tokens)
+    assert found.num_accepted + found.num_rejected <= found.num_output_tokens
+    assert found.num_drafted == found.num_accepted + found.num_rejected + found.num_wasted
+
+
+def test_several_completions_share_the_prefill(trio: Trio) -> None:
+    prompt = tuple(range(100, 160))
+    request = orchestrator_pb2.GenerateRequest(max_tokens=20, num_completions=4)
+    request.tokens.ids.extend(prompt)
+    tokens, _, ends = outputs(trio, request)
+    assert tokens == [expected_output(VERIFY_MODEL, prompt, 20)] * 4
+    cached = [end.statistics.num_cached_prompt_tokens for end in ends]
+    assert cached[1:] == [len(prompt) - 1] * 3
+
+
+def text_of(tokens: list[int]) -> str:
+    return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+
+def outputs(
+    trio: Trio, request: orchestrator_pb2.GenerateRequest
+) -> tuple[list[list[int]], list[str], list[orchestrator_pb2.Completion]]:
+    """Return the tokens, text and end of each completion of a request."""
+    number = max(1, request.num_completions)
+    tokens: list[list[int]] = [[] for _ in range(number)]
+    texts = [""] * number
+    ends = [orchestrator_pb2.Completion()] * number
+    with trio.orchestrator.channel() as channel:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+        for response in stub.Generate(request, timeout=60):
+            if response.HasField("chunk"):
+                tokens[response.chunk.index] += response.chunk.token_ids
+                texts[response.chunk.index] += response.chunk.text
+            else:
+                texts[response.completion.index] += response.completion.text
+                ends[response.completion.index] = response.completion
+    return tokens, texts, ends
 
 
 def test_an_output_may_fill_the_context_to_its_last_token(client: Client) -> None:

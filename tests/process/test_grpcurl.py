@@ -66,6 +66,32 @@ def test_a_request_in_json_is_answered(trio: Trio) -> None:
     assert answers[-1]["completion"]["finish_reason"] == "FINISH_REASON_LENGTH"
 
 
+def test_sampling_in_json_is_answered_the_same_for_the_same_seed(trio: Trio) -> None:
+    sampling = {
+        "temperature": 0.7,
+        "top_k": 40,
+        "top_p": 0.9,
+        "logit_bias": {"5": -1.5, "7": 2},
+        "bad_words": [{"ids": [1, 2]}],
+        "seed": "18446744073709551615",
+    }
+    request = {"tokens": {"ids": [1, 2]}, "max_tokens": 9, "sampling": sampling, "min_tokens": 2}
+    outputs = []
+    for strategy in ("STRATEGY_AUTOREGRESSIVE", "STRATEGY_AMUSD"):
+        data = json.dumps({**request, "strategy": strategy})
+        answers = answers_of(grpcurl("-d", data, trio.orchestrator.address, GENERATE))
+        outputs.append([token for one in answers[:-1] for token in one["chunk"]["token_ids"]])
+    assert len(outputs[0]) == 9
+    assert outputs[0] == outputs[1]
+
+
+def test_sampling_out_of_range_in_json_gets_its_status(trio: Trio) -> None:
+    request = {"tokens": {"ids": [1]}, "sampling": {"min_p": "NaN"}}
+    done = grpcurl("-d", json.dumps(request), trio.orchestrator.address, GENERATE)
+    assert "Code: InvalidArgument" in done.stderr
+    assert "min_p is nan: use 0 to 1" in done.stderr
+
+
 def test_a_bad_request_in_json_gets_its_status(trio: Trio) -> None:
     done = grpcurl("-d", '{"text": ""}', trio.orchestrator.address, GENERATE)
     assert done.returncode != 0

@@ -2,13 +2,14 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 
 import psutil
 import pytest
 
 from amusd.cli.local_services import LocalSettings, local_services
 from amusd.client import Client, Generation, Options
-from amusd.observe.metrics import METRIC_NAMES, Role, names_of
+from amusd.observe.metric_list import METRIC_NAMES, Role, names_of
 from amusd.prompts import Prompt
 from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
@@ -71,7 +72,7 @@ def test_metrics_add_up_to_the_statistics_of_the_clients(trio: WatchedTrio) -> N
     seen = trio.counted("orchestrator")
     assert seen["amusd_generation_tokens_total"] == tokens == 3 * 4 * 30
     assert seen["amusd_prompt_tokens_total"] == sum(one.num_prompt_tokens for one in summaries)
-    assert seen["amusd_spec_decode_num_drafted_tokens_total"] == drafted
+    assert seen["amusd_spec_decode_num_draft_tokens_total"] == drafted
     assert seen["amusd_spec_decode_num_accepted_tokens_total"] == accepted
     assert seen["amusd_spec_decode_num_rejected_tokens_total"] == rejected
     assert seen["amusd_spec_decode_num_wasted_tokens_total"] == wasted
@@ -84,6 +85,18 @@ def test_metrics_add_up_to_the_statistics_of_the_clients(trio: WatchedTrio) -> N
         assert seen[name] == len(generations)
     assert seen["amusd_request_seconds_sum"] >= sum(one.wall_seconds for one in summaries)
     assert seen["amusd_request_failures_total"] == 0
+    num_passes = sum(one.num_passes for one in summaries)
+    assert seen["amusd_passes_total"] == num_passes
+    assert 0 < seen["amusd_spec_decode_num_drafts_total"] < num_passes
+    assert seen.labelled["amusd_request_success_total", "length"] == len(summaries) / 3
+    assert seen["amusd_request_success_total"] == len(summaries)
+    assert seen["amusd_request_generation_tokens_sum"] == tokens
+    assert seen["amusd_request_prompt_tokens_sum"] == seen["amusd_prompt_tokens_total"]
+    assert seen["amusd_time_per_output_token_seconds_count"] == len(summaries)
+    num_gaps = seen["amusd_inter_token_latency_seconds_count"]
+    assert len(summaries) < num_gaps <= num_passes - len(summaries)
+    assert seen["amusd_build_info"] == 0  # it has not changed since the start
+    assert trio.scrape("draft").labelled["amusd_build_info", version("amusd")] == 1
 
 
 def test_engines_count_their_passes_and_memory(trio: WatchedTrio) -> None:
@@ -136,13 +149,10 @@ def test_a_session_is_seen_while_it_runs(trio: WatchedTrio) -> None:
     assert becomes_true(lambda: is_at_rest(trio))
     seen = trio.counted("orchestrator")
     assert seen.labelled == {**seen.labelled, ("amusd_request_failures_total", "CANCELLED"): 1.0}
-    assert seen["amusd_spec_decode_num_drafted_tokens_total"] > 0
+    assert seen["amusd_spec_decode_num_draft_tokens_total"] > 0
 
 
 def test_failures_are_counted_by_status(trio: WatchedTrio) -> None:
-    # Without a draft, nothing is written to the refused stream. gRPC replaces the status of a
-    # stream by that of a failed write, and the request would be tried once more.
-    options = Options(Strategy.AUTOREGRESSIVE, max_tokens=500)
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
         for _ in range(2):
             with pytest.raises(InvalidInputError):

@@ -18,6 +18,7 @@ from amusd.client import Client, Generation, Options
 from amusd.prompts import Prompt
 from amusd.protocol.events import Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
+from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tests.process.services import VERIFY_MODEL, Trio, amusd
 from tests.process.synthetic_models import expected_output
 
@@ -201,3 +202,23 @@ def test_without_matplotlib_the_command_says_how_to_install_it(
     )  # fmt: skip
     assert done.returncode == 1
     assert "pip install 'amusd[timeline]'" in done.stderr
+
+
+def test_a_streamed_timeline_is_the_recorded_one(trio: Trio) -> None:
+    request = orchestrator_pb2.GenerateRequest(
+        text="Hello", max_tokens=24, timeline=True, stream_timeline=True
+    )
+    with trio.orchestrator.channel() as channel:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+        responses = list(stub.Generate(request, timeout=30))
+    events = [one.event for one in responses if one.HasField("event")]
+    completion = responses[-1].completion
+    assert [one.event for one in events] == list(completion.timeline.events)
+    texts = {named.token_id: named.text for one in events for named in one.texts}
+    assert len(texts) == sum(len(one.texts) for one in events)  # each is named once
+    drafted = {token for one in events for token in one.event.proposal.token_ids}
+    assert drafted
+    assert {token: bytes([token]) for token in drafted if token < 256}.items() <= texts.items()
+    tokens = [token for one in responses for token in one.chunk.token_ids]
+    assert len(tokens) == 24
+    assert set(tokens) <= texts.keys()

@@ -10,6 +10,7 @@ import pytest
 
 from amusd.v1 import verify_pb2 as pb
 from amusd.v1 import verify_pb2_grpc as rpc
+from amusd.v1.sampling_pb2 import LogprobsOptions, Sampling, SequenceContext
 from tests.process.services import VERIFY_MODEL, Trio
 from tests.process.synthetic_models import expected_output
 
@@ -181,6 +182,26 @@ BAD_OPENS: dict[str, Any] = {
         "restart the orchestrator",
     ),
     "no name": ({"session_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "1 to 128"),
+    "no seed": (
+        {"sampling": Sampling(temperature=1.0)},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "sampling.seed is unset",
+    ),
+    "a bias outside": (
+        {"sampling": Sampling(logit_bias={512: 1.0})},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "logit_bias: token id 512 is outside",
+    ),
+    "a prompt beyond the tokens": (
+        {"context": SequenceContext(num_prompt_tokens=4)},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "opened with 3 tokens",
+    ),
+    "too many likeliest tokens": (
+        {"logprobs": LogprobsOptions(num_top=21)},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "use 0 to 20",
+    ),
 }
 
 

@@ -1,12 +1,16 @@
 """The three parts of a session, each with the pure core that it has in its service."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
 
 from amusd.engine.synthetic import SyntheticModel
 from amusd.policy.speculation_length import StepTimes
 from amusd.policy.speculation_switch import SpeculationSwitch, SwitchMember
-from amusd.protocol.draft_session import DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_probabilities import trimmed
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.events import Advance, Branch, Decision, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.finish import FinishReason
@@ -25,7 +29,13 @@ class DraftSide:
         plan = draft_plan(setup.strategy, setup.lookahead)
         assert plan is not None
         end = min(setup.max_position, setup.draft_context)
-        limits = DraftLimits(plan.lookahead, end, plan.tokens_per_proposal, max_branches=6)
+        limits = DraftLimits(
+            plan.lookahead,
+            end,
+            plan.tokens_per_proposal,
+            max_branches=6,
+            min_use_probability=setup.min_use,
+        )
         self.session = DraftSession(setup.prompt, limits)
         self.sent: deque[Proposal] = deque()
         self._growing: deque[tuple[Branch, int]] = deque()  # with the tokens that were sent of it
@@ -53,9 +63,12 @@ class DraftSide:
         while len(drafted) < self._setup.tokens_per_step and not self._is_silent(drafted):
             drafted.append(self._model.next_token([*self.session.tokens, *drafted]))
         start = self.session.length
-        self.session.extend(tuple(drafted), source)
+        self.session.extend(tuple(drafted), source, self._probabilities(start, drafted))
         for position in range(start, self.session.length):
             self._branch(position)
+
+    def _probabilities(self, position: int, tokens: Sequence[int]) -> tuple[float, ...]:
+        return trimmed(starmap(self._setup.probability_of, enumerate(tokens, position)))
 
     def _branch(self, position: int) -> None:
         """Hang branches on a token, one for the token that is right if this one is wrong."""
@@ -71,7 +84,8 @@ class DraftSide:
             tokens: list[int] = []
             while len(tokens) < depth:
                 tokens.append(self._model.next_token([*before, other, *tokens]))
-            branch = Branch(position, other, tuple(tokens))
+            known = self._probabilities(position + 1, tokens)
+            branch = Branch(position, other, tuple(tokens), probabilities=known)
             if self._setup.grows_branches:
                 self._growing.append((branch, 0))
                 self.grow()
@@ -85,7 +99,8 @@ class DraftSide:
     def grow(self) -> None:
         """Give a branch its next token."""
         branch, num_sent = self._growing.popleft()
-        self.session.branch(replace(branch, tokens=branch.tokens[: num_sent + 1]))
+        tokens, known = branch.tokens[: num_sent + 1], branch.probabilities[: num_sent + 1]
+        self.session.branch(replace(branch, tokens=tokens, probabilities=known))
         if num_sent + 1 < len(branch.tokens):
             self._growing.append((branch, num_sent + 1))
         self._send()
@@ -120,7 +135,12 @@ class DraftSide:
     def _send(self) -> None:
         while (run := self.session.take_run()) is not None:
             proposal = Proposal(
-                run.epoch, run.position, run.tokens, source=run.source, branches=run.branches
+                run.epoch,
+                run.position,
+                run.tokens,
+                source=run.source,
+                branches=run.branches,
+                probabilities=run.probabilities,
             )
             self.sent.append(proposal)
 
@@ -132,6 +152,7 @@ class VerifySide:
         self.session = session
         self.sent: deque[Verdict] = deque()
         self._model = SyntheticModel(VOCABULARY, setup.seed)
+        self._setup = setup
         self._max_checked = setup.max_checked or setup.lookahead
         self._context: list[int] = []
         self._checking: tuple[int, ...] | None = None
@@ -143,7 +164,13 @@ class VerifySide:
         return self._checking is not None
 
     def offer(self, message: Forward) -> None:
-        self.session.offer(message.epoch, message.position, message.tokens, message.branches)
+        self.session.offer(
+            message.epoch,
+            message.position,
+            message.tokens,
+            message.branches,
+            message.probabilities,
+        )
 
     def begin_pass(self) -> None:
         self._context = list(self.session.tokens)
@@ -155,13 +182,23 @@ class VerifySide:
             [*self._context, *self._checking[:length]] for length in range(len(self._checking) + 1)
         ]
         predictions = [self._model.next_token(context) for context in contexts]
+        proposals = (*self._checking, *self.session.pending)
         self._checking = None
         epoch, held = self.session.epoch, {one.root: one for one in self.session.branches}
         self.sent.append(self.session.end_pass(predictions, pass_seconds=0.0))
+        self._check_compared(proposals)
         self.last_rejection = None
         if self.session.epoch > epoch:
             root = (self.session.verified_position - 1, self.session.tokens[-1])
             self.last_rejection = held.get(root), self.session.pending
+
+    def _check_compared(self, proposals: Sequence[int]) -> None:
+        """Each compared token has the probability that the draft stated, and its outcome."""
+        position, final = len(self._context), self.session.tokens
+        for index, one in enumerate(self.session.compared):
+            token = proposals[index]
+            assert one.probability == self._setup.probability_of(position + index, token)
+            assert one.is_right == (final[position + index] == token)
 
 
 class DialledPolicy:
@@ -238,7 +275,7 @@ class Orchestrator:
         self.outgoing: deque[Advance | Rollback] = deque()
         self.forwards: deque[Forward] = deque()
         self._controller = SessionController(
-            ledger, DialledPolicy(setup, ledger), setup.finish, has_draft
+            ledger, DialledPolicy(setup, ledger), setup.finish, has_draft, setup.min_use
         )
         # While the draft rests, it gets no messages, so the laws of the watch do not hold.
         self._is_watched = not setup.rest

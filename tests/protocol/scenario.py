@@ -49,7 +49,9 @@ class Setup:
     token that it writes; ``max_branches``: how many of them the ledger forwards at a time.
     ``grows_branches``: a branch is sent with one token, and comes again with each further one.
     ``rest``: speculation is off in every other span of so many positions; 0: never. ``is_shared``:
-    other sessions use the verify device, so passes are asked for ahead of time.
+    other sessions use the verify device, so passes are asked for ahead of time. ``has_chances``:
+    the draft states the probability of each token, ``probability_of``. ``min_use``: the draft stops
+    where a further token is less likely used.
     """
 
     strategy: Strategy = Strategy.AMUSD
@@ -76,6 +78,12 @@ class Setup:
     grows_branches: bool = False
     rest: int = 0
     is_shared: bool = False
+    has_chances: bool = False
+    min_use: float = 0.0
+
+    def probability_of(self, position: int, token: int) -> float:
+        """The draft's probability of a token, 0 if it is not known; some never are."""
+        return (position * 5 + token) % 8 / 8 if self.has_chances else 0.0
 
     @property
     def prompt(self) -> list[int]:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from amusd.protocol.draft_session import DraftedRun, DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.events import DraftedRun
 from tests.protocol.refusal import refused, unchanged
 
 

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amusd.protocol.draft_session import DraftedRun, DraftLimits, DraftSession
+from amusd.protocol.draft_limits import DraftLimits
+from amusd.protocol.draft_session import DraftSession
 from amusd.protocol.draft_source import ALL_SOURCES, DraftSource
+from amusd.protocol.events import DraftedRun
 from tests.protocol.refusal import refused
 
 MODEL, LOOKUP = DraftSource.MODEL, DraftSource.LOOKUP

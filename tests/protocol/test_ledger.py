@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from amusd.protocol.draft_source import DraftSource
 from amusd.protocol.errors import PreconditionError
 from amusd.protocol.events import NOTHING, Advance, Decision, Forward, Proposal, Rollback, Verdict
-from amusd.protocol.ledger import Ledger, LedgerCounts, SourceOutcomes
+from amusd.protocol.ledger import Ledger
+from amusd.protocol.ledger_counts import LedgerCounts, SourceOutcomes
 from amusd.protocol.verify_session import VerifySession
 from tests.protocol.refusal import refused, unchanged
 

@@ -24,11 +24,25 @@ PROMPT = [1, 2]
 RUN = (10, 11, 12, 13)
 
 
-def controller(max_tokens: int = 20, *stop: int) -> SessionController:
+class EndsAt:
+    """Ends an output at a token, as its text may; keeps all that it is asked about."""
+
+    def __init__(self, last: int) -> None:
+        self.asked: list[int] = []
+        self._last = last
+
+    def find_end(self, tokens: tuple[int, ...]) -> int | None:
+        self.asked += tokens
+        return tokens.index(self._last) + 1 if self._last in tokens else None
+
+
+def controller(
+    max_tokens: int = 20, *stop: int, text_end: EndsAt | None = None
+) -> SessionController:
     """Return a controller whose draft has proposed ``RUN``, all with the verify service."""
     policy = make_policy(Strategy.AMUSD, 8, StepTimes(), 1.0)
     rule = FinishRule(max_tokens, frozenset(stop))
-    found = SessionController(Ledger(PROMPT), policy, rule, has_draft=True)
+    found = SessionController(Ledger(PROMPT), policy, rule, has_draft=True, text_end=text_end)
     found.on_proposal(Proposal(0, 2, RUN), 0.0)
     return found
 
@@ -55,6 +69,39 @@ def test_tokens_behind_a_stop_token_are_wasted(num_accepted: int) -> None:
     assert (found.num_accepted, found.num_rejected, found.num_wasted) == (2, 0, 2)
     assert found.num_rollbacks == 0
     assert found.acceptance_per_position == (PositionAcceptance(1, 1),) * 2
+
+
+@pytest.mark.parametrize("num_accepted", [2, 3, 4])
+def test_tokens_behind_the_end_of_the_text_are_wasted(num_accepted: int) -> None:
+    session, passed = controller(text_end=EndsAt(11)), verdict(num_accepted, 14)
+    decision = session.on_verdict(passed, 0.0)
+    assert (decision.committed, decision.forward) == ((10, 11), None)
+    assert session.finish_reason is FinishReason.STOP
+    assert session.ledger.output == (10, 11)
+    found = settled(session, decision, passed)
+    assert (found.num_output_tokens, found.num_accepted, found.num_wasted) == (2, 2, 2)
+    assert found.acceptance_per_position == (PositionAcceptance(1, 1),) * 2
+
+
+def test_the_end_of_the_text_is_searched_once_in_each_token_of_the_output() -> None:
+    text_end = EndsAt(99)
+    session, first = controller(6, text_end=text_end), replace(verdict(1, 11), pass_seconds=0.01)
+    session.on_verdict(first, 0.0)
+    assert session.on_verdict(first, 0.0) is NOTHING  # stale
+    with pytest.raises(PreconditionError):
+        session.on_verdict(replace(first, num_accepted=3, position=4), 0.0)  # too many
+    assert text_end.asked == [10, 11]
+    session.on_verdict(replace(first, num_accepted=2, next_token=14, position=4), 0.0)
+    assert text_end.asked == [10, 11, 12, 13, 14]
+    session.on_verdict(replace(first, num_accepted=0, next_token=15, position=7), 0.0)
+    assert (session.finish_reason, text_end.asked[-1]) == (FinishReason.LENGTH, 15)
+
+
+def test_tokens_beyond_max_tokens_are_not_searched() -> None:
+    text_end = EndsAt(12)
+    session = controller(2, text_end=text_end)
+    session.on_verdict(verdict(4, 14), 0.0)
+    assert (text_end.asked, session.finish_reason) == ([10, 11], FinishReason.LENGTH)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 4])

@@ -64,8 +64,26 @@ class EpochBlindVerifySession(VerifySession):
         position: int,
         tokens: tuple[int, ...],
         branches: tuple[Branch, ...] = (),
+        probabilities: tuple[float, ...] = (),
     ) -> None:
-        super().offer(max(epoch, self._epoch), position, tokens)
+        super().offer(max(epoch, self._epoch), position, tokens, (), probabilities)
+
+
+class MisplacedProbabilities(VerifySession):
+    """Keeps the probabilities of tokens that are dropped."""
+
+    def _reject(self, position: int) -> None:
+        kept = list(self._pending_probabilities)
+        super()._reject(position)
+        self._pending_probabilities[:0] = kept
+
+
+class ShiftedProbabilities(Ledger):
+    """Gives a token the probability of the one before it."""
+
+    def proposal(self, proposal: Proposal) -> Decision:
+        known = proposal.probabilities
+        return super().proposal(replace(proposal, probabilities=known[-1:] + known[:-1]))
 
 
 class BranchlessVerifySession(VerifySession):
@@ -84,9 +102,10 @@ class PunctualVerifySession(VerifySession):
         position: int,
         tokens: tuple[int, ...],
         branches: tuple[Branch, ...] = (),
+        probabilities: tuple[float, ...] = (),
     ) -> None:
         if epoch >= self._epoch or not branches:
-            super().offer(epoch, position, tokens, branches)
+            super().offer(epoch, position, tokens, branches, probabilities)
 
 
 class RootBlind(Branches):
@@ -211,6 +230,19 @@ def test_a_branch_for_another_outcome_changes_the_output() -> None:
 
 def test_a_branch_of_an_epoch_that_is_over_is_never_taken() -> None:
     assert any(one != "right output" for one in outcomes(ledger=HoardingLedger))
+
+
+def test_where_probabilities_do_not_go_with_their_tokens_the_law_of_compared_tokens_fails() -> None:
+    for found in (
+        outcomes(verify=MisplacedProbabilities, has_chances=True),
+        outcomes(ledger=ShiftedProbabilities, has_chances=True),
+    ):
+        assert "AssertionError" in found
+
+
+def test_probabilities_out_of_place_never_change_the_output() -> None:
+    found = outcomes(ledger=ShiftedProbabilities, has_chances=False, watched=True)
+    assert set(islice(found, NUM_SEEDS)) == {"right output"}
 
 
 def test_with_every_rule_in_place_none_of_this_happens() -> None:

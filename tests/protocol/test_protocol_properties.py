@@ -46,6 +46,8 @@ def setups(draw: st.DrawFn, /, **fixed: Any) -> Setup:
         branch_depth=draw(st.integers(1, 4)),
         max_branches=draw(st.sampled_from([0, 1, 2, 8])),
         grows_branches=draw(st.booleans()),
+        has_chances=draw(st.booleans()),
+        min_use=draw(st.sampled_from([0.0, 0.05, 0.5])),
     )
     return replace(setup, **fixed)
 

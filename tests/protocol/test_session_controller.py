@@ -4,11 +4,13 @@ import pytest
 
 from amusd.policy.speculation_length import StepTimes
 from amusd.policy.speculation_policy import make_policy
-from amusd.protocol.events import Proposal, Verdict
+from amusd.protocol.events import Decision, Proposal, Verdict
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.ledger import Ledger
 from amusd.protocol.session_controller import SessionController
 from amusd.protocol.strategy import Strategy
+from tests.protocol.parts import DialledPolicy
+from tests.protocol.scenario import Setup
 
 PASS_SECONDS = 0.05
 TOKEN = 7
@@ -41,6 +43,33 @@ class Run:
 
     def silence(self, now: float) -> float:
         return self.controller.draft_silence_seconds(now)
+
+
+def test_held_proposals_keep_the_probability_of_each_token() -> None:
+    ledger = Ledger([1, 2])
+    policy = DialledPolicy(Setup(num_collected=3), ledger)
+    controller = SessionController(ledger, policy, FinishRule(100, frozenset()), has_draft=True)
+    controller.on_verdict(Verdict(0, 2, 0, 0, TOKEN), 0.0)
+    assert controller.on_proposal(Proposal(0, 3, (TOKEN,)), 0.0) == Decision()
+    rest = Proposal(0, 4, (TOKEN, TOKEN), probabilities=(0.5, 0.25))
+    forward = controller.on_proposal(rest, 0.0).forward
+    assert forward is not None
+    assert forward.tokens == (TOKEN,) * 3
+    assert forward.probabilities == (0.0, 0.5, 0.25)
+
+
+def test_nothing_is_awaited_from_a_draft_that_has_stopped() -> None:
+    ledger = Ledger([1, 2])
+    policy = DialledPolicy(Setup(num_collected=4), ledger)
+    finish = FinishRule(100, frozenset())
+    controller = SessionController(ledger, policy, finish, has_draft=True, min_use_probability=0.2)
+    controller.on_verdict(Verdict(0, 2, 0, 0, TOKEN), 0.0)
+    first = Proposal(0, 3, (TOKEN,), probabilities=(0.5,))
+    assert controller.on_proposal(first, 0.0) == Decision()
+    last = Proposal(0, 4, (TOKEN,), probabilities=(0.3,))
+    forward = controller.on_proposal(last, 0.0).forward
+    assert forward is not None
+    assert forward.tokens == (TOKEN, TOKEN)
 
 
 def test_a_draft_is_silent_from_the_verdict_on_that_needs_its_proposal() -> None:

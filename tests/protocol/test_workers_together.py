@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from amusd.engine.synthetic import SyntheticEngine, SyntheticModel
 from amusd.fleet.model_description import ServiceLimits
-from amusd.protocol.draft_session import DraftLimits
+from amusd.protocol.draft_limits import DraftLimits
 from amusd.protocol.errors import AmusdError
 from amusd.protocol.events import Advance, Proposal, Verdict
 from amusd.protocol.ledger import Ledger

@@ -6,16 +6,17 @@ from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.fleet.load_balancing import ReplicaState, ReplicaStatus
 from amusd.fleet.model_description import CacheUsage
 from amusd.protocol.draft_source import DraftSource
-from amusd.protocol.events import Advance, DeviceTime, Forward, Proposal, Rollback, Verdict
+from amusd.protocol.events import Advance, Branch, DeviceTime, Forward, Proposal, Rollback, Verdict
 from amusd.protocol.strategy import Strategy
-from amusd.rpc import codec
+from amusd.rpc import codec, model_codec, statistics_codec
 from amusd.v1 import draft_pb2, model_pb2, orchestrator_pb2
 
 
 @pytest.mark.parametrize("source", DraftSource)
 def test_a_proposal_keeps_its_source(source: DraftSource) -> None:
     steps = (DeviceTime(1 << 60, 0.125), DeviceTime((1 << 60) + 1, 0.125))
-    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps)
+    branch = Branch(5, 9, (1, 2), source, (0.25, 0.0))
+    proposal = Proposal(1, 5, (7, 8), 0.25, 2, source, 0.125, steps, (branch,), (0.5, 0.125))
     assert codec.proposal_from_proto(codec.proposal_to_proto(proposal).proposal) == proposal
 
 
@@ -40,7 +41,14 @@ def test_a_rollback_keeps_its_session_and_what_it_asks_of_the_draft(rollback: Ro
     assert codec.rollback_from_proto(request) == rollback
 
 
-@pytest.mark.parametrize("forward", [Forward(2, 7, (9, 8), 5), Forward(2, 7, ())])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        Forward(2, 7, (9, 8), 5),
+        Forward(2, 7, ()),
+        Forward(2, 7, (9, 8), 5, (Branch(7, 1, (2,), probabilities=(0.5,)),), (0.25, 1.0)),
+    ],
+)
 def test_a_forward_keeps_its_tokens_and_its_limit(forward: Forward) -> None:
     request = codec.forward_to_proto(forward)
     assert request.WhichOneof("step") == "proposals"
@@ -76,8 +84,8 @@ def test_statistics_keep_the_acceptance_of_each_source() -> None:
         acceptance_per_source=sources,
         num_cached_prompt_tokens=1,
     )
-    message = codec.statistics_to_proto(statistics, Strategy.AMUSD)
-    assert codec.statistics_from_proto(message) == statistics
+    message = statistics_codec.statistics_to_proto(statistics, Strategy.AMUSD)
+    assert statistics_codec.statistics_from_proto(message) == statistics
 
 
 def test_a_verdict_keeps_its_times_and_cached_tokens() -> None:
@@ -92,11 +100,11 @@ def test_cache_usage_keeps_its_counts() -> None:
     usage = CacheUsage(
         max_tokens=1 << 40, num_reserved=5, num_retained=4, num_computed=3, num_cached=2
     )
-    assert codec.usage_from_proto(codec.usage_to_proto(usage)) == usage
+    assert model_codec.usage_from_proto(model_codec.usage_to_proto(usage)) == usage
 
 
 def test_unset_numerics_and_weight_format_are_empty() -> None:
-    model = codec.model_from_proto(model_pb2.ModelInfo(name="any"))
+    model = model_codec.model_from_proto(model_pb2.ModelInfo(name="any"))
     assert (model.numerics, model.weight_format) == ("", "")
 
 

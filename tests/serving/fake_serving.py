@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from amusd.engine.kv.cache_manager import KVCacheManager
 from amusd.fleet.model_description import ServiceLimits
 from amusd.protocol.errors import AmusdError
+from amusd.sampling.parameters import GREEDY, SequenceSampling
 from amusd.serving.scheduler import Scheduled, Scheduler
 from amusd.serving.sequence import BatchClock, Sequence
 
@@ -44,7 +45,11 @@ class FakeSequence(Sequence):
 
 
 def make_sequence(
-    name: str, prompt: list[int], capacity: int, proposed: tuple[int, ...] = ()
+    name: str,
+    prompt: list[int],
+    capacity: int,
+    proposed: tuple[int, ...] = (),
+    sampling: SequenceSampling = GREEDY,
 ) -> FakeSequence:
     errors: list[AmusdError] = []
     return FakeSequence(
@@ -53,10 +58,22 @@ def make_sequence(
         capacity=capacity,
         send=errors.append,
         clock=BatchClock(),
+        sampling=sampling,
         known=list(prompt),
         proposed=proposed,
         errors=errors,
     )
+
+
+class FakeCache(KVCacheManager[list[int]]):
+    """A KV cache that records the sampling of each slot, as an engine does."""
+
+    samplings: dict[int, SequenceSampling]
+
+    def open(self, capacity: int, sampling: SequenceSampling = GREEDY) -> int:
+        slot = super().open(capacity)
+        self.samplings[slot] = sampling
+        return slot
 
 
 class FakeService:
@@ -73,12 +90,13 @@ class FakeService:
         prefill_budget: int = 100,
         reuses_prefixes: bool = True,
     ) -> None:
-        self.cache: KVCacheManager[list[int]] = KVCacheManager(
+        self.cache = FakeCache(
             memory,
             CONTEXT,
             allocate=lambda capacity: [],
             copy=(lambda donor, target, length: None) if reuses_prefixes else None,
         )
+        self.cache.samplings = {}
         self.scheduler: Scheduler[FakeSequence] = Scheduler(
             self.cache, limits, max_batch, prefill_budget, reuses_prefixes
         )
@@ -94,8 +112,10 @@ class FakeService:
         prompt: list[int] | None = None,
         capacity: int = 500,
         proposed: tuple[int, ...] = (),
+        sampling: SequenceSampling = GREEDY,
     ) -> FakeSequence:
-        sequence = make_sequence(name, [1] if prompt is None else prompt, capacity, proposed)
+        tokens = [1] if prompt is None else prompt
+        sequence = make_sequence(name, tokens, capacity, proposed, sampling)
         self.scheduler.check_new(name)
         self.scheduler.add(sequence)
         self.check_integrity()

@@ -18,6 +18,7 @@ from amusd.protocol.errors import (
     LimitExceededError,
 )
 from amusd.rpc.faults import status_of
+from amusd.sampling.parameters import SequenceSampling
 from amusd.serving.engine_health import EngineHealth, HealthSettings
 from amusd.serving.engine_worker import EngineWorker
 from tests.serving.fake_serving import FakeOpening, FakeSequence, slot_of
@@ -283,11 +284,11 @@ def test_memory_that_cannot_be_had_for_a_waiting_session_ends_it_alone(
     answers: list[BaseException | None] = [MemoryError(), None, None]
     allocate = service.engine.open
 
-    def open_slot(capacity: int) -> int:
+    def open_slot(capacity: int, sampling: SequenceSampling) -> int:
         error = answers.pop(0)
         if error is not None:
             raise error
-        return allocate(capacity)
+        return allocate(capacity, sampling)
 
     monkeypatch.setattr(service.engine, "open", open_slot)
     service.worker.close("third")
@@ -296,7 +297,7 @@ def test_memory_that_cannot_be_had_for_a_waiting_session_ends_it_alone(
     assert service.worker.num_waiting == 0
 
 
-def _full(capacity: int) -> int:
+def _full(capacity: int, sampling: SequenceSampling) -> int:
     raise CacheFullError("full")
 
 

@@ -1,7 +1,9 @@
 """The stream of a session between a client and the engine thread, without gRPC and a model."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import cast
 
@@ -96,7 +98,12 @@ class FakeContext:
 class Client:
     """A client of one stream, whose requests the test sends one by one."""
 
-    def __init__(self, thread: EngineThread[LoggingWorker], max_wait_seconds: float = LONG) -> None:
+    def __init__(
+        self,
+        thread: EngineThread[LoggingWorker],
+        max_wait_seconds: float = LONG,
+        preparation: Callable[[], object] | None = None,
+    ) -> None:
         self.context = FakeContext()
         self.recorded: list[int] = []
         self.num_read = 0
@@ -108,6 +115,7 @@ class Client:
             event=lambda advance: int(advance.position),
             response=lambda message: f"response {message}",
             record=self._record,
+            preparation=lambda worker, opening: preparation,
         )
         streams = SessionStreams(shape, thread, max_wait_seconds, Observer("draft"))
         context = cast("Context", self.context)
@@ -199,6 +207,79 @@ async def test_the_end_of_the_requests_closes_the_session(
     await client.wait()
     await caught_up(thread)
     assert worker.log == ["open a", "close a"]
+
+
+# Work before a session opens
+
+
+async def test_a_session_opens_when_its_preparation_is_done_and_the_engine_thread_goes_on(
+    thread: EngineThread[LoggingWorker], worker: LoggingWorker
+) -> None:
+    may_end = threading.Event()
+    client = Client(thread, preparation=lambda: may_end.wait(TIMEOUT_SECONDS))
+    client.send(OPEN, event(1))
+    await client.has_read(1)
+    await caught_up(thread)
+    assert worker.log == []
+    may_end.set()
+    await client.has_responses(1)
+    client.send(CLOSE)
+    await client.wait()
+
+
+async def test_the_result_of_a_preparation_is_kept_as_long_as_the_session(
+    thread: EngineThread[LoggingWorker], worker: LoggingWorker
+) -> None:
+    kept: weakref.WeakSet[FakeContext] = weakref.WeakSet()
+
+    def prepare() -> FakeContext:
+        made = FakeContext()
+        kept.add(made)
+        return made
+
+    client = Client(thread, preparation=prepare)
+    client.send(OPEN, event(1))
+    await client.has_responses(1)
+    gc.collect()
+    assert len(kept) == 1
+    client.send(CLOSE)
+    await client.wait()
+    gc.collect()
+    assert len(kept) == 0
+
+
+async def test_a_preparation_that_fails_refuses_the_session(
+    thread: EngineThread[LoggingWorker], worker: LoggingWorker
+) -> None:
+    def fail() -> None:
+        raise InvalidInputError("the constraint is broken")
+
+    client = Client(thread, preparation=fail)
+    client.send(OPEN)
+    with pytest.raises(InvalidInputError, match="constraint is broken"):
+        await client.wait()
+    await caught_up(thread)
+    assert worker.log == []
+
+
+async def test_a_client_that_leaves_during_its_preparation_opens_nothing(
+    thread: EngineThread[LoggingWorker], worker: LoggingWorker
+) -> None:
+    is_preparing, may_end = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        is_preparing.set()
+        assert may_end.wait(TIMEOUT_SECONDS)
+
+    client = Client(thread, preparation=prepare)
+    client.send(OPEN)
+    await asyncio.to_thread(is_preparing.wait, TIMEOUT_SECONDS)
+    client.call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.wait()
+    may_end.set()
+    await caught_up(thread)
+    assert worker.log == []
 
 
 # Requests that are refused

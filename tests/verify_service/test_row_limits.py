@@ -9,11 +9,19 @@ from amusd.protocol.events import Forward
 from tests.counting import CountingEngine
 from tests.verify_service.test_shared_passes import LIMITS, MODEL, Client, run
 from verify_service.pass_profile import profile_passes
-from verify_service.verifying import VerifyWorker
+from verify_service.verifying import Verifying, VerifyOpening, VerifyWorker
 
 
-def served(row_ms: float, num_sessions: int, max_checked: int) -> list[Client]:
-    """Return sessions that have each proposed the verify model's next four tokens."""
+def served(
+    row_ms: float,
+    num_sessions: int,
+    max_checked: int,
+    probabilities: tuple[float, ...] = (),
+) -> list[Client]:
+    """Return sessions that have each proposed the verify model's next four tokens.
+
+    The first session states ``probabilities``.
+    """
     engine = CountingEngine(replace(MODEL, pass_ms=1.0, row_ms=row_ms))
     worker = VerifyWorker(engine, LIMITS, 256)
     worker.warm_up()
@@ -24,7 +32,9 @@ def served(row_ms: float, num_sessions: int, max_checked: int) -> list[Client]:
         for _ in range(4):
             known.append(MODEL.next_token(known))
         position = len(client.prompt) + 1
-        worker.receive(client.name, Forward(0, position, tuple(known[position:]), max_checked))
+        stated = probabilities if client is clients[0] else ()
+        forward = Forward(0, position, tuple(known[position:]), max_checked, probabilities=stated)
+        worker.receive(client.name, forward)
     run(worker)
     return clients
 
@@ -42,6 +52,31 @@ def test_proposals_that_do_not_pay_wait_and_are_compared_later() -> None:
         assert last.position + last.num_accepted + 1 >= len(client.prompt) + 5
         assert {verdict.epoch for verdict in client.verdicts} == {0}
         assert not client.errors
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "num_checked"),
+    [((0.9, 0.9, 0.9), 3), ((0.9, 0.05, 0.9), 1), ((0.05, 0.9, 0.9), 0), ((), 1)],
+)
+def test_proposals_are_checked_as_far_as_the_draft_believes_in_them(
+    probabilities: tuple[float, ...], num_checked: int
+) -> None:
+    verifying = Verifying(CountingEngine(MODEL), LIMITS)
+    for rows in range(1, 17):
+        verifying.budget.observe(rows, 0.02 + rows * 0.01)
+    sequence = verifying.open(VerifyOpening("a", [1, 2], max_position=20), lambda message: None)
+    sequence.session.begin_pass(0)
+    sequence.session.end_pass([3], 0.0)
+    verifying.receive(sequence, Forward(0, 3, (4, 5, 6), 3, probabilities=probabilities))
+    verifying.prepare([sequence])
+    assert sequence.num_allotted == num_checked
+
+
+def test_probabilities_that_do_not_fit_the_tokens_end_their_session_only() -> None:
+    clients = served(0.0, num_sessions=2, max_checked=4, probabilities=(0.5,))
+    [error] = clients[0].errors
+    assert "1 probabilities beside 4 tokens" in str(error)
+    assert clients[1].verdicts[1].num_accepted == 4
 
 
 def test_without_a_limit_of_its_own_a_session_has_all_proposals_checked() -> None:

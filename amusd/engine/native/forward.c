@@ -125,39 +125,76 @@ static void run_layer(const Model *model, const Pass *pass, size_t index, const 
     wait_for_all(member);
 }
 
-static Top top_of(const Pass *pass, int index)
+/* The largest logits of the outputs from `first` on, among the panels of a member. */
+static Top top_of(const Pass *pass, int index, size_t first)
 {
-    size_t first = (size_t)index * (size_t)pass->num_outputs, count = (size_t)pass->num_top;
+    size_t count = (size_t)pass->num_top;
+    first += (size_t)index * (size_t)pass->num_outputs;
     return (Top){pass->top_logits + first * count, pass->top_rows + first * count,
                  pass->top_sums + first, count};
 }
 
-/* The largest logits of the outputs among this member's panels. */
-static void run_head(const Model *model, const Pass *pass, const Member *member)
+/* The largest logits of outputs [first, end) among this member's panels. */
+static void run_head(const Model *model, const Pass *pass, size_t first, size_t end,
+                     const Member *member)
 {
-    size_t rows = (size_t)pass->num_outputs, hidden = (size_t)model->hidden;
-    size_t stride = padded(hidden), end = part_start(rows, member, 1);
+    size_t rows = end - first, hidden = (size_t)model->hidden;
+    size_t stride = padded(hidden), last = part_start(rows, member, 1);
     float *scratch = pass->scratch + (size_t)member->index * (size_t)pass->scratch_size;
-    for (size_t row = part_start(rows, member, 0); row < end; row++)
-        rms_norm(pass->hidden + (size_t)pass->output_rows[row] * stride, model->norm,
+    const SamplingBatch *sampling = pass->sampling;
+    for (size_t row = part_start(rows, member, 0); row < last; row++)
+        rms_norm(pass->hidden + (size_t)pass->output_rows[first + row] * stride, model->norm,
                  pass->normed + row * stride, hidden, model->eps);
     wait_for_all(member);
-    Top top = top_of(pass, member->index);
-    linear_top(&model->head, pass->normed, rows, (size_t)model->num_outputs, &top, pass->logits,
-               scratch, member);
+    Top top = top_of(pass, member->index, first);
+    linear_top(&model->head, pass->normed, rows, (size_t)model->num_outputs, &top,
+               sampling ? sampling->logits : pass->logits,
+               sampling ? sampling->rows + first : NULL, scratch, member);
 }
 
-/* Merge the largest logits of all members into those of the first. */
-static void merge_heads(const Pass *pass, int num_members)
+/* Merge the largest logits of all members into those of the first, for outputs [first, end). */
+static Top merge_heads(const Pass *pass, int num_members, size_t first, size_t end)
+{
+    Top top = top_of(pass, 0, first);
+    for (int index = 1; index < num_members; index++) {
+        Top other = top_of(pass, index, first);
+        merge_top(&top, &other, end - first);
+    }
+    return top;
+}
+
+/* Choose the tokens of this member's part of outputs [first, end). */
+static void run_sampling(const Pass *pass, size_t first, size_t end, const Member *member)
+{
+    const SamplingBatch *batch = pass->sampling;
+    char *scratch = batch->scratch + (size_t)member->index * (size_t)batch->scratch_size;
+    size_t last = part_start(end - first, member, 1);
+    for (size_t row = part_start(end - first, member, 0); row < last; row++) {
+        if (batch->rows[first + row].is_plain) {
+            Top top = merge_heads(pass, member->size, first + row, first + row + 1);
+            take_plain(batch, first + row, &top);
+        } else {
+            sample_row(batch, first + row, batch->logits + row * (size_t)batch->head, scratch);
+        }
+    }
+}
+
+/* The head of all outputs; sampled ones are computed in groups, whose logits there is memory for. */
+static void run_outputs(const Model *model, const Pass *pass, const Member *member)
 {
     size_t rows = (size_t)pass->num_outputs;
-    Top top = top_of(pass, 0);
-    for (int index = 1; index < num_members; index++) {
-        Top other = top_of(pass, index);
-        merge_top(&top, &other, rows);
+    if (!pass->sampling) {
+        run_head(model, pass, 0, rows, member);
+        return;
     }
-    if (top.count > 1)
-        top_probabilities(&top, rows, pass->probabilities);
+    size_t group = (size_t)pass->sampling->group;
+    for (size_t first = 0; first < rows; first += group) {
+        size_t end = first + group < rows ? first + group : rows;
+        run_head(model, pass, first, end, member);
+        wait_for_all(member);
+        run_sampling(pass, first, end, member);
+        wait_for_all(member);
+    }
 }
 
 /* Embed this member's tokens. The first norm has the same parts, so it needs no barrier. */
@@ -174,7 +211,7 @@ static void run_member(const Model *model, const Pass *pass, const Member *membe
     run_embedding(model, pass, member);
     for (size_t index = 0; index < (size_t)model->num_layers; index++)
         run_layer(model, pass, index, member);
-    run_head(model, pass, member);
+    run_outputs(model, pass, member);
     wait_for_all(member);
 }
 
@@ -276,7 +313,11 @@ int amusd_forward(Team *team, const Model *model, const Pass *pass)
     }
     Member member = {team, 0, team->size};
     run_member(model, pass, &member);
-    merge_heads(pass, team->size);
+    if (pass->sampling)
+        return 0;
+    Top top = merge_heads(pass, team->size, 0, (size_t)pass->num_outputs);
+    if (top.count > 1)
+        top_probabilities(&top, (size_t)pass->num_outputs, pass->probabilities);
     return 0;
 }
 
@@ -285,7 +326,8 @@ int amusd_forward(Team *team, const Model *model, const Pass *pass)
 int amusd_structure_sizes(size_t *sizes, int count)
 {
     static const size_t all[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model),
-                                 sizeof(Chunk),  sizeof(Token), sizeof(Pass)};
+                                 sizeof(Chunk),  sizeof(Token), sizeof(Sampling),
+                                 sizeof(SamplingBatch), sizeof(Pass)};
     int known = (int)(sizeof(all) / sizeof(all[0]));
     for (int i = 0; i < known && i < count; i++)
         sizes[i] = all[i];

@@ -7,7 +7,19 @@ differ, because a library of other sources would read memory at wrong places.
 import ctypes
 import functools
 import importlib.util
-from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_size_t, c_void_p, sizeof
+from ctypes import (
+    POINTER,
+    Structure,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
 from typing import Any
 
 _MODULE = "amusd.engine.native._library"
@@ -97,6 +109,52 @@ class Token(Structure):
     ]
 
 
+class Sampling(Structure):
+    """How the token of one output is chosen."""
+
+    _fields_ = [
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("log_min_p", c_double),
+        ("seed", c_uint64),
+        ("ids", c_void_p),
+        ("is_repeated", c_void_p),
+        ("offsets", c_void_p),
+        ("allowed", c_void_p),
+        ("position", c_int64),
+        ("top_k", c_int64),
+        ("num_edits", c_int64),
+        ("num_words", c_int64),
+        ("num_logprobs", c_int64),
+        ("target", c_int64),
+        ("repetition_penalty", c_float),
+        ("is_processed", c_int32),
+        ("is_plain", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class SamplingBatch(Structure):
+    """The sampling of all outputs of a pass, and the buffers of its results."""
+
+    _fields_ = [
+        ("rows", c_void_p),
+        ("head_ids", c_void_p),
+        ("head_rows", c_void_p),
+        ("logits", c_void_p),
+        ("scratch", c_void_p),
+        ("tokens", c_void_p),
+        ("probabilities", c_void_p),
+        ("logprob_tokens", c_void_p),
+        ("logprobs", c_void_p),
+        ("num_ids", c_int64),
+        ("head", c_int64),
+        ("num_top", c_int64),
+        ("group", c_int64),
+        ("scratch_size", c_int64),
+    ]
+
+
 class Pass(Structure):
     """The buffers of one forward pass."""
 
@@ -117,6 +175,7 @@ class Pass(Structure):
         ("top_sums", c_void_p),
         ("probabilities", c_void_p),
         ("logits", c_void_p),
+        ("sampling", c_void_p),
         ("num_chunks", c_int64),
         ("num_tokens", c_int64),
         ("num_outputs", c_int64),
@@ -125,7 +184,16 @@ class Pass(Structure):
     ]
 
 
-STRUCTURES: tuple[type[Structure], ...] = (Matrix, Layer, Model, Chunk, Token, Pass)
+STRUCTURES: tuple[type[Structure], ...] = (
+    Matrix,
+    Layer,
+    Model,
+    Chunk,
+    Token,
+    Sampling,
+    SamplingBatch,
+    Pass,
+)
 """In the order of ``amusd_structure_sizes``."""
 
 
@@ -183,6 +251,12 @@ def _declare(functions: Any) -> None:
     functions.amusd_forward.restype = c_int
     functions.amusd_pack_int8.argtypes = [c_void_p, c_size_t, c_size_t, c_int, c_void_p]
     functions.amusd_pack_int8.restype = c_int
+    functions.amusd_sampling_scratch.argtypes = [c_size_t]
+    functions.amusd_sampling_scratch.restype = c_size_t
+    functions.amusd_sample.argtypes = [c_void_p, c_size_t]
+    functions.amusd_sample.restype = None
+    functions.amusd_noise.argtypes = [c_uint64, c_uint64, c_void_p, c_size_t, c_void_p]
+    functions.amusd_noise.restype = None
 
 
 def _check_sizes(functions: Any) -> None:

@@ -267,7 +267,8 @@ INLINE float exp_sum(const float *values, size_t width, float largest)
 }
 
 void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
-                float *all_logits, float *scratch, const Member *member)
+                float *all_logits, const Sampling *samplings, float *scratch,
+                const Member *member)
 {
     size_t panels = padded((size_t)w->outputs) / PANEL, end = part_start(panels, member, 1);
     size_t count = top->count;
@@ -284,6 +285,10 @@ void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs
         panel_rows(w, panel, x, rows, found, PANEL, 0, scratch);
         for (size_t row = 0; row < rows; row++) {
             const float *values = found + row * PANEL;
+            if (all_logits && !(samplings && samplings[row].is_plain))
+                __builtin_memcpy(all_logits + row * num_outputs + start, values, width * 4);
+            if (samplings && !samplings[row].is_plain)
+                continue;
             float *logits = top->logits + row * count, before = logits[0];
             if (has_nan(values, width))
                 for (size_t i = 0; i < count; i++)
@@ -294,8 +299,6 @@ void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs
                     top->sums[row] *= exp_of(before - logits[0]);
                 top->sums[row] += exp_sum(values, width, logits[0]);
             }
-            if (all_logits)
-                __builtin_memcpy(all_logits + row * num_outputs + start, values, width * 4);
         }
     }
 }

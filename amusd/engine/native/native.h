@@ -17,6 +17,10 @@
 #define PANEL 48   /* outputs of a panel of weights: three vectors */
 #define BLOCK 32   /* inputs that share a scale in INT8 */
 #define MAX_ROWS 8 /* rows of activations that meet a panel at once */
+#define MAX_TOP 20 /* likeliest tokens beside a token with a log-probability */
+
+#define NO_TOKEN (-1)        /* the logits are not finite */
+#define NOTHING_ALLOWED (-2) /* all tokens are banned */
 
 /* Formats of weights. All of them represent float32 numbers; INT8 is code * scale + offset. */
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };
@@ -60,6 +64,39 @@ typedef struct {
     int64_t capacity, position;
 } Token;
 
+/* How the token of one output is chosen; see SamplingParameters and LogitEdits. */
+typedef struct {
+    double temperature; /* 0: the largest logit wins */
+    double top_p;       /* 1: all */
+    double log_min_p;   /* minus infinity: all */
+    uint64_t seed;
+    const int64_t *ids;          /* [num_edits], distinct; unknown ones are skipped */
+    const uint8_t *is_repeated;  /* [num_edits] */
+    const float *offsets;        /* [num_edits] */
+    const uint32_t *allowed;     /* [num_words] bits by token id, lowest first, or NULL: all */
+    int64_t position, top_k, num_edits, num_words;
+    int64_t num_logprobs; /* likeliest tokens with a log-probability; -1: none, nor of the token */
+    int64_t target;       /* token with a log-probability; NO_TOKEN: the chosen one */
+    float repetition_penalty;
+    int32_t is_processed; /* whether log-probabilities are those after edits and filters */
+    int32_t is_plain;     /* greedy decoding, no edits, no log-probabilities */
+    int32_t unused;
+} Sampling;
+
+/* The sampling of all outputs of a pass, and its results. */
+typedef struct {
+    const Sampling *rows;     /* [num_outputs] */
+    const int64_t *head_ids;  /* [head]: the token id of each row of a reduced head, or NULL */
+    const int32_t *head_rows; /* [num_ids]: the row of each token id or -1, or NULL */
+    float *logits;            /* [group][head], of as many outputs as are sampled at once */
+    char *scratch;            /* [num_threads][scratch_size] */
+    int64_t *tokens;          /* [num_outputs][num_top], NO_TOKEN behind the last possible one */
+    float *probabilities;     /* [num_outputs][num_top] */
+    int64_t *logprob_tokens;  /* [num_outputs][1 + MAX_TOP], NO_TOKEN behind the last one */
+    double *logprobs;         /* [num_outputs][1 + MAX_TOP] */
+    int64_t num_ids, head, num_top, group, scratch_size;
+} SamplingBatch;
+
 /* One forward pass. Python owns all buffers; rows have their width rounded up to a multiple of
    48. */
 typedef struct {
@@ -79,6 +116,7 @@ typedef struct {
     float *top_sums;       /* [num_threads][num_outputs] */
     float *probabilities;  /* [num_outputs][num_top], written if num_top is above 1 */
     float *logits;         /* [num_outputs][num_outputs of the model], or NULL */
+    const SamplingBatch *sampling; /* NULL: greedy decoding for all outputs */
     int64_t num_chunks, num_tokens, num_outputs, num_top, scratch_size;
 } Pass;
 
@@ -114,13 +152,43 @@ typedef struct {
     size_t count;
 } Top;
 
-/* The largest of x w^T of each row, over the panels of this member. */
+/* The largest of x w^T of each row, over the panels of this member. With `all_logits`, they are
+   stored, too. With `samplings` [rows], only those of rows that are not plain are stored, and no
+   others are searched. */
 void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
-                float *all_logits, float *scratch, const Member *member);
+                float *all_logits, const Sampling *samplings, float *scratch,
+                const Member *member);
 /* Add the largest of other panels, behind those of `into`. */
 void merge_top(const Top *into, const Top *other, size_t rows);
 /* Softmax of the logits in `top`, [rows][count]. */
 void top_probabilities(const Top *top, size_t rows, float *probabilities);
+
+/* Gumbel noise of a random number. */
+double gumbel_of(uint32_t bits);
+/* Penalise tokens and add the offsets; `head_rows` [num_ids], or NULL with a full head. */
+void edit_logits(const Sampling *sampling, const int32_t *head_rows, size_t num_ids, float *logits);
+
+/* What filters keep of a row: logits above `value`, and those equal to it up to `last_row`. */
+typedef struct {
+    float value;
+    int64_t last_row;
+} Cut;
+
+#define KEEP_ALL ((Cut){-__FLT_MAX__, INT64_MAX})
+
+/* The cut of top-k, top-p and min-p; `largest` is the largest of x [width], which is finite. */
+Cut filter_cut(const Sampling *sampling, const float *x, size_t width, float largest,
+               char *scratch);
+/* Bytes of the scratch that a row of this width needs. */
+size_t filter_scratch(size_t width);
+/* The sum of e^((x - largest) / temperature) of the logits that a cut keeps. */
+double sum_of_shares(const float *x, size_t width, const Cut *cut, float largest,
+                     double temperature);
+
+/* Choose the token of output `index` from its logits [head]. */
+void sample_row(const SamplingBatch *batch, size_t index, const float *logits, char *scratch);
+/* Choose the token of a plain output from its largest logits, [num_top]. */
+void take_plain(const SamplingBatch *batch, size_t index, const Top *top);
 
 void embed(const Model *model, int64_t id, float *y);
 void rms_norm(const float *x, const float *weight, float *y, size_t width, float eps);

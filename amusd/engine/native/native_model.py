@@ -75,6 +75,7 @@ class NativeModel:
             parts = [part for layer in body.layers for part in self._pack_layer(layer, weights)]
             parts.append(pack(head.weight, head.bias, weights, self.functions))
             self._arena = Arena(parts)
+        self.vocabulary = len(self._embedding)
         self._layers = self._layer_array()
         self.structure = Model(
             layers=self._layers,
@@ -83,7 +84,7 @@ class NativeModel:
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             head=self._arena.matrices[-1],
-            vocabulary=len(self._embedding),
+            vocabulary=self.vocabulary,
             embedding_format=_EMBEDDING_FORMATS[self._embedding.dtype],
             num_layers=self._num_layers,
             hidden=self.hidden,

@@ -20,6 +20,7 @@ from amusd.engine.interface import MAX_ALTERNATIVES
 from amusd.engine.native import library as native
 from amusd.engine.native.library import LANES, Pass, padded
 from amusd.engine.native.native_model import NativeModel
+from amusd.engine.native.native_sampler import NativeSampler
 from amusd.engine.runners.runner import Chunk, rows_of
 from amusd.engine.sampling.reference_sampler import Sampled
 from amusd.engine.sampling.sampler import Ranking, Sampler
@@ -71,6 +72,7 @@ class NativeRunner:
             raise MemoryError(f"cannot start {num_threads} threads")
         weakref.finalize(self, model.functions.amusd_team_close, self._team)
         self._workspace = _Workspace(model, context_length, num_threads, _MIN_TOKENS)
+        self._native_sampler: NativeSampler | None = None  # of the first batch that samples
 
     @property
     def context_length(self) -> int:
@@ -126,8 +128,23 @@ class NativeRunner:
         return self._sampler.rankings_of(*work.top(), work.probabilities())
 
     def sample(self, batch: Sequence[Chunk[NativeCache]]) -> list[Sampled]:
-        """Run the batch; sample all outputs as the rows of their chunks say."""
-        return self._sampler.sample_rows(self.logits(batch), rows_of(batch))
+        """Run the batch; sample each output as the ``rows`` of its chunk say, in order.
+
+        Without alternatives there are no probabilities.
+        """
+        sampler = self._native_sampler
+        if sampler is None:
+            sampler = self._native_sampler = NativeSampler(
+                self._model.functions,
+                self._model.num_outputs,
+                self._model.vocabulary,
+                self._sampler.host_head_ids,
+                self._sampler.num_alternatives,
+                self._num_threads,
+            )
+        address = sampler.prepare(rows_of(batch))
+        self._run(batch, 1 + self._sampler.num_alternatives, sampling=address)
+        return sampler.sampled()
 
     def logits(self, batch: Sequence[Chunk[NativeCache]]) -> Tensor:
         """Run the batch; return the logits of all outputs, [outputs, head]."""
@@ -137,11 +154,16 @@ class NativeRunner:
         return logits
 
     def _run(
-        self, batch: Sequence[Chunk[NativeCache]], num_top: int, logits: Tensor | None = None
+        self,
+        batch: Sequence[Chunk[NativeCache]],
+        num_top: int,
+        logits: Tensor | None = None,
+        sampling: int | None = None,
     ) -> None:
         """Run the batch, and find the ``num_top`` largest logits of each output.
 
-        The workspace has the results until the next run.
+        The workspace has the results until the next run. With ``sampling``, the address of a
+        ``SamplingBatch``, this one has them.
         """
         num_tokens = sum([len(chunk.tokens) for chunk in batch])
         if num_tokens > self._workspace.max_tokens:
@@ -151,6 +173,7 @@ class NativeRunner:
         work.fill(batch)
         work.request.num_top = num_top
         work.request.logits = None if logits is None else logits.data_ptr()
+        work.request.sampling = sampling
         if self._forward(self._team, self._model.address, work.address):
             raise InvalidInputError("a token id is outside the model's vocabulary")
 

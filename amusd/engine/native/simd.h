@@ -15,6 +15,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* The lanes of the 16 from `first` on that are below `width`. */
+INLINE __mmask16 lanes_below(size_t first, size_t width)
+{
+    return width - first < 16 ? (__mmask16)((1u << (width - first)) - 1) : (__mmask16)0xffff;
+}
+
 /* e^x to about one unit in the last place; 0 far below, as the softmax needs. NaN stays NaN: of the
    two, max and min return the second operand then. */
 INLINE __m512 exp_vector(__m512 x)

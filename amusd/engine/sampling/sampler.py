@@ -59,6 +59,11 @@ class Sampler:
         self._head_ids = head_ids
         self._host_head_ids = None if head_ids is None else head_ids.cpu().numpy()
 
+    @property
+    def host_head_ids(self) -> npt.NDArray[np.int64] | None:
+        """The token id of each row of a reduced head, [head]; None: a full head."""
+        return self._host_head_ids
+
     def sample(self, logits: Tensor) -> Tensor:
         """Return the tokens of ``logits`` [..., head] as [...] int64, on the same device.
 

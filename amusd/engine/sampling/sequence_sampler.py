@@ -23,7 +23,7 @@ from amusd.engine.sampling.token_edits import (
     bitmask,
     num_words,
 )
-from amusd.protocol.errors import InvalidInputError
+from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.sampling.parameters import Constraint, SequenceSampling
 
 Mask = npt.NDArray[np.uint32]
@@ -47,6 +47,13 @@ class ConstraintMasks(Protocol):
 class ConstraintFactory(Protocol):
     """Makes the state of constraints, for the tokenizer of one model."""
 
+    def prepare(self, constraint: Constraint) -> object:
+        """Compile a constraint, on any thread. ``state`` is quick as long as the result is kept.
+
+        Raises:
+            AmusdError: the constraint cannot be used.
+        """
+
     def state(self, constraint: Constraint) -> ConstraintMasks:
         """Return the state of a sequence at the begin of its output.
 
@@ -69,20 +76,26 @@ def open_sampler(
     """
     if sampling.is_plain and sampling.logprobs is None:
         return None
-    outside = [token for token in sampling.parameters.token_ids if token >= vocabulary_size]
-    if outside:
-        raise InvalidInputError(
-            f"token id {outside[0]} in the sampling is outside the vocabulary: use 0 to "
-            f"{vocabulary_size - 1}"
-        )
-    constraint, masks = sampling.parameters.constraint, None
-    if constraint is not None:
-        if constraints is None:
-            raise InvalidInputError(
-                "this model has no tokenizer to constrain its output with: leave the constraint out"
-            )
-        masks = constraints.state(constraint)
+    sampling.check_vocabulary(vocabulary_size)
+    try:
+        masks = _constraint_masks(sampling.parameters.constraint, constraints)
+    except AmusdError:
+        if not is_draft:
+            raise
+        masks = None  # its proposals are right less often
     return SequenceSampler(sampling, vocabulary_size, masks, is_draft)
+
+
+def _constraint_masks(
+    constraint: Constraint | None, constraints: ConstraintFactory | None
+) -> ConstraintMasks | None:
+    if constraint is None:
+        return None
+    if constraints is None:
+        raise InvalidInputError(
+            "this model has no tokenizer to constrain its output with: leave the constraint out"
+        )
+    return constraints.state(constraint)
 
 
 class SequenceSampler:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ def parameters(draw: st.DrawFn, vocabulary: int) -> SamplingParameters:
     tokens = st.integers(0, vocabulary - 1)
     words = st.lists(tokens, min_size=1, max_size=3).map(tuple)
     biases = st.dictionaries(tokens, st.floats(-5, 5, width=32), max_size=6)
-    choices = {
+    choices: dict[str, Any] = {
         "temperature": st.sampled_from([0.01, 0.7, 1.0, 1.5, 100.0]),
         "top_k": st.integers(1, vocabulary + 2),
         "top_p": st.floats(0.1, 1.0),

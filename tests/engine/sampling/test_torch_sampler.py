@@ -87,7 +87,8 @@ def assert_same(found: Sampled, expected: Sampled) -> None:
     if found.logprobs is not None and expected.logprobs is not None:
         assert found.logprobs.token == expected.logprobs.token
         assert found.logprobs.logprob == pytest.approx(expected.logprobs.logprob, abs=1e-9)
-        ours, theirs = ([value for _, value in one.logprobs.top] for one in (found, expected))
+        pairs = (found.logprobs.top, expected.logprobs.top)
+        ours, theirs = ([value for _, value in top] for top in pairs)
         assert ours == pytest.approx(theirs, abs=1e-9)
 
 

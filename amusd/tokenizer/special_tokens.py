@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from orchestrator.tokenizer_files import TokenizerFiles
+from amusd.tokenizer.tokenizer_files import TokenizerFiles
 
 _STANDARD_NAMES = (
     "bos_token",
