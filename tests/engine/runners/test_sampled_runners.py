@@ -20,6 +20,7 @@ from amusd.engine.runners.shape_buckets import Buckets
 from amusd.engine.sampling.noise import gumbel_noise
 from amusd.engine.sampling.reference_sampler import kept_scores
 from amusd.engine.sampling.sampler import Sampler
+from amusd.engine.sampling.sequence_sampler import Mask
 from amusd.engine.sampling.token_edits import bitmask
 from amusd.protocol.errors import InvalidInputError
 from amusd.sampling.parameters import (
@@ -150,8 +151,8 @@ def test_logprobs_are_those_of_the_outputs_or_of_the_targets(
         assert [one for one, _ in found.top] == best.indices.tolist()
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert engine.logprobs(plain) == ()
-    engine.run([ScheduledSequence(plain, [largest], 1)])
-    assert engine.logprobs(slots[0]) == ()  # it was not in the last batch
+    engine.run([ScheduledSequence(slots[0], [token], 0)])
+    assert not engine.logprobs(slots[0])
     for slot in (*slots, plain):
         engine.close(slot)
 
@@ -216,7 +217,7 @@ def test_greedy_sequences_alone_are_not_sampled_row_by_row(
 class OnlyToken:
     """Allows one token, whatever the output is."""
 
-    def masks(self, output: Sequence[int], pending: Sequence[int]) -> list[Any]:
+    def masks(self, output: Sequence[int], pending: Sequence[int]) -> list[Mask]:
         return [bitmask((42,), VOCABULARY)] * (len(pending) + 1)
 
     def prepare(self, constraint: Constraint) -> None:

@@ -159,7 +159,7 @@ def test_plain_sequences_need_no_sampler() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (SamplingParameters(logit_bias=((VOCABULARY, 1.0),)), "logit_bias: token id 40 is outside"),
+        (SamplingParameters(logit_bias=((VOCABULARY, 1.0),)), "token id 40 is outside"),
         (SamplingParameters(bad_words=((1, 99),)), "token id 99"),
         (SamplingParameters(allowed_token_ids=(1, 50)), "token id 50"),
         (ANY, "no tokenizer to constrain"),

@@ -87,8 +87,8 @@ def assert_same(found: Sampled, expected: Sampled) -> None:
     if found.logprobs is not None and expected.logprobs is not None:
         assert found.logprobs.token == expected.logprobs.token
         assert found.logprobs.logprob == pytest.approx(expected.logprobs.logprob, abs=1e-9)
-        pair = (found.logprobs, expected.logprobs)
-        ours, theirs = ([value for _, value in one.top] for one in pair)
+        pairs = (found.logprobs.top, expected.logprobs.top)
+        ours, theirs = ([value for _, value in top] for top in pairs)
         assert ours == pytest.approx(theirs, abs=1e-9)
 
 
