@@ -185,7 +185,7 @@ static void run_sampling(const Pass *pass, size_t first, size_t end, const Membe
     }
 }
 
-/* The head of all outputs; sampled ones are computed in groups, whose logits there is memory for. */
+/* The head of all outputs. With sampling, groups of outputs are computed, whose logits fit. */
 static void run_outputs(const Model *model, const Pass *pass, const Member *member)
 {
     size_t rows = (size_t)pass->num_outputs;

@@ -231,14 +231,21 @@ void amusd_sample(const SamplingBatch *batch, size_t num_rows)
 /* The noise of token ids [count] at a position. */
 void amusd_noise(uint64_t seed, uint64_t position, const int64_t *ids, size_t count, double *noise)
 {
+    enum { STEP = 8 * SIDE_BY_SIDE };
     Stream stream = stream_of(seed, position);
-    for (size_t first = 0; first < count; first += 8) {
-        __mmask8 valid = (__mmask8)lanes_below(first, count);
-        __m512i bits = random_of_ids(&stream, _mm512_maskz_loadu_epi64(valid, ids + first));
-        uint64_t random[8];
-        _mm512_storeu_si512(random, bits);
-        for (size_t i = first; i < count && i < first + 8; i++)
-            noise[i] = gumbel_of((uint32_t)random[i - first]);
+    for (size_t first = 0; first < count; first += STEP) {
+        int64_t some[STEP] = {0};
+        uint64_t random[STEP];
+        __m512i wanted[SIDE_BY_SIDE], bits[SIDE_BY_SIDE];
+        size_t left = count - first < STEP ? count - first : STEP;
+        __builtin_memcpy(some, ids + first, left * sizeof(int64_t));
+        for (size_t i = 0; i < SIDE_BY_SIDE; i++)
+            wanted[i] = _mm512_loadu_si512(some + 8 * i);
+        random_of_ids(&stream, wanted, bits);
+        for (size_t i = 0; i < SIDE_BY_SIDE; i++)
+            _mm512_storeu_si512(random + 8 * i, bits[i]);
+        for (size_t i = 0; i < left; i++)
+            noise[first + i] = gumbel_of((uint32_t)random[i]);
     }
 }
 

@@ -11,7 +11,6 @@
 #include "cut.h"
 #include "search.h"
 
-#define BLOCK_TOKENS 64
 #define MAX_NOISE 22.9 /* above 33 ln(2), the noise of the largest random number */
 #define LOG2_E 1.4426950408889634
 #define MANTISSA 8388608.0 /* 2^23: bits of a float count log2 in steps of it */
@@ -50,7 +49,7 @@ float largest_of(const float *x, size_t width)
     __mmask16 odd = 0;
     for (size_t i = 0; i < 4; i++)
         most[i] = _mm512_set1_ps(-INFINITY);
-    for (size_t first = 0; first < width; first += BLOCK_TOKENS) {
+    for (size_t first = 0; first < width; first += 4 * LANES) {
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
             __m512 values = load_logits(x, width, first + i * LANES);
@@ -142,45 +141,57 @@ INLINE int reaches(const __m512 *values, size_t count, float least)
 /* The best of a full head: a row's number is its token id. */
 static void find_noisy(const Row *row, double temperature, const Stream *stream, Best *best)
 {
+    enum { VECTORS = 2 * SIDE_BY_SIDE };
     Bound bound = bound_of(worst_of(best), temperature, &row->cut);
-    for (size_t first = 0; first < row->width; first += BLOCK_TOKENS) {
-        __m512 values[4];
-        __m512i bits[4];
-        for (size_t i = 0; i < 4; i++)
+    for (size_t first = 0; first < row->width; first += VECTORS * LANES) {
+        __m512 values[VECTORS];
+        __m512i bits[VECTORS];
+        for (size_t i = 0; i < VECTORS; i++)
             values[i] = load_logits(row->x, row->width, first + i * LANES);
-        if (!reaches(values, 4, bound.least))
+        if (!reaches(values, VECTORS, bound.least))
             continue;
         random_of_tokens(stream, (uint32_t)(row->start + first), bits);
-        random_of_tokens(stream, (uint32_t)(row->start + first) + 32, bits + 2);
         unsigned hits = 0;
-#pragma GCC unroll 4
-        for (size_t i = 0; i < 4; i++)
+#pragma GCC unroll 8
+        for (size_t i = 0; i < VECTORS; i++)
             hits |= may_reach(&bound, values[i], bits[i]);
         if (__builtin_expect(hits == 0, 1))
             continue;
-        for (size_t i = 0; i < 4; i++)
+        for (size_t i = 0; i < VECTORS; i++)
             score_vector(row, temperature, &bound, best, values[i], bits[i], first + i * LANES);
     }
+}
+
+/* Eight token ids from `at` on; zero for those behind the last row. */
+INLINE __m512i load_ids(const int64_t *ids, size_t width, size_t at)
+{
+    if (at >= width)
+        return _mm512_setzero_si512();
+    return _mm512_maskz_loadu_epi64((__mmask8)lanes_below(at, width), ids + at);
 }
 
 /* The best of a reduced head. */
 static void find_noisy_ids(const Row *row, double temperature, const Stream *stream,
                            const int64_t *ids, Best *best)
 {
+    enum { VECTORS = SIDE_BY_SIDE / 2 };
     Bound bound = bound_of(worst_of(best), temperature, &row->cut);
-    ids += row->start;
-    for (size_t first = 0; first < row->width; first += LANES) {
-        __m512 values = load_logits(row->x, row->width, first);
-        if (!reaches(&values, 1, bound.least))
+    for (size_t first = 0; first < row->width; first += VECTORS * LANES) {
+        __m512 values[VECTORS];
+        __m512i wanted[SIDE_BY_SIDE], random[SIDE_BY_SIDE];
+        for (size_t i = 0; i < VECTORS; i++)
+            values[i] = load_logits(row->x, row->width, first + i * LANES);
+        if (!reaches(values, VECTORS, bound.least))
             continue;
-        unsigned valid = lanes_below(first, row->width);
-        __m512i low = _mm512_maskz_loadu_epi64((__mmask8)valid, ids + first);
-        __m512i high = _mm512_maskz_loadu_epi64((__mmask8)(valid >> 8), ids + first + 8);
-        __m256i first_half = _mm512_cvtepi64_epi32(random_of_ids(stream, low));
-        __m256i second_half = _mm512_cvtepi64_epi32(random_of_ids(stream, high));
-        __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(first_half), second_half, 1);
-        if (may_reach(&bound, values, bits))
-            score_vector(row, temperature, &bound, best, values, bits, first);
+        for (size_t i = 0; i < SIDE_BY_SIDE; i++)
+            wanted[i] = load_ids(ids + row->start, row->width, first + i * LANES / 2);
+        random_of_ids(stream, wanted, random);
+        for (size_t i = 0; i < VECTORS; i++) {
+            __m512i low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(random[2 * i]));
+            __m512i bits = _mm512_inserti64x4(low, _mm512_cvtepi64_epi32(random[2 * i + 1]), 1);
+            if (may_reach(&bound, values[i], bits))
+                score_vector(row, temperature, &bound, best, values[i], bits, first + i * LANES);
+        }
     }
 }
 
