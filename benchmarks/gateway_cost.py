@@ -39,7 +39,7 @@ class ClockOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Wait ``interval_seconds`` before each chunk but the first."""
         self._interval_seconds = interval_seconds
 
-    async def Generate(  # type: ignore[override]  # noqa: N802
+    async def Generate(  # noqa: N802
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
         """Write as many chunks as the request asks for tokens."""
@@ -54,7 +54,7 @@ class ClockOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
         )
 
-    async def GetServerInfo(  # type: ignore[override]  # noqa: N802
+    async def GetServerInfo(  # noqa: N802
         self, request: orchestrator_pb2.GetServerInfoRequest, context: Context
     ) -> orchestrator_pb2.GetServerInfoResponse:
         """Name a model."""
