@@ -16,7 +16,8 @@ def test_figures_are_those_of_the_steps_of_a_generation(steps: list[tuple[int, i
     accepted = [min(proposed, right) for proposed, right in steps]
     compared = [min(one + 1, proposed) for one, (proposed, _) in zip(accepted, steps, strict=True)]
     statistics = orchestrator_pb2.Statistics(
-        num_drafted=sum(proposed for proposed, _ in steps),
+        num_drafted=1_000,
+        num_in_passes=sum(proposed for proposed, _ in steps),
         acceptance_per_position=[
             orchestrator_pb2.PositionAcceptance(
                 num_checked=sum(number < one for one in compared),
@@ -30,10 +31,10 @@ def test_figures_are_those_of_the_steps_of_a_generation(steps: list[tuple[int, i
     assert [accepted.count(number) for number in range(len(histogram))] == histogram
     assert figures["num_spec_steps"] == sum(histogram) == len(steps)
     assert figures["num_accepted_draft_tokens"] == sum(accepted)
-    assert figures["num_draft_tokens"] == statistics.num_drafted
+    assert figures["num_draft_tokens"] == statistics.num_in_passes
     if steps:
         assert figures["mean_acceptance_length"] == 1 + sum(accepted) / len(steps)
-        assert figures["draft_acceptance_rate"] == sum(accepted) / statistics.num_drafted
+        assert figures["draft_acceptance_rate"] == sum(accepted) / statistics.num_in_passes
 
 
 def test_completions_of_a_prompt_share_its_tokens() -> None:
