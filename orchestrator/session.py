@@ -71,7 +71,14 @@ class Session:
         times, timeout = backends.step_times, plan.draft_timeout_seconds
         self._controller = SessionController(
             self._ledger,
-            make_policy(plan.strategy, plan.lookahead, times, timeout, plan.policy),
+            make_policy(
+                plan.strategy,
+                plan.lookahead,
+                times,
+                timeout,
+                plan.policy,
+                draft_stops=plan.min_use_probability > 0.0,
+            ),
             plan.finish,
             has_draft=self._drafting is not None,
             text_end=text_end,

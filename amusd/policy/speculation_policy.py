@@ -111,10 +111,20 @@ class Asynchronous:
     the draft first finishes the running step, whose result is wasted, and then takes one more.
     """
 
-    def __init__(self, lookahead: int, times: StepTimes, draft_timeout_seconds: float) -> None:
-        """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions."""
+    def __init__(
+        self,
+        lookahead: int,
+        times: StepTimes,
+        draft_timeout_seconds: float,
+        draft_stops: bool = False,
+    ) -> None:
+        """Check at most ``lookahead`` proposals a pass; ``times`` are shared by all sessions.
+
+        ``draft_stops``: a draft that knows probabilities stops where tokens are unlikely used.
+        """
         self._times = times
         self._most_ahead = lookahead
+        self._draft_stops = draft_stops
         self._length = SpeculationLength(lookahead, times)
         self._draft_timeout_seconds = draft_timeout_seconds
         self._last_pass_seconds: float | None = None
@@ -138,10 +148,12 @@ class Asynchronous:
     def lookahead(self) -> int:
         """Return how many drafted tokens are likely enough to be used.
 
-        A draft that knows probabilities stops on its own. So it may go further where it is sure.
+        A draft that stops on its own may go further where it is sure.
         """
         lookahead = self._length.useful_lookahead()
-        return min(2 * lookahead, self._most_ahead) if self._has_probabilities else lookahead
+        if self._has_probabilities and self._draft_stops:
+            return min(2 * lookahead, self._most_ahead)
+        return lookahead
 
     @property
     def tokens_per_proposal(self) -> int:
@@ -243,10 +255,14 @@ def make_policy(
     times: StepTimes,
     draft_timeout_seconds: float,
     asynchronous: AsynchronousPolicy = AsynchronousPolicy.ADAPTIVE,
+    draft_stops: bool = False,
 ) -> SpeculationPolicy:
-    """Return the speculation policy of a strategy; ``asynchronous`` is that of amusd."""
+    """Return the speculation policy of a strategy; ``asynchronous`` is that of amusd.
+
+    ``draft_stops`` as in ``Asynchronous``.
+    """
     if strategy is not Strategy.AMUSD:
         return Lockstep(draft_timeout_seconds)
     if asynchronous is AsynchronousPolicy.PUBLISHED:
         return Published(draft_timeout_seconds)
-    return Asynchronous(lookahead, times, draft_timeout_seconds)
+    return Asynchronous(lookahead, times, draft_timeout_seconds, draft_stops)

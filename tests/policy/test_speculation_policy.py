@@ -48,15 +48,18 @@ def test_only_amusd_is_asynchronous(strategy: Strategy, kind: type[SpeculationPo
     assert isinstance(make_policy(strategy, 8, StepTimes(), 10.0), kind)
 
 
-def test_if_the_draft_knows_probabilities_the_verify_service_chooses_what_a_pass_checks() -> None:
-    policy = Asynchronous(32, StepTimes(), 10.0)
+@pytest.mark.parametrize("draft_stops", [False, True])
+def test_if_the_draft_knows_probabilities_the_verify_service_chooses_what_a_pass_checks(
+    draft_stops: bool,
+) -> None:
+    policy = Asynchronous(32, StepTimes(), 10.0, draft_stops)
     for num_checked in range(9):  # each row takes as long as a pass over one token
         seconds = PASS_SECONDS * (num_checked + 1)
         policy.passed(Verdict(0, 2, num_checked, num_checked // 2, 1, seconds), is_first=False)
     before = policy.lookahead
     assert policy.max_checked < before < 16
     policy.proposed(replace(proposal(), probabilities=(0.5,)), 0.0)
-    assert policy.max_checked == policy.lookahead == 2 * before
+    assert policy.max_checked == policy.lookahead == before * (1 + draft_stops)
 
 
 # Lockstep
