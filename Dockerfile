@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Two images of the three services:
+# Two images, each with all services:
 #   docker build --target cpu  -t amusd:0.1.0-cpu .     with the embedded pair
 #   docker build --target cuda -t amusd:0.1.0-cuda .
 # pip prefers PyTorch's CPU build if an index has it, because it counts as newer. Name such an index

@@ -1,5 +1,6 @@
 """Errors of the HTTP API in OpenAI's format, and the only mapping of gRPC statuses to HTTP."""
 
+import re
 from typing import Any
 
 import grpc
@@ -22,7 +23,15 @@ _HTTP_OF = {
     grpc.StatusCode.UNAVAILABLE: (503, _SERVER, "unavailable"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (504, _SERVER, "timeout"),
 }
-_CONTRACT_NAMES = {"num_top": "top_logprobs", "num_completions": "n", "include_stop": "stop"}
+_CONTRACT_NAMES = {
+    "num_top": "top_logprobs",
+    "num_completions": "n",
+    "include_stop": "stop",
+    "bad_texts": "bad_words",
+    "logprobs.has_prompt": "logprobs",
+    "logprobs.num_top": "logprobs",
+}
+_SUBJECT = re.compile(r"(?:an? \w+ of )?([\w.]+)")
 _FIELDS = (
     "model", "messages", "prompt", "max_tokens", "min_tokens", "temperature", "top_p", "top_k",
     "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
@@ -100,6 +109,7 @@ def _of_status(code: grpc.StatusCode, message: str) -> ApiError:
 
 def _field_in(message: str) -> str | None:
     """Return the field that a message begins with; such a message says what is wrong with it."""
-    word = message.partition(" ")[0]
+    subject = _SUBJECT.match(message)
+    word = subject[1] if subject else ""
     word = _CONTRACT_NAMES.get(word, word)
     return word if word in _FIELDS else None

@@ -8,6 +8,7 @@ from gateway.answer_format import finish_reason
 from gateway.api_errors import ApiError
 from gateway.chat_request import chat_job
 from gateway.completion_request import completion_job
+from gateway.gateway_metrics import RequestRecord
 from gateway.generation_calls import Numbered
 from gateway.http_io import DONE, Exchange
 from gateway.job import Job
@@ -45,9 +46,12 @@ class DecodeAnswer:
         self.usage = Usage(job.num_choices)
         self._texts: dict[int, str] = {}
 
-    async def write(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
+    async def write(
+        self, messages: AsyncIterator[Numbered], exchange: Exchange, record: RequestRecord
+    ) -> None:
         """Send each event as it comes."""
         async for prompt, response in messages:
+            record.answered()
             if not exchange.has_begun:
                 await exchange.begin_events()
             event = self._event(prompt, response)

@@ -16,26 +16,21 @@ Numbered = tuple[int, orchestrator_pb2.GenerateResponse]
 _MAX_WAITING = 64
 
 
-async def responses(
+def responses(
     orchestrator: OrchestratorClient,
     requests: Sequence[orchestrator_pb2.GenerateRequest],
     concurrency: int,
 ) -> AsyncGenerator[Numbered, None]:
-    """Yield the messages of all requests as they come; ``concurrency`` run at a time.
+    """Return the messages of all requests as they come; ``concurrency`` run at a time.
 
-    Every call ends with this iterator: close it. The first error ends all calls.
+    Every call ends with the returned generator: close it. The first error ends all calls.
 
     Raises:
-        ApiError: a call failed.
+        ApiError: a call failed; the generator raises it.
     """
     if len(requests) == 1:
-        async with contextlib.aclosing(_one(orchestrator, 0, requests[0])) as messages:
-            async for message in messages:
-                yield message
-        return
-    async with contextlib.aclosing(_merged(orchestrator, requests, concurrency)) as messages:
-        async for message in messages:
-            yield message
+        return _one(orchestrator, 0, requests[0])
+    return _merged(orchestrator, requests, concurrency)
 
 
 async def _one(

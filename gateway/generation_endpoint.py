@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -33,8 +33,10 @@ class Answer(Protocol):
     job: Job
     usage: Usage
 
-    async def write(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
-        """Send the answer, from the messages of the orchestrator."""
+    async def write(
+        self, messages: AsyncIterator[Numbered], exchange: Exchange, record: RequestRecord
+    ) -> None:
+        """Send the answer, from the messages of the orchestrator; ``record`` hears of each."""
 
 
 MakeAnswer = Callable[[Job, Sequence[str], orchestrator_pb2.GetServerInfoResponse], Answer]
@@ -129,17 +131,8 @@ class GenerationEndpoint:
         messages = responses(
             self._orchestrator, answer.job.requests, self._settings.prompt_concurrency
         )
-        async with contextlib.aclosing(_recorded(messages, record)) as recorded:
-            await answer.write(recorded, exchange)
-
-
-async def _recorded(
-    messages: AsyncGenerator[Numbered, None], record: RequestRecord
-) -> AsyncGenerator[Numbered, None]:
-    async with contextlib.aclosing(messages):
-        async for message in messages:
-            record.answered()
-            yield message
+        async with contextlib.aclosing(messages):
+            await answer.write(messages, exchange, record)
 
 
 async def _refuse(exchange: Exchange, error: ApiError) -> None:

@@ -99,7 +99,8 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def begin_events(self) -> None:
-        """Send the status of a stream of events."""
+        """Send the status of a stream of events, with the first ones."""
+        self._scope["state"]["transport"].hold_next()
         await self._start(200, [_EVENTS, *_UNBUFFERED])
 
     async def send_events(self, events: Iterable[Any]) -> None:

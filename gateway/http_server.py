@@ -16,14 +16,54 @@ _STOP_SECONDS = 2
 _BACKLOG = 1024
 
 
+class JoiningTransport:
+    """A transport that sends the status of a stream and its first event in one packet.
+
+    Sending costs more time than anything else in a request.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Write to ``transport``."""
+        self._transport = transport
+        self._held: bytes | None = None
+
+    def hold_next(self) -> None:
+        """Keep what is written next, and send it with what follows."""
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        """Send data, or keep it."""
+        if self._held == b"":
+            self._held = data
+            return
+        if self._held is not None:
+            data, self._held = self._held + data, None
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is kept, and close."""
+        if self._held:
+            self._transport.write(self._held)
+        self._held = None
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return all else of the transport."""
+        return getattr(self._transport, name)
+
+
 class _Protocol(H11Protocol):
     """A connection that an application can abort, and that ends if it never sends a request."""
 
     _silence: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
+        joining = JoiningTransport(transport)
+        super().connection_made(joining)  # type: ignore[arg-type]  # it has all attributes
+        # asyncio does this only for sockets that name their protocol. Otherwise the first event
+        # would wait 40 ms for the client to acknowledge the status.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.app_state = {**self.app_state, "transport": joining}
         self._silence = self.loop.call_later(_FIRST_REQUEST_SECONDS, self._end_if_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:

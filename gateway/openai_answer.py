@@ -7,6 +7,7 @@ from typing import Any
 
 from amusd.v1 import orchestrator_pb2
 from gateway.answer_format import AnswerFormat, Envelope
+from gateway.gateway_metrics import RequestRecord
 from gateway.generation_calls import Numbered
 from gateway.http_io import DONE, Exchange
 from gateway.job import Job
@@ -40,34 +41,42 @@ class OpenAIAnswer:
             _fingerprint(info),
         )
 
-    async def write(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
+    async def write(
+        self, messages: AsyncIterator[Numbered], exchange: Exchange, record: RequestRecord
+    ) -> None:
         """Send the answer."""
         if self.job.stream:
-            await self._stream(messages, exchange)
+            await self._stream(messages, exchange, record)
         else:
-            await exchange.send_json(200, await self._whole(messages))
+            await exchange.send_json(200, await self._whole(messages, record))
 
-    async def _stream(self, messages: AsyncIterator[Numbered], exchange: Exchange) -> None:
+    async def _stream(
+        self, messages: AsyncIterator[Numbered], exchange: Exchange, record: RequestRecord
+    ) -> None:
         """Send the choices as they come, then the usage if it is asked for."""
         async for prompt, response in messages:
-            if not exchange.has_begun:
-                await exchange.begin_events()
+            record.answered()
             if response.HasField("chunk"):
                 choices = self._format.piece(prompt, response.chunk)
             else:
                 self.usage.add(prompt, response.completion.statistics)
                 choices = self._format.end(prompt, response.completion)
             if choices:
+                if not exchange.has_begun:
+                    await exchange.begin_events()
                 await exchange.send_events(self._events(choices))
         if self.job.include_usage:
             last = self._envelope.around(self._format.chunk_kind, [])
             await exchange.send_events([{**last, "usage": self.usage.fields(), **self._metrics()}])
         await exchange.send_bytes(DONE, more=False)
 
-    async def _whole(self, messages: AsyncIterator[Numbered]) -> dict[str, Any]:
+    async def _whole(
+        self, messages: AsyncIterator[Numbered], record: RequestRecord
+    ) -> dict[str, Any]:
         """Return the answer as one object."""
         choices = []
         async for prompt, response in messages:
+            record.answered()
             if response.HasField("chunk"):
                 self._format.keep(prompt, response.chunk)
             else:

@@ -64,7 +64,7 @@ def speculation_figures(statistics: orchestrator_pb2.Statistics) -> dict[str, An
     # A pass accepts tokens from the first one on, so those that accepted at least j are known.
     at_least = [num_steps, *(one.num_accepted for one in per_position)]
     num_accepted = sum(at_least[1:])
-    num_drafted = max(statistics.num_drafted, num_accepted)
+    num_drafted = max(statistics.num_in_passes, num_accepted)
     return {
         "mean_acceptance_length": 1.0 + _ratio(num_accepted, num_steps),
         "draft_acceptance_rate": _ratio(num_accepted, num_drafted),

@@ -116,7 +116,7 @@ class Completions:
             functools.partial(self._emit, output),
             self._watches[output.index],
             output if self._has_stops else None,
-            self._outbox.put_event,
+            self._outbox.put_event if plan.streams_timeline else None,
         )
         self._sessions[output.index] = session
         outcome = await session.run()

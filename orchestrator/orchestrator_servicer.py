@@ -12,9 +12,10 @@ from amusd.protocol.errors import InvalidInputError, UnavailableError
 from amusd.protocol.finish import FinishRule
 from amusd.protocol.strategy import Strategy
 from amusd.rpc import codec, faults, model_codec
-from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from amusd.v1 import orchestrator_pb2, orchestrator_pb2_grpc, sampling_pb2
 from orchestrator.admission import Admission
 from orchestrator.backends import Backends
+from orchestrator.banned_texts import banned_sequences
 from orchestrator.chat import chat_from_proto
 from orchestrator.completions import ClientCall, Completions
 from orchestrator.orchestrator_settings import OrchestratorSettings
@@ -111,6 +112,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             stop_tokens.update(backends.verify_model.eos_token_ids)
         is_adaptive = self._settings.speculation_policy is AsynchronousPolicy.ADAPTIVE
         max_tokens = self._max_tokens(request, len(tokens), backends.limits.max_context)
+        await self._ban_texts(request)
         uses_branches = strategy is Strategy.AMUSD and is_adaptive
         return SessionPlan(
             session_id=uuid.uuid4().hex,
@@ -127,6 +129,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy=self._settings.speculation_policy,
             sampling=sampling_of(request, backends.verify_model, len(tokens), max_tokens),
         )
+
+    async def _ban_texts(self, request: orchestrator_pb2.GenerateRequest) -> None:
+        """Add the tokens of the request's bad_texts to those of its bad_words."""
+        if request.bad_texts:
+            texts = list(request.bad_texts)
+            banned = await self._text_threads.run(
+                sum(map(len, texts)), lambda: banned_sequences(texts, self._text.encode_part)
+            )
+            request.sampling.bad_words.extend(sampling_pb2.TokenSequence(ids=one) for one in banned)
 
     async def _prompt(
         self, request: orchestrator_pb2.GenerateRequest, max_context: int

@@ -81,7 +81,9 @@ class Session:
         self._timeline: TimelineRecorder | None = None
         if plan.records_timeline or plan.streams_timeline:
             self._timeline = TimelineRecorder(
-                time.time_ns(), max_branches=plan.max_branches, on_event=on_event
+                time.time_ns(),
+                max_branches=plan.max_branches,
+                on_event=on_event if plan.streams_timeline else None,
             )
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[FinishReason] = self._loop.create_future()

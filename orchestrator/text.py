@@ -55,6 +55,13 @@ class TextCodec(Protocol):
             InvalidInputError: the template refuses the messages, or they are too long.
         """
 
+    def encode_part(self, text: str) -> list[int]:
+        """Return the tokens of a short text that stands somewhere in an output.
+
+        Raises:
+            NotServedError: the model has no tokenizer.
+        """
+
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
 
@@ -139,6 +146,10 @@ class ModelText:
         encode = self._chat.encode_parsed if parse_special_tokens else self._chat.encode
         return encode(messages, arguments, max_tokens)
 
+    def encode_part(self, text: str) -> list[int]:
+        """Return the tokens of a text that stands somewhere in an output."""
+        return encode_text(self._tokenizer, text, add_special_tokens=False)
+
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output; its text continues the text of ``prompt``."""
         return self._detokenizer.decoder(prompt)
@@ -168,6 +179,10 @@ class ByteText:
         """Raise NotServedError: a synthetic model has no chat template."""
         raise NotServedError("the model has no chat template: send the prompt as text")
 
+    def encode_part(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
     def decoder(self, prompt: Sequence[int] = ()) -> TextDecoder:
         """Return a decoder for one output."""
         return ByteDecoder()
@@ -193,6 +208,10 @@ class NoText:
         parse_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
+        """Raise NotServedError."""
+        return self.encode("")
+
+    def encode_part(self, text: str) -> list[int]:
         """Raise NotServedError."""
         return self.encode("")
 

@@ -50,6 +50,7 @@ class Statistics:
     num_cached_prompt_tokens: int = 0
     num_branches: int = 0
     num_branch_hits: int = 0
+    num_in_passes: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -72,6 +73,7 @@ class StatisticsRecorder:
     draft_busy_seconds: float = 0.0
     verify_busy_seconds: float = 0.0
     num_cached_prompt_tokens: int = 0
+    num_in_passes: int = 0
     fallback_reason: str = ""
     _checked: list[int] = field(default_factory=list)
     _accepted: list[int] = field(default_factory=list)
@@ -88,6 +90,7 @@ class StatisticsRecorder:
         """
         self.verify_busy_seconds += verdict.device_seconds or verdict.pass_seconds
         self.num_cached_prompt_tokens += verdict.num_cached
+        self.num_in_passes += verdict.num_checked
         # Tokens after the first rejected one were not compared, and those after the output's end
         # do not count.
         num_final = verdict.num_accepted + 1
@@ -136,4 +139,5 @@ class StatisticsRecorder:
             num_cached_prompt_tokens=self.num_cached_prompt_tokens,
             num_branches=counts.branches,
             num_branch_hits=counts.branch_hits,
+            num_in_passes=self.num_in_passes,
         )

@@ -11,10 +11,13 @@ from google.protobuf.json_format import MessageToDict
 from amusd.cli import load_tables
 from amusd.cli.common_options import (
     Address,
+    ApiKey,
+    Ca,
     DraftModel,
     Force,
     Lookup,
     MaxTokens,
+    Tls,
     UseProxy,
     VerifyModel,
     check_output,
@@ -26,7 +29,7 @@ from amusd.cli.load import reference_of as reference_of_load
 from amusd.cli.local_services import LocalSettings, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, measure, parse_strategies, reference_of
-from amusd.cli.server_choice import errors, server
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import load_prompts
@@ -64,6 +67,9 @@ def bench(
     ] = "",
     address: Address = "",
     use_proxy: UseProxy = False,
+    tls: Tls = False,
+    ca: Ca = "",
+    api_key: ApiKey = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -81,7 +87,8 @@ def bench(
     choices = parse_strategies(strategies)
     title = f"{len(loaded)} prompts of {prompts}, up to {max_tokens} tokens"
     about: dict[str, Any] = {"prompts": prompts, "max_tokens": max_tokens, **asdict(load)}
-    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
+    chosen = ServerChoice(address, use_proxy, tls, ca, api_key, draft, verify, lookup, timeout)
+    with chosen.client() as client:
         about["server"] = _server(client)
         if load.is_one_by_one:
             runners: list[Runner] = [choice.runner(client) for choice in choices]

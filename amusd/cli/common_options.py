@@ -38,6 +38,9 @@ def _check_address(address: str) -> str:
 
 Address = Annotated[str, _option("address", callback=_check_address)]
 UseProxy = Annotated[bool, _option("use_proxy")]
+Tls = Annotated[bool, _option("tls")]
+Ca = Annotated[str, _option("ca", metavar="FILE")]
+ApiKey = Annotated[str, _option("api_key", metavar="KEY")]
 DraftModel = Annotated[str, _option("draft")]
 VerifyModel = Annotated[str, _option("verify")]
 Lookup = Annotated[bool | None, _option("lookup")]

@@ -6,16 +6,19 @@ import typer
 
 from amusd.cli.common_options import (
     Address,
+    ApiKey,
+    Ca,
     DraftModel,
     Lookup,
     MaxTokens,
     Raw,
+    Tls,
     UseProxy,
     VerifyModel,
     progress_bar,
 )
 from amusd.cli.measure import StrategyChoice, measure, parse_strategies, reference_of
-from amusd.cli.server_choice import errors, server
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.cli.tables import show
 from amusd.client import Client
 from amusd.prompts import Prompt
@@ -37,6 +40,9 @@ def compare(
     raw: Raw = False,
     address: Address = "",
     use_proxy: UseProxy = False,
+    tls: Tls = False,
+    ca: Ca = "",
+    api_key: ApiKey = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -50,7 +56,8 @@ def compare(
         raise InvalidInputError("the prompt is empty: write at least one character")
     prompts = [Prompt(text=prompt) if raw else Prompt.chat(prompt)] * repeat
     choices = parse_strategies(strategies) if strategies else []
-    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
+    chosen = ServerChoice(address, use_proxy, tls, ca, api_key, draft, verify, lookup, timeout)
+    with chosen.client() as client:
         runners = [choice.runner(client) for choice in choices or _all_strategies(client)]
         with progress_bar() as progress:
             task = progress.add_task("decoding", total=len(runners) * repeat)

@@ -14,12 +14,14 @@ from amusd.cli.declared_options import settings_command
 from amusd.cli.request_settings import RequestSettings
 from amusd.cli.server_choice import ServerChoice, errors
 from amusd.cli.tables import shares
-from amusd.client import Completion, Generation
+from amusd.client import Completion, Generation, PositionLogprobs, TokenLogprob
 from amusd.clients.chat_messages import user_message
 from amusd.protocol.errors import InvalidInputError
+from amusd.sampling.parameters import MAX_LOGPROBS
 from amusd.settings import part, setting
 
 _STDIN = "-"
+_LEAST_LOGPROB = -9999.0  # as in the gateway's answers
 _MAX_STDIN_BYTES = 4 * 1024 * 1024  # a request holds no more
 
 
@@ -41,6 +43,10 @@ class GenerateSettings:
         1, "Number of completions; printed at the end if there are several.",
         variable="", at_least=1, at_most=16, unit="number",
     )  # fmt: skip
+    logprobs: int | None = setting(
+        None, "Log-probabilities of each token and of this many likeliest ones; with --json.",
+        variable="", default_text="none", at_least=0, at_most=MAX_LOGPROBS, unit="number",
+    )  # fmt: skip
     request: RequestSettings = part(RequestSettings())
     server: ServerChoice = part(ServerChoice())
 
@@ -49,7 +55,11 @@ def _generate(settings: GenerateSettings, prompt: str | None) -> None:
     text = _prompt(prompt, settings.raw)
     if settings.raw and settings.system:
         raise InvalidInputError("a raw prompt has no system message: use --raw or --system")
-    options = dataclasses.replace(settings.request.options(), n=settings.n)
+    if settings.logprobs is not None and not settings.json:
+        raise InvalidInputError("--logprobs is printed with --json only: add --json")
+    options = dataclasses.replace(
+        settings.request.options(), n=settings.n, logprobs=settings.logprobs
+    )
     with settings.server.client() as client:
         if settings.raw:
             generation = client.generate(text, options)
@@ -102,7 +112,10 @@ def _print(generation: Generation, settings: GenerateSettings) -> None:
     """Read an answer to its end and print it: as it comes, or at once in other forms."""
     if settings.json:
         for completion in generation.wait().completions:
-            print(json.dumps(_report(completion), ensure_ascii=False))
+            report = _report(completion)
+            if settings.logprobs is not None:
+                report["logprobs"] = [_position(one) for one in completion.logprobs]
+            print(json.dumps(report, ensure_ascii=False))
         return
     if settings.n > 1:
         for completion in generation.wait().completions:
@@ -129,6 +142,16 @@ def _report(completion: Completion) -> dict[str, Any]:
         "strategy": strategy.value if strategy is not None else None,
         "statistics": _figures(completion.statistics),
     }
+
+
+def _position(found: PositionLogprobs) -> dict[str, Any]:
+    return {**_token(found.chosen), "top": [_token(one) for one in found.top]}
+
+
+def _token(found: TokenLogprob) -> dict[str, Any]:
+    # JSON has no infinity.
+    logprob = max(found.logprob, _LEAST_LOGPROB)
+    return {"token": found.token, "text": found.text, "logprob": logprob}
 
 
 def _figures(statistics: Statistics | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from amusd.protocol.strategy import Strategy
 from amusd.settings import setting
 
 _SERVERS = "the server's"
+_MAX_BIAS = 100
 
 
 def _flag(help: str, default_text: str = "", **details: Any) -> Any:
@@ -20,6 +21,24 @@ def _flag(help: str, default_text: str = "", **details: Any) -> Any:
 def _repeated(help: str, unit: str) -> Any:
     """Declare an option that may be given several times."""
     return setting((), help, variable="", unit=unit, is_repeated=True, read=str, write=" ".join)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """Return the token id and the bias of a text such as ``42=-1.5``."""
+    token, sign, bias = text.partition("=")
+    try:
+        found = int(token), float(bias)
+    except ValueError:
+        raise InvalidInputError(f"{text!r} is not a token id and a number, as 42=-1.5") from None
+    if not (sign and 0 <= found[0] < 2**32 and abs(found[1]) <= _MAX_BIAS):  # false for NaN
+        raise InvalidInputError(
+            f"{text} is out of range, use an id from 0 and a bias from -{_MAX_BIAS} to {_MAX_BIAS}"
+        )
+    return found
+
+
+def _written(biases: tuple[tuple[int, float], ...]) -> str:
+    return " ".join(f"{token}={bias:g}" for token, bias in biases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,10 @@ class RequestSettings:
     no_repeat_ngram_size: int | None = _flag(
         "Never repeat a sequence of this many tokens.", "off", at_least=0, unit="tokens"
     )
+    logit_bias: tuple[tuple[int, float], ...] = setting(
+        (), "Number from -100 to 100 to add to the logit of a token id; given once for each.",
+        variable="", unit="token=bias", is_repeated=True, read=_bias, write=_written,
+    )  # fmt: skip
     stop: tuple[str, ...] = _repeated(
         "Text that ends the output; may be given several times.", "text"
     )
@@ -84,8 +107,11 @@ class RequestSettings:
         """Return the options of a request.
 
         Raises:
-            InvalidInputError: a file cannot be read.
+            InvalidInputError: a file cannot be read, or a token has two biases.
         """
+        biases = dict(self.logit_bias)
+        if len(biases) < len(self.logit_bias):
+            raise InvalidInputError("a token has two biases: use --logit-bias once for each token")
         return Options(
             strategy=self.strategy,
             max_tokens=self.max_tokens,
@@ -95,6 +121,7 @@ class RequestSettings:
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
+            logit_bias=biases,
             seed=self.seed,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,

@@ -13,18 +13,21 @@ from amusd.analysis.generation_statistics import Statistics
 from amusd.analysis.timeline import Timeline
 from amusd.cli.common_options import (
     Address,
+    ApiKey,
+    Ca,
     DraftModel,
     Force,
     Lookahead,
     Lookup,
     MaxTokens,
     Raw,
+    Tls,
     UseProxy,
     VerifyModel,
     check_output,
 )
 from amusd.cli.report_table import Column, ReportTable
-from amusd.cli.server_choice import errors, server
+from amusd.cli.server_choice import ServerChoice, errors
 from amusd.cli.trace_file import trace
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
@@ -66,6 +69,9 @@ def timeline(
     raw: Raw = False,
     address: Address = "",
     use_proxy: UseProxy = False,
+    tls: Tls = False,
+    ca: Ca = "",
+    api_key: ApiKey = "",
     draft: DraftModel = "smollm2",
     verify: VerifyModel = "smollm2",
     lookup: Lookup = None,
@@ -79,7 +85,8 @@ def timeline(
     _check_matplotlib()
     trace_path, picture_path = _paths(output, force)
     options = Options(strategy, max_tokens, lookahead, timeline=True)
-    with server(address, draft, verify, lookup) as at, Client(at, timeout, use_proxy) as client:
+    chosen = ServerChoice(address, use_proxy, tls, ca, api_key, draft, verify, lookup, timeout)
+    with chosen.client() as client:
         record = _record(client, Prompt(text=prompt) if raw else Prompt.chat(prompt), options)
     window = _window(record.devices, from_ms, to_ms)
     found = trace(record.timeline, record.devices, record.about)

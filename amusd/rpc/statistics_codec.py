@@ -43,6 +43,7 @@ def statistics_to_proto(statistics: Statistics, strategy: Strategy) -> orchestra
         num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
         num_branches=statistics.num_branches,
         num_branch_hits=statistics.num_branch_hits,
+        num_in_passes=statistics.num_in_passes,
     )
 
 
@@ -78,4 +79,5 @@ def statistics_from_proto(statistics: orchestrator_pb2.Statistics) -> Statistics
         num_cached_prompt_tokens=statistics.num_cached_prompt_tokens,
         num_branches=statistics.num_branches,
         num_branch_hits=statistics.num_branch_hits,
+        num_in_passes=statistics.num_in_passes,
     )

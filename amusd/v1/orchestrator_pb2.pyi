@@ -748,6 +748,7 @@ class Statistics(_message.Message):
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_BRANCHES_FIELD_NUMBER: _builtins.int
     NUM_BRANCH_HITS_FIELD_NUMBER: _builtins.int
+    NUM_IN_PASSES_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     num_output_tokens: _builtins.int
@@ -790,6 +791,10 @@ class Statistics(_message.Message):
     """Branches that were held: continuations for other outcomes of a pass."""
     num_branch_hits: _builtins.int
     """Branches that an epoch began with: after these rollbacks the next pass had proposals at once."""
+    num_in_passes: _builtins.int
+    """Proposed tokens that passes of the verify model computed, also those behind a rejected one:
+    what other systems call draft tokens. Tokens of a stale epoch are in no pass.
+    """
     @_builtins.property
     def acceptance_per_position(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionAcceptance]:
         """Acceptance by position within a pass, from the first proposed token on. A proposal for a token
@@ -826,10 +831,11 @@ class Statistics(_message.Message):
         num_cached_prompt_tokens: _builtins.int = ...,
         num_branches: _builtins.int = ...,
         num_branch_hits: _builtins.int = ...,
+        num_in_passes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_branch_hits", b"num_branch_hits", "num_branches", b"num_branches", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_drafted", b"num_drafted", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_per_position", b"acceptance_per_position", "acceptance_per_source", b"acceptance_per_source", "acceptance_rate", b"acceptance_rate", "draft_busy_seconds", b"draft_busy_seconds", "fallback_reason", b"fallback_reason", "num_accepted", b"num_accepted", "num_branch_hits", b"num_branch_hits", "num_branches", b"num_branches", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_drafted", b"num_drafted", "num_in_passes", b"num_in_passes", "num_output_tokens", b"num_output_tokens", "num_passes", b"num_passes", "num_prompt_tokens", b"num_prompt_tokens", "num_rejected", b"num_rejected", "num_rollbacks", b"num_rollbacks", "num_wasted", b"num_wasted", "strategy", b"strategy", "time_to_first_token_seconds", b"time_to_first_token_seconds", "tokens_per_pass", b"tokens_per_pass", "verify_busy_seconds", b"verify_busy_seconds", "wall_seconds", b"wall_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from amusd.client import Generation, Options
 from amusd.protocol.errors import AmusdError, InvalidInputError
 from amusd.protocol.strategy import Strategy
 from amusd.settings import settings_in
+from amusd.v1.sampling_pb2 import TokenLogprob
 from tests.clients.fake_orchestrator import FakeOrchestrator, chunk, completion, serving
 
 ANSWER = [chunk("Bl", 1, 2), chunk("ue", 4), completion(text=".")]
@@ -67,7 +69,7 @@ def test_generate_sends_what_its_flags_say(fake: FakeOrchestrator, tmp_path: Pat
         "--frequency-penalty", "0.5", "--no-repeat-ngram-size", "4", "--stop", "a", "--stop", "b c",
         "--include-stop", "--ignore-eos", "--min-tokens", "2", "--max-tokens", "9",
         "--json-schema", str(schema), "--system", "Rhyme.", "--strategy", "speculative",
-        "--lookahead", "5",
+        "--lookahead", "5", "--logit-bias", "42=-1.5", "--logit-bias", "7=100",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     (request,) = fake.requests
@@ -78,6 +80,8 @@ def test_generate_sends_what_its_flags_say(fake: FakeOrchestrator, tmp_path: Pat
     )  # fmt: skip
     assert (sampling.seed, sampling.repetition_penalty, sampling.presence_penalty) == (3, 1.5, -1)
     assert (sampling.frequency_penalty, sampling.no_repeat_ngram_size) == (0.5, 4)
+    assert dict(sampling.logit_bias) == {42: -1.5, 7: 100}
+    assert not request.HasField("logprobs")
     assert sampling.constraint.json_schema == '{"type": "object"}'
     assert list(request.stop) == ["a", "b c"]
     assert (request.include_stop, request.ignore_eos) == (True, True)
@@ -88,7 +92,7 @@ def test_every_flag_of_a_request_changes_its_options() -> None:
     changed: dict[str, Any] = {
         "strategy": Strategy.AMUSD, "stop": ("x",), "choice": ("y",), "regex": "z",
         "include_stop": True, "ignore_eos": True, "json_object": True,
-        "json_schema": __file__, "grammar": __file__,
+        "json_schema": __file__, "grammar": __file__, "logit_bias": ((5, 1.0),),
     }  # fmt: skip
     for one in settings_in(RequestSettings()):
         settings = RequestSettings(**{one.name: changed.get(one.name, 1)})
@@ -148,6 +152,8 @@ def test_generate_without_a_prompt_in_a_terminal_is_refused(
         (("x", "--json-schema", "/nowhere"), b"", "cannot read /nowhere"),
         (("x", "--grammar", "/"), b"", "cannot read /"),
         (("x", "--regex", "a", "--json-object"), b"", "json_object and regex are set"),
+        (("x", "--logprobs", "2"), b"", "add --json"),
+        (("x", "--logit-bias", "5=1", "--logit-bias", "5=2"), b"", "a token has two biases"),
     ],
 )
 def test_generate_refuses_what_is_of_no_use(
@@ -167,6 +173,22 @@ def test_generate_refuses_what_is_of_no_use(
         (("--seed", "-1"), "--seed: -1 is out of range, use 0 to 18446744073709551615"),
         (("--top-k", "many"), "--top-k: 'many' is not a whole number"),
         (("--n", "17"), "--n: 17 is out of range, use 1 to 16"),
+        (("--logprobs", "21"), "--logprobs: 21 is out of range, use 0 to 20"),
+        *(
+            (
+                ("--logit-bias", text),
+                f"--logit-bias: {text!r} is not a token id and a number, as 42=-1.5",
+            )
+            for text in ("5", "=1", "5=", "sky=1", "5=1=2")
+        ),
+        *(
+            (
+                ("--logit-bias", text),
+                f"--logit-bias: {text} is out of range, use an id from 0 and "
+                "a bias from -100 to 100",
+            )
+            for text in ("-1=3", "4294967296=3", "5=nan", "5=100.5", "5=-inf")
+        ),
     ],
 )
 def test_a_flag_out_of_range_is_refused_before_anything_starts(
@@ -185,6 +207,33 @@ def test_generate_prints_one_json_object(fake: FakeOrchestrator) -> None:
     assert report["statistics"]["num_output_tokens"] == 3
     assert report["statistics"]["tokens_per_pass"] == 1.5
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("wanted", "num_top"), [("0", 0), ("2", 2)])
+def test_generate_prints_log_probabilities(
+    fake: FakeOrchestrator, wanted: str, num_top: int
+) -> None:
+    answer = chunk("é", 1, 2)
+    for token, text in ((1, b"\xc3"), (2, b"\xa9")):
+        position = answer.chunk.logprobs.add()
+        position.token.MergeFrom(TokenLogprob(token_id=token, logprob=-0.5, text=text))
+        tops = [TokenLogprob(token_id=9, logprob=-0.25, text=b"b"), TokenLogprob(logprob=-inf)]
+        position.top.extend(tops[:num_top])
+    fake.responses = [answer, completion()]
+    done = run("generate", "x", "--json", "--logprobs", wanted)
+    assert done.exit_code == 0, done.output
+    assert fake.requests[0].logprobs.num_top == num_top
+    assert "Infinity" not in done.stdout
+    first, second = json.loads(done.stdout)["logprobs"]
+    assert (first["token"], first["text"], first["logprob"]) == (1, "\ufffd", -0.5)
+    assert second["token"] == 2
+    assert first["top"] == [
+        {"token": 9, "text": "b", "logprob": -0.25}, {"token": 0, "text": "", "logprob": -9999.0},
+    ][:num_top]  # fmt: skip
+
+
+def test_generate_prints_no_log_probabilities_unasked(fake: FakeOrchestrator) -> None:
+    assert "logprobs" not in json.loads(run("generate", "x", "--json").stdout)
 
 
 def test_generate_prints_several_completions_apart(fake: FakeOrchestrator) -> None:

@@ -1,12 +1,16 @@
 """An orchestrator on loopback in this process that answers as a test tells it."""
 
 import contextlib
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
+import pytest
 
 from amusd.v1 import orchestrator_pb2 as pb
 from amusd.v1 import orchestrator_pb2_grpc
@@ -90,3 +94,20 @@ def serving(
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(0).wait()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a key and its own certificate for loopback, as PEM files; skip without openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, chain = folder / "key.pem", folder / "chain.pem"
+    _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key))
+    _openssl(
+        "req", "-x509", "-new", "-key", str(key), "-out", str(chain), "-days", "1",
+        "-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1",
+    )  # fmt: skip
+    return key, chain
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)

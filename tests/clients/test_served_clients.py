@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,13 @@ from amusd.protocol.errors import (
 )
 from amusd.protocol.finish import FinishReason
 from amusd.v1 import sampling_pb2
-from tests.clients.fake_orchestrator import FakeOrchestrator, chunk, completion, serving
+from tests.clients.fake_orchestrator import (
+    FakeOrchestrator,
+    chunk,
+    completion,
+    make_certificate,
+    serving,
+)
 
 ANSWER = [chunk("Bl", 1, 2), chunk("", 3), chunk("ue", 4), completion(text=".")]
 
@@ -317,23 +322,10 @@ def test_the_package_itself_imports_no_grpc() -> None:
         getattr(amusd, "Server")  # noqa: B009
 
 
-def openssl(*words: str) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A key and its own certificate for loopback, as PEM files."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("certificate")
-    key, chain = folder / "key.pem", folder / "chain.pem"
-    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key))
-    openssl(
-        "req", "-x509", "-new", "-key", str(key), "-out", str(chain), "-days", "1",
-        "-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1",
-    )  # fmt: skip
-    return key, chain
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @both

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -129,6 +131,21 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
         async with http(gateway) as client:
             metrics = (await client.get("/metrics")).text
         assert 'requests_total{endpoint="completions",status="499"} 1.0' in metrics
+
+
+async def test_the_first_event_does_not_wait_for_an_acknowledgement() -> None:
+    def seconds_after_the_status(url: str) -> float:
+        with contextlib.closing(HTTPConnection(url.removeprefix("http://"))) as connection:
+            body = json.dumps({**BODY, "stream": True})
+            connection.request("POST", COMPLETIONS, body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            started = time.monotonic()
+            assert answer.readline().startswith(b"data: ")
+            return time.monotonic() - started
+
+    async with served_gateway() as gateway:
+        seconds = [await asyncio.to_thread(seconds_after_the_status, gateway.url) for _ in range(8)]
+    assert min(seconds) < 0.03  # the client acknowledges after 0.04 s
 
 
 async def test_more_requests_than_the_limit_are_refused() -> None:

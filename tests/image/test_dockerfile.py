@@ -1,6 +1,7 @@
 """The Dockerfile: linters, and rules of this project."""
 
 import re
+import tomllib
 
 import pytest
 
@@ -69,8 +70,27 @@ def test_the_build_context_has_only_the_sources_of_the_wheel(
     copy_context(context)
     names = {path.name for path in context.iterdir()}
     assert names == {
-        "amusd", "draft_service", "verify_service", "orchestrator",
+        "amusd", "draft_service", "verify_service", "orchestrator", "gateway",
         "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
     }  # fmt: skip
     assert not list(context.rglob("*.so"))
     assert not list(context.rglob("__pycache__"))
+
+
+def test_the_wheel_has_every_package_of_the_build_context() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    included = {name.removesuffix("*") for name in settings["packages"]["find"]["include"]}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    folders = {line[1:] for line in ignored if line[:1] == "!" and (ROOT / line[1:]).is_dir()}
+    assert (
+        folders == included == {path.parent.name for path in ROOT.glob("*/*_main.py")} | {"amusd"}
+    )
+
+
+def test_the_wheel_has_the_files_of_the_page() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["gateway"]
+    data = {path for pattern in patterns for path in (ROOT / "gateway").glob(pattern)}
+    files = {path for path in (ROOT / "gateway/static").rglob("*") if path.is_file()}
+    assert files
+    assert files <= data

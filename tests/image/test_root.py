@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from amusd.client import Client, Options
@@ -187,7 +188,7 @@ def pip(command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def test_the_three_services_run_from_the_image(container: Container, tmp_path: Path) -> None:
+def test_all_services_run_from_the_image(container: Container, tmp_path: Path) -> None:
     assert container.user == "10001:10001"
     services: list[Service] = []
     try:
@@ -196,19 +197,23 @@ def test_the_three_services_run_from_the_image(container: Container, tmp_path: P
         addresses = "--verify", services[0].address, "--draft", services[1].address
         services.append(container.start(tmp_path / "orchestrator", "orchestrator", *addresses))
         # The models are converted first, on a read-only root without compiled modules.
-        services[-1].wait_until_serving(within_seconds=300)
+        orchestrator = services[-1]
+        orchestrator.wait_until_serving(within_seconds=300)
+        chosen = "--orchestrator", orchestrator.address
+        services.append(container.start(tmp_path / "gateway", "gateway", *chosen))
         for service in services:
             check_rights(service.process.pid)
-        with Client(services[-1].address, timeout_seconds=60) as client:
+        with Client(orchestrator.address, timeout_seconds=60) as client:
             options = Options(Strategy.AMUSD, max_tokens=12)
             generation = client.generate(Prompt.chat("Name three colours."), options).wait()
         assert len(generation.tokens) == 12
         assert generation.text
         assert not generation.summary().fallback_reason
+        assert httpx.get(f"http://{services[-1].address}/health").status_code == 200
     finally:
         for service in reversed(services):
             service.end()
-    assert [service.process.returncode for service in services] == [0, 0, 0]
+    assert [service.process.returncode for service in services] == [0, 0, 0, 0]
 
 
 def check_rights(process: int) -> None:

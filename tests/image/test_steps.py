@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from amusd.client import Client, Options
@@ -100,13 +101,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 @pytest.fixture
 def services(image: Image) -> Iterator[list[Service]]:
-    """Verify, draft and orchestrator from the image."""
+    """Verify, draft, orchestrator and gateway from the image."""
     running = [image.start("verify", "--model", VERIFY_MODEL)]
     try:
         running.append(image.start("draft", "--model", DRAFT_MODEL))
         verify, draft = (one.address for one in running)
         running.append(image.start("orchestrator", "--verify", verify, "--draft", draft))
         running[-1].wait_until_serving()
+        running.append(image.start("gateway", "--orchestrator", running[-1].address))
         yield running
     finally:
         for service in reversed(running):
@@ -129,16 +131,18 @@ def test_the_dependencies_are_pinned(tmp_path: Path) -> None:
 
 def test_the_services_run_from_the_wheel_alone(image: Image, services: list[Service]) -> None:
     before = image.files()
-    with Client(services[-1].address, timeout_seconds=60) as client:
+    _, _, orchestrator, gateway = services
+    with Client(orchestrator.address, timeout_seconds=60) as client:
         generation = client.generate(Prompt(tokens=(1, 2)), Options(Strategy.AMUSD, 30)).wait()
     assert generation.tokens == expected_output(VERIFY_MODEL, (1, 2), 30)
     assert not generation.summary().fallback_reason
+    assert httpx.get(f"http://{gateway.address}/v1/models").json()["data"]
     assert image.files() == before  # the root filesystem of the pods is read-only
 
 
 def test_the_wheel_is_complete(image: Image) -> None:
     code = (
-        "import amusd, amusd.pair.draft_model; from amusd.engine.native import library; "
+        "import amusd, amusd.pair.draft_model, gateway; from amusd.engine.native import library; "
         "assert amusd.pair.draft_model.ASSET_PATH.is_file(); print(amusd.__file__)"
     )
     done = subprocess.run(
@@ -151,3 +155,5 @@ def test_the_wheel_is_complete(image: Image) -> None:
     package = Path(done.stdout.strip()).parent
     assert list(package.glob("engine/native/_library*.so"))
     assert (package / "py.typed").is_file()
+    pages = (path.name for path in (ROOT / "gateway/static").iterdir())
+    assert {path.name for path in (package.parent / "gateway/static").iterdir()} == set(pages)

@@ -59,6 +59,15 @@ def test_a_rollout_waits_until_a_model_is_loaded(manifests: list[Manifest]) -> N
         assert deadline >= startup_seconds(container) + START_SLACK_SECONDS
 
 
+def test_a_rollout_of_gateways_waits_until_an_orchestrator_serves(
+    manifests: list[Manifest],
+) -> None:
+    by_name = {one["metadata"]["name"]: one for one in deployments(manifests)}
+    (orchestrator,) = pod(by_name["amusd-orchestrator"])["containers"]
+    deadline = by_name["amusd-gateway"]["spec"]["progressDeadlineSeconds"]
+    assert deadline >= startup_seconds(orchestrator) + START_SLACK_SECONDS
+
+
 def test_an_orchestrator_waits_as_long_as_a_model_may_take_to_load(
     manifests: list[Manifest],
 ) -> None:
@@ -127,6 +136,38 @@ def test_only_orchestrators_reach_the_pools(manifests: list[Manifest]) -> None:
         assert "namespaceSelector" not in source
 
 
+def reached_from(rules: list[dict[str, Any]]) -> set[str]:
+    """Return the names of the sources of ingress rules."""
+    sources = [source for rule in rules for source in rule["from"]]
+    return {
+        next(iter(one["namespaceSelector"]["matchLabels"]))
+        if "namespaceSelector" in one
+        else one["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component", "pods")
+        for one in sources
+    }
+
+
+def test_clients_reach_gateways_and_these_only_orchestrators(manifests: list[Manifest]) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(manifests, "NetworkPolicy")}
+    gateway = policies["amusd-gateway"]
+    assert reached_from(gateway["ingress"]) == {"pods", "amusd/calls", "amusd/scrapes"}
+    ((rule,), (ports,)) = gateway["egress"], [one["ports"] for one in gateway["egress"]]
+    (target,) = rule["to"]
+    assert target["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "orchestrator"
+    assert ports == policies["amusd-orchestrator"]["ingress"][0]["ports"]
+    assert "pods" in reached_from(policies["amusd-orchestrator"]["ingress"])
+
+
+def test_a_gateway_does_not_reach_the_hub(manifests: list[Manifest]) -> None:
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        rules = policy["spec"].get("egress", ())
+        if any("ports" in rule and {"port": 443} in rule["ports"] for rule in rules):
+            (left_out,) = policy["spec"]["podSelector"]["matchExpressions"]
+            assert left_out == {
+                "key": "app.kubernetes.io/component", "operator": "NotIn", "values": ["gateway"],
+            }  # fmt: skip
+
+
 DNS_SERVERS: dict[str, dict[str, Any]] = {
     "kube-dns": {"namespace": "kube-system", "port": 53},
     "kube-dns behind another port": {"namespace": "kube-system", "port": 5353},
@@ -166,7 +207,7 @@ def test_selectors_match_pods(manifests: list[Manifest]) -> None:
     selectors = [one["spec"]["selector"] for one in of_kind(manifests, "Service")]
     for kind in ("Deployment", "PodDisruptionBudget"):
         selectors += [one["spec"]["selector"]["matchLabels"] for one in of_kind(manifests, kind)]
-    assert len(selectors) >= 9
+    assert len(selectors) >= 12
     for selector in selectors:
         assert any(selector.items() <= each.items() for each in labels), selector
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from amusd.observe.metric_list import METRIC_NAMES, METRICS
+from gateway.gateway_metrics import GatewayMetrics
 from tests.k8s.kustomize import ROOT, render
 
 promql = pytest.importorskip("promql_parser", reason="not installed: make setup")
@@ -15,7 +16,13 @@ promql = pytest.importorskip("promql_parser", reason="not installed: make setup"
 MONITORING = render(ROOT / "k8s/overlays/monitoring")
 SUFFIXES = ("_bucket", "_count", "_sum")
 OTHERS = {"up"}
-HISTOGRAMS = {metric.name for metric in METRICS if metric.buckets}
+OF_GATEWAY = list(GatewayMetrics().registry.collect())
+HISTOGRAMS = {metric.name for metric in METRICS if metric.buckets} | {
+    metric.name for metric in OF_GATEWAY if metric.type == "histogram"
+}
+KNOWN = METRIC_NAMES | {
+    f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in OF_GATEWAY
+}
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -68,7 +75,7 @@ def family(series: str) -> str:
 def test_an_expression_uses_existing_metrics(expression: str) -> None:
     series = list(metrics(expression))
     assert series
-    assert {family(one) for one in series} <= METRIC_NAMES | OTHERS
+    assert {family(one) for one in series} <= KNOWN | OTHERS
 
 
 def test_a_histogram_is_used_only_by_its_parts() -> None:
@@ -93,23 +100,49 @@ def test_every_alert_is_documented() -> None:
     assert documented == {rule["alert"] for rule in alerts()}
 
 
+def scraped_ports(template: dict[str, Any], services: list[dict[str, Any]]) -> list[int]:
+    """Return the ports of a pod that services of metrics lead to."""
+    (container,) = template["spec"]["containers"]
+    numbers = {one["name"]: one["containerPort"] for one in container["ports"]}
+    return [
+        numbers[port["targetPort"]]
+        for service in services
+        if service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        for port in service["spec"]["ports"]
+        if port["targetPort"] in numbers
+    ]
+
+
+def is_let_in(template: dict[str, Any], port: int) -> bool:
+    """Whether a network policy lets Prometheus reach a port of a pod."""
+    source = {"namespaceSelector": {"matchLabels": {"amusd/scrapes": "true"}}}
+    return any(
+        source in rule["from"] and {"port": port} in rule["ports"]
+        for policy in MONITORING
+        if policy["kind"] == "NetworkPolicy"
+        and policy["spec"]["podSelector"].get("matchLabels", {}).items()
+        <= template["metadata"]["labels"].items()
+        for rule in policy["spec"].get("ingress", ())
+    )
+
+
 def test_metrics_are_scraped_from_the_port_of_the_pods() -> None:
     (monitor,) = (one for one in MONITORING if one["kind"] == "ServiceMonitor")
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
-    services = (one for one in MONITORING if one["kind"] == "Service")
-    (service,) = (one for one in services if wanted <= one["metadata"]["labels"].items())
+    every = (one for one in MONITORING if one["kind"] == "Service")
+    services = [one for one in every if wanted <= one["metadata"]["labels"].items()]
     (endpoint,) = monitor["spec"]["endpoints"]
-    (port,) = service["spec"]["ports"]
-    assert endpoint["port"] == port["name"]
-    # The alerts select by this label.
-    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "amusd"
+    for service in services:
+        assert [endpoint["port"]] == [one["name"] for one in service["spec"]["ports"]]
+        # The alerts select by this label.
+        assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "amusd"
     deployments = [one for one in MONITORING if one["kind"] == "Deployment"]
-    assert len(deployments) == 3
+    assert len(deployments) == 4
     for deployment in deployments:
-        template = deployment["spec"]["template"]
-        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-        (container,) = template["spec"]["containers"]
-        assert port["targetPort"] in [one["name"] for one in container["ports"]]
+        (target,) = scraped_ports(deployment["spec"]["template"], services)
+        name = deployment["metadata"]["name"]
+        assert target == (8000 if name == "amusd-gateway" else 9464)
+        assert is_let_in(deployment["spec"]["template"], target)
 
 
 def test_panels_do_not_overlap() -> None:

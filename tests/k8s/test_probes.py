@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
+import httpx
 import pytest
 from filelock import FileLock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from amusd.pair import ensure_smollm2
 from amusd.v1 import draft_pb2, draft_pb2_grpc
 from tests.k8s.kustomize import ROOT, containers, environment, render
-from tests.process.services import START_SECONDS, Service, start_service
+from tests.process.services import START_SECONDS, Service, becomes_true, start_service
 
 pytestmark = pytest.mark.process
 
@@ -27,11 +28,20 @@ Passed = dict[str, bool]
 LOADING: Passed = {"startup": False, "readiness": False, "liveness": True}
 SERVING: Passed = {"startup": True, "readiness": True, "liveness": True}
 DRAINING = LOADING
+# A gateway is started as soon as it listens. It waits, or ends.
+GATEWAY_NOT_READY: Passed = {"startup": True, "readiness": False, "liveness": True}
+
+
+LONG = {"prompt": "Hello", "max_tokens": 500, "stream": True, "temperature": 0}
 
 
 def probe(service: Service, name: str) -> bool:
-    """Probe as a kubelet does; only SERVING passes."""
-    asked = CONTAINERS[service.role][f"{name}Probe"]["grpc"]["service"]
+    """Probe as a kubelet does; only SERVING, or a status below 400, passes."""
+    declared = CONTAINERS[service.role][f"{name}Probe"]
+    if "httpGet" in declared:
+        url = f"http://{service.address}{declared['httpGet']['path']}"
+        return httpx.get(url, timeout=declared["timeoutSeconds"]).status_code < 400
+    asked = declared["grpc"]["service"]
     done = subprocess.run(
         [GRPCURL, "-plaintext", "-max-time", "10", "-d", json.dumps({"service": asked}),
          service.address, "grpc.health.v1.Health/Check"],
@@ -111,13 +121,27 @@ def test_a_pod_is_live_while_it_loads_and_drains_but_ready_only_in_between(
     assert draft.process.wait(20) == 0
 
 
-def test_an_orchestrator_is_ready_once_its_services_are(start_as_in_the_pod: Starter) -> None:
+def test_orchestrators_and_gateways_are_ready_once_their_services_are(
+    start_as_in_the_pod: Starter,
+) -> None:
     alone = start_as_in_the_pod("orchestrator", AMUSD_VERIFY="127.0.0.1:9")
     assert probes(alone) == LOADING
-    model = {"AMUSD_MODEL": "synthetic"}
+    waiting = start_as_in_the_pod("gateway", AMUSD_ORCHESTRATOR=alone.address)
+    assert probes(waiting) == GATEWAY_NOT_READY
+    model = {"AMUSD_MODEL": "synthetic:pass_ms=20,vocabulary=512,context=600"}
     verify, draft = (start_as_in_the_pod(role, **model) for role in ("verify", "draft"))
     addresses = {"AMUSD_VERIFY": verify.address, "AMUSD_DRAFT": draft.address}
     orchestrator = start_as_in_the_pod("orchestrator", **addresses)
     orchestrator.wait_until_serving()
-    for service in (verify, draft, orchestrator):
+    gateway = start_as_in_the_pod("gateway", AMUSD_ORCHESTRATOR=orchestrator.address)
+    assert becomes_true(lambda: probe(gateway, "readiness"))
+    for service in (verify, draft, orchestrator, gateway):
         assert probes(service) == SERVING
+    with httpx.stream("POST", f"http://{gateway.address}/v1/completions", json=LONG) as answer:
+        assert answer.status_code == 200, answer.read()
+        lines = answer.iter_lines()  # the stream closes with this iterator
+        next(lines)
+        gateway.process.terminate()
+        assert becomes_true(lambda: not probe(gateway, "readiness"))
+        assert probes(gateway) == GATEWAY_NOT_READY
+    assert gateway.process.wait(20) == 0

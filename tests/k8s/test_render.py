@@ -32,7 +32,9 @@ def test_kubectl_renders_the_same(overlay: str, manifests: list[Manifest]) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    without_hash = re.sub(r"(amusd-(draft|verify|orchestrator))-[a-z0-9]{10}\b", r"\1", done.stdout)
+    without_hash = re.sub(
+        r"(amusd-(draft|verify|orchestrator|gateway))-[a-z0-9]{10}\b", r"\1", done.stdout
+    )
     theirs = sorted(yaml.safe_load_all(without_hash), key=identity)
     assert sorted(manifests, key=identity) == theirs
 

@@ -39,14 +39,12 @@ static Items items_in(char *scratch, size_t width)
                    (double *)scratch, 0};
 }
 
-/* e^x to about one unit in the last place, for x of 0 or less. */
+/* e^x for x of 0 or less, with a relative error below 1e-12. */
 INLINE __m512d exp_of(__m512d x)
 {
-    static const double terms[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800,
-                                   1.0 / 3628800,    1.0 / 362880,    1.0 / 40320,
-                                   1.0 / 5040,       1.0 / 720,       1.0 / 120,
-                                   1.0 / 24,         1.0 / 6,         0.5,
-                                   1.0,              1.0};
+    static const double terms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                                   1.0 / 720,     1.0 / 120,    1.0 / 24,    1.0 / 6,
+                                   0.5,           1.0,          1.0};
     x = _mm512_max_pd(x, _mm512_set1_pd(-700.0));
     __m512d n = _mm512_roundscale_pd(_mm512_mul_pd(x, _mm512_set1_pd(1.4426950408889634)),
                                      _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -147,9 +147,12 @@ static void run_head(const Model *model, const Pass *pass, size_t first, size_t 
                  pass->normed + row * stride, hidden, model->eps);
     wait_for_all(member);
     Top top = top_of(pass, member->index, first);
-    linear_top(&model->head, pass->normed, rows, (size_t)model->num_outputs, &top,
-               sampling ? sampling->logits : pass->logits,
-               sampling ? sampling->rows + first : NULL, scratch, member);
+    Sink sink = {pass->logits, NULL, first, NULL};
+    if (sampling)
+        sink = (Sink){sampling->logits, sampling, first,
+                      sampling->scratch + member->index * sampling->scratch_size};
+    linear_top(&model->head, pass->normed, rows, (size_t)model->num_outputs, &top, &sink, scratch,
+               member);
 }
 
 /* Merge the largest logits of all members into those of the first, for outputs [first, end). */
@@ -170,16 +173,19 @@ static void run_sampling(const Pass *pass, size_t first, size_t end, const Membe
     char *scratch = batch->scratch + (size_t)member->index * (size_t)batch->scratch_size;
     size_t last = part_start(end - first, member, 1);
     for (size_t row = part_start(end - first, member, 0); row < last; row++) {
-        if (batch->rows[first + row].is_plain) {
+        int kind = batch->rows[first + row].kind;
+        if (kind == STREAMED) {
+            finish_search(batch, first, row, member->size);
+        } else if (kind == STORED) {
+            sample_row(batch, first + row, batch->logits + row * (size_t)batch->head, scratch);
+        } else {
             Top top = merge_heads(pass, member->size, first + row, first + row + 1);
             take_plain(batch, first + row, &top);
-        } else {
-            sample_row(batch, first + row, batch->logits + row * (size_t)batch->head, scratch);
         }
     }
 }
 
-/* The head of all outputs; sampled ones are computed in groups, whose logits there is memory for. */
+/* The head of all outputs. With sampling, groups of outputs are computed, whose logits fit. */
 static void run_outputs(const Model *model, const Pass *pass, const Member *member)
 {
     size_t rows = (size_t)pass->num_outputs;

@@ -28,6 +28,7 @@ LANES = 16
 PANEL = 48
 BLOCK = 32
 FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
+PLAIN, STREAMED, STORED = range(3)
 
 
 class NativeUnavailableError(Exception):
@@ -129,7 +130,7 @@ class Sampling(Structure):
         ("target", c_int64),
         ("repetition_penalty", c_float),
         ("is_processed", c_int32),
-        ("is_plain", c_int32),
+        ("kind", c_int32),
         ("unused", c_int32),
     ]
 
@@ -251,7 +252,7 @@ def _declare(functions: Any) -> None:
     functions.amusd_forward.restype = c_int
     functions.amusd_pack_int8.argtypes = [c_void_p, c_size_t, c_size_t, c_int, c_void_p]
     functions.amusd_pack_int8.restype = c_int
-    functions.amusd_sampling_scratch.argtypes = [c_size_t]
+    functions.amusd_sampling_scratch.argtypes = [c_size_t, c_size_t]
     functions.amusd_sampling_scratch.restype = c_size_t
     functions.amusd_sample.argtypes = [c_void_p, c_size_t]
     functions.amusd_sample.restype = None

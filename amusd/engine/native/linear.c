@@ -266,40 +266,60 @@ INLINE float exp_sum(const float *values, size_t width, float largest)
     return _mm512_reduce_add_ps(sum);
 }
 
-void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
-                float *all_logits, const Sampling *samplings, float *scratch,
-                const Member *member)
+/* Search the logits of a panel, `width` of them from row `start` of the head on. */
+static void search_panel(const float *values, size_t width, size_t start, const Top *top,
+                         size_t row)
 {
-    size_t panels = padded((size_t)w->outputs) / PANEL, end = part_start(panels, member, 1);
     size_t count = top->count;
+    float *logits = top->logits + row * count, before = logits[0];
+    if (has_nan(values, width))
+        for (size_t i = 0; i < count; i++)
+            logits[i] = __builtin_nanf(""); /* and stays: no value is greater */
+    take_panel(values, width, start, logits, top->rows + row * count, count);
+    if (count > 1 && logits[0] > -__builtin_inff()) {
+        if (logits[0] > before)
+            top->sums[row] *= exp_of(before - logits[0]);
+        top->sums[row] += exp_sum(values, width, logits[0]);
+    }
+}
+
+/* Pass on the logits of a panel, `width` of them from row `start` of the head on; `at` is their
+   place in a slice. */
+INLINE void take_row(const float *values, size_t width, size_t start, size_t at, const Top *top,
+                     const Sink *sink, size_t row, size_t num_outputs)
+{
+    int kind = PLAIN;
+    if (sink->sampling)
+        kind = sink->sampling->rows[sink->first + row].kind;
+    if (kind == STREAMED)
+        __builtin_memcpy(slice_of(sink->sampling, row, sink->scratch) + at, values, width * 4);
+    else if (sink->logits && (kind == STORED || !sink->sampling))
+        __builtin_memcpy(sink->logits + row * num_outputs + start, values, width * 4);
+    if (kind == PLAIN)
+        search_panel(values, width, start, top, row);
+}
+
+void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
+                const Sink *sink, float *scratch, const Member *member)
+{
+    size_t panels = padded(num_outputs) / PANEL, end = part_start(panels, member, 1);
+    size_t count = top->count, first = part_start(panels, member, 0);
     float *found = scratch + padded((size_t)w->inputs) * PANEL; /* [rows][48] */
     for (size_t i = 0; i < rows * count; i++)
         top->logits[i] = -__builtin_inff(), top->rows[i] = 0;
     for (size_t row = 0; row < rows; row++)
         top->sums[row] = 0;
-    for (size_t panel = part_start(panels, member, 0); panel < end; panel++) {
-        size_t start = panel * PANEL;
-        if (start >= num_outputs)
-            break;
+    if (sink->sampling)
+        start_search(sink->sampling, sink->first, rows, sink->scratch);
+    for (size_t panel = first; panel < end; panel++) {
+        size_t start = panel * PANEL, at = (panel - first) % SLICE_PANELS * PANEL;
         size_t width = num_outputs - start < PANEL ? num_outputs - start : PANEL;
         panel_rows(w, panel, x, rows, found, PANEL, 0, scratch);
-        for (size_t row = 0; row < rows; row++) {
-            const float *values = found + row * PANEL;
-            if (all_logits && !(samplings && samplings[row].is_plain))
-                __builtin_memcpy(all_logits + row * num_outputs + start, values, width * 4);
-            if (samplings && !samplings[row].is_plain)
-                continue;
-            float *logits = top->logits + row * count, before = logits[0];
-            if (has_nan(values, width))
-                for (size_t i = 0; i < count; i++)
-                    logits[i] = __builtin_nanf(""); /* and stays: no value is greater */
-            take_panel(values, width, start, logits, top->rows + row * count, count);
-            if (count > 1 && logits[0] > -__builtin_inff()) {
-                if (logits[0] > before)
-                    top->sums[row] *= exp_of(before - logits[0]);
-                top->sums[row] += exp_sum(values, width, logits[0]);
-            }
-        }
+        for (size_t row = 0; row < rows; row++)
+            take_row(found + row * PANEL, width, start, at, top, sink, row, num_outputs);
+        if (sink->sampling && (at + PANEL == SLICE || panel + 1 == end))
+            search_slice(sink->sampling, sink->first, rows, start - at, at + width,
+                         sink->scratch);
     }
 }
 
@@ -315,7 +335,7 @@ void merge_top(const Top *into, const Top *other, size_t rows)
         for (size_t i = 0; i < count && others[i] > logits[count - 1]; i++)
             insert(logits, into->rows + row * count, count, others[i],
                    other->rows[row * count + i]);
-        if (count > 1)
+        if (count > 1 && logits[0] > -__builtin_inff()) /* else neither has any */
             into->sums[row] = into->sums[row] * exp_of(before - logits[0]) +
                               other->sums[row] * exp_of(others[0] - logits[0]);
     }

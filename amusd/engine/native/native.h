@@ -79,9 +79,14 @@ typedef struct {
     int64_t target;       /* token with a log-probability; NO_TOKEN: the chosen one */
     float repetition_penalty;
     int32_t is_processed; /* whether log-probabilities are those after edits and filters */
-    int32_t is_plain;     /* greedy decoding, no edits, no log-probabilities */
+    int32_t kind;         /* PLAIN, STREAMED or STORED */
     int32_t unused;
 } Sampling;
+
+/* PLAIN: greedy decoding, no edits, no log-probabilities. STREAMED: noise and nothing else, so the
+   token is found while the head computes the logits, and they are never in memory as a whole.
+   STORED: all others, whose logits are stored. */
+enum { PLAIN = 0, STREAMED = 1, STORED = 2 };
 
 /* The sampling of all outputs of a pass, and its results. */
 typedef struct {
@@ -152,12 +157,18 @@ typedef struct {
     size_t count;
 } Top;
 
-/* The largest of x w^T of each row, over the panels of this member. With `all_logits`, they are
-   stored, too. With `samplings` [rows], only those of rows that are not plain are stored, and no
-   others are searched. */
+/* Where logits go beside the search for the largest ones. */
+typedef struct {
+    float *logits;                 /* [rows][num_outputs], or NULL */
+    const SamplingBatch *sampling; /* NULL: the logits of all rows are stored and searched */
+    size_t first;                  /* output of the first row */
+    char *scratch;                 /* of this member's sampling */
+} Sink;
+
+/* The largest of x w^T of each row, over the panels of this member. With sampling, this searches
+   plain rows, passes streamed ones to `search_slice`, and stores the others. */
 void linear_top(const Matrix *w, const float *x, size_t rows, size_t num_outputs, const Top *top,
-                float *all_logits, const Sampling *samplings, float *scratch,
-                const Member *member);
+                const Sink *sink, float *scratch, const Member *member);
 /* Add the largest of other panels, behind those of `into`. */
 void merge_top(const Top *into, const Top *other, size_t rows);
 /* Softmax of the logits in `top`, [rows][count]. */
@@ -185,6 +196,18 @@ size_t filter_scratch(size_t width);
 double sum_of_shares(const float *x, size_t width, const Cut *cut, float largest,
                      double temperature);
 
+#define SLICE_PANELS 16 /* panels whose logits stay in the cache until they are searched */
+#define SLICE (SLICE_PANELS * PANEL)
+
+/* Begin the search for the tokens of streamed rows among outputs [first, first + rows). */
+void start_search(const SamplingBatch *batch, size_t first, size_t rows, char *scratch);
+/* The slice of logits of a row, [SLICE]. */
+float *slice_of(const SamplingBatch *batch, size_t row, char *scratch);
+/* Search the slices of streamed rows: `width` logits from row `start` of the head on. */
+void search_slice(const SamplingBatch *batch, size_t first, size_t rows, size_t start,
+                  size_t width, char *scratch);
+/* Choose the token of streamed output `first + row` from what all members have found. */
+void finish_search(const SamplingBatch *batch, size_t first, size_t row, int num_members);
 /* Choose the token of output `index` from its logits [head]. */
 void sample_row(const SamplingBatch *batch, size_t index, const float *logits, char *scratch);
 /* Choose the token of a plain output from its largest logits, [num_top]. */

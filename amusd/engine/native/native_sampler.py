@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amusd.engine.interface import NO_TOKEN, NOTHING_ALLOWED
-from amusd.engine.native.library import Sampling, SamplingBatch
+from amusd.engine.native.library import PLAIN, STORED, STREAMED, Sampling, SamplingBatch
 from amusd.engine.sampling.reference_sampler import (
     ALL_BANNED,
     NOT_FINITE,
@@ -29,7 +29,7 @@ GROUP = 32
 """Outputs that are sampled at once: as many rows of logits are kept."""
 
 _ROW = struct.Struct("dddQPPPPqqqqqqfiii")  # the C structure; faster than ctypes attributes
-_PLAIN = _ROW.pack(*[0] * 12, -1, NO_TOKEN, 0, 0, 1, 0)
+_PLAIN_ROW = _ROW.pack(*[0] * 12, -1, NO_TOKEN, 0, 0, PLAIN, 0)
 
 
 class NativeSampler:
@@ -61,7 +61,7 @@ class NativeSampler:
         self._num_top = 1 + num_alternatives
         self._head_ids = None if head_ids is None else np.ascontiguousarray(head_ids[:head])
         self._head_rows = _rows_of(self._head_ids, vocabulary)
-        scratch_size = int(functions.amusd_sampling_scratch(head))
+        scratch_size = int(functions.amusd_sampling_scratch(head, GROUP))
         self._scratch = np.empty(num_threads * scratch_size, dtype=np.uint8)
         self._logits = np.empty((0, head), dtype=np.float32)
         self._edits = _Edits()
@@ -105,8 +105,6 @@ class NativeSampler:
         if logits.shape != (len(rows), self._logits.shape[1]) or not logits.flags.c_contiguous:
             raise ValueError(f"logits of shape {logits.shape} for {len(rows)} rows")
         self._write(rows)
-        for index in range(len(rows)):  # the logits of plain rows are here, too
-            self._rows[index].is_plain = 0
         self.request.logits = logits.ctypes.data
         self._functions.amusd_sample(self.address, len(rows))
         return self.sampled()
@@ -147,7 +145,7 @@ class NativeSampler:
         offset = 0
         for row in rows:
             if row is None:
-                self._packed[offset : offset + _ROW.size] = _PLAIN
+                self._packed[offset : offset + _ROW.size] = _PLAIN_ROW
             else:
                 self._pack(row, offset)
             offset += _ROW.size
@@ -155,7 +153,7 @@ class NativeSampler:
     def _pack(self, row: RowSampling, offset: int) -> None:
         parameters, edits, logprobs = row.parameters, row.edits, row.logprobs
         num_edits, num_words = len(edits.ids), 0 if edits.allowed is None else len(edits.allowed)
-        min_p, is_greedy = parameters.min_p, parameters.temperature == 0.0
+        min_p = parameters.min_p
         _ROW.pack_into(
             self._packed,
             offset,
@@ -173,7 +171,7 @@ class NativeSampler:
             row.target,
             parameters.repetition_penalty,
             logprobs is not None and logprobs.is_processed,
-            is_greedy and not num_edits and edits.allowed is None and logprobs is None,
+            _kind(row),
             0,
         )
 
@@ -244,6 +242,15 @@ class _Edits:
     def _reserve_words(self, size: int) -> None:
         self._words = np.empty(size, dtype=np.uint32)
         self._words_address = self._words.ctypes.data
+
+
+def _kind(row: RowSampling) -> int:
+    """Return whether the C code needs all logits of a row at once."""
+    if len(row.edits.ids) or row.edits.allowed is not None or row.logprobs is not None:
+        return STORED
+    if row.parameters.is_greedy:
+        return PLAIN
+    return STORED if row.parameters.has_filters else STREAMED
 
 
 def _sampled(tokens: list[int], shares: list[float]) -> Sampled:

@@ -5,6 +5,7 @@
 
 #include "simd.h"
 
+#define SIDE_BY_SIDE 4 /* vectors of counters */
 #define PHILOX_ROUNDS 10
 #define PHILOX_FACTOR 0xD2511F53u
 #define PHILOX_OTHER 0xCD9E8D57u
@@ -42,49 +43,72 @@ INLINE __m512i xor_three(__m512i a, __m512i b, __m512i c)
 }
 
 /* The four words of the counters (block, position, 0, 0). A word is the low half of a 64-bit lane;
-   the high half is arbitrary, because a product reads low halves alone. */
-INLINE void random_words(const Stream *stream, __m512i block, __m512i words[4])
+   the high half is arbitrary, because a product reads low halves alone. A round of one vector of
+   counters waits for the one before, so several vectors advance side by side. */
+INLINE void random_words(const Stream *stream, const __m512i *blocks,
+                         __m512i words[SIDE_BY_SIDE][4])
 {
     const __m512i factor = _mm512_set1_epi64(PHILOX_FACTOR);
     const __m512i other = _mm512_set1_epi64(PHILOX_OTHER);
-    __m512i p = _mm512_mul_epu32(block, factor);
-    __m512i c = _mm512_xor_si512(high_words(p), broadcast(stream->keys[0][1]));
-    __m512i q = _mm512_mul_epu32(c, other), b = q, d = broadcast(stream->product_low);
-    __m512i a = _mm512_xor_si512(high_words(q), broadcast(stream->keys[1][0]));
-    c = _mm512_xor_si512(p, broadcast(stream->product_high ^ stream->keys[1][1]));
-#pragma GCC unroll 10
-    for (int i = 2; i < PHILOX_ROUNDS; i++) {
-        p = _mm512_mul_epu32(a, factor);
-        q = _mm512_mul_epu32(c, other);
-        a = xor_three(high_words(q), b, broadcast(stream->keys[i][0]));
-        c = xor_three(high_words(p), d, broadcast(stream->keys[i][1]));
-        b = q;
-        d = p;
+    __m512i a[SIDE_BY_SIDE], b[SIDE_BY_SIDE], c[SIDE_BY_SIDE], d[SIDE_BY_SIDE];
+#pragma GCC unroll 4
+    for (int v = 0; v < SIDE_BY_SIDE; v++) {
+        __m512i p = _mm512_mul_epu32(blocks[v], factor);
+        c[v] = _mm512_xor_si512(high_words(p), broadcast(stream->keys[0][1]));
+        b[v] = _mm512_mul_epu32(c[v], other);
+        d[v] = broadcast(stream->product_low);
+        a[v] = _mm512_xor_si512(high_words(b[v]), broadcast(stream->keys[1][0]));
+        c[v] = _mm512_xor_si512(p, broadcast(stream->product_high ^ stream->keys[1][1]));
     }
-    words[0] = a, words[1] = b, words[2] = c, words[3] = d;
+#pragma GCC unroll 1
+    for (int i = 2; i < PHILOX_ROUNDS; i++) {
+        __m512i key = broadcast(stream->keys[i][0]), next = broadcast(stream->keys[i][1]);
+#pragma GCC unroll 4
+        for (int v = 0; v < SIDE_BY_SIDE; v++) {
+            __m512i p = _mm512_mul_epu32(a[v], factor), q = _mm512_mul_epu32(c[v], other);
+            a[v] = xor_three(high_words(q), b[v], key);
+            c[v] = xor_three(high_words(p), d[v], next);
+            b[v] = q;
+            d[v] = p;
+        }
+    }
+    for (int v = 0; v < SIDE_BY_SIDE; v++)
+        words[v][0] = a[v], words[v][1] = b[v], words[v][2] = c[v], words[v][3] = d[v];
 }
 
-/* Random numbers of 32 tokens from `first` on, a multiple of 4. */
-INLINE void random_of_tokens(const Stream *stream, uint32_t first, __m512i bits[2])
+/* Random numbers of 128 tokens from `first` on, a multiple of 4. */
+INLINE void random_of_tokens(const Stream *stream, uint32_t first,
+                             __m512i bits[2 * SIDE_BY_SIDE])
 {
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    __m512i words[4], low, high;
-    random_words(stream, _mm512_add_epi64(_mm512_set1_epi64(first / 4), order), words);
-    low = _mm512_mask_shuffle_epi32(words[0], 0xAAAA, words[1], 0xA0);
-    high = _mm512_mask_shuffle_epi32(words[2], 0xAAAA, words[3], 0xA0);
-    bits[0] = _mm512_unpacklo_epi64(low, high);
-    bits[1] = _mm512_unpackhi_epi64(low, high);
+    __m512i blocks[SIDE_BY_SIDE], words[SIDE_BY_SIDE][4];
+    for (uint32_t v = 0; v < SIDE_BY_SIDE; v++)
+        blocks[v] = _mm512_add_epi64(_mm512_set1_epi64(first / 4 + 8 * v), order);
+    random_words(stream, blocks, words);
+#pragma GCC unroll 4
+    for (int v = 0; v < SIDE_BY_SIDE; v++) {
+        __m512i low = _mm512_mask_shuffle_epi32(words[v][0], 0xAAAA, words[v][1], 0xA0);
+        __m512i high = _mm512_mask_shuffle_epi32(words[v][2], 0xAAAA, words[v][3], 0xA0);
+        bits[2 * v] = _mm512_unpacklo_epi64(low, high);
+        bits[2 * v + 1] = _mm512_unpackhi_epi64(low, high);
+    }
 }
 
-/* Random numbers of eight token ids, in the low half of each 64-bit lane. */
-INLINE __m512i random_of_ids(const Stream *stream, __m512i ids)
+/* Random numbers of 32 token ids, eight in a vector, in the low half of each 64-bit lane. */
+INLINE void random_of_ids(const Stream *stream, const __m512i *ids, __m512i bits[SIDE_BY_SIDE])
 {
-    __m512i words[4];
-    random_words(stream, _mm512_srli_epi64(ids, 2), words);
-    __mmask8 odd = _mm512_test_epi64_mask(ids, _mm512_set1_epi64(1));
-    __mmask8 upper = _mm512_test_epi64_mask(ids, _mm512_set1_epi64(2));
-    return _mm512_mask_blend_epi64(upper, _mm512_mask_blend_epi64(odd, words[0], words[1]),
-                                   _mm512_mask_blend_epi64(odd, words[2], words[3]));
+    __m512i blocks[SIDE_BY_SIDE], words[SIDE_BY_SIDE][4];
+    for (int v = 0; v < SIDE_BY_SIDE; v++)
+        blocks[v] = _mm512_srli_epi64(ids[v], 2);
+    random_words(stream, blocks, words);
+#pragma GCC unroll 4
+    for (int v = 0; v < SIDE_BY_SIDE; v++) {
+        __mmask8 odd = _mm512_test_epi64_mask(ids[v], _mm512_set1_epi64(1));
+        __mmask8 upper = _mm512_test_epi64_mask(ids[v], _mm512_set1_epi64(2));
+        bits[v] = _mm512_mask_blend_epi64(
+            upper, _mm512_mask_blend_epi64(odd, words[v][0], words[v][1]),
+            _mm512_mask_blend_epi64(odd, words[v][2], words[v][3]));
+    }
 }
 
 #endif

@@ -1,198 +1,10 @@
-/* Chooses tokens from rows of logits: edits, filters, noise, and log-probabilities.
-
-   A token wins if its logit / temperature + noise is the largest. To compute the noise of every
-   token exactly takes longer than a pass over a small model. So the random bits are computed for
-   all, and a cheap upper bound of the noise rules out nearly every token; only the others are
-   computed exactly. The token is the one that computing all of them exactly gives. */
+/* Chooses tokens from rows of logits: edits, filters, noise, and log-probabilities. */
 
 #include "native.h"
 
 #ifdef AMUSD_HAS_NATIVE
 #include "cut.h"
-#include "philox.h"
-
-#include <math.h>
-
-#define BLOCK_TOKENS 64
-#define MAX_NOISE 22.9 /* above 33 ln(2), the noise of the largest random number */
-#define LOG2_E 1.4426950408889634
-#define MANTISSA 8388608.0 /* 2^23: bits of a float count log2 in steps of it */
-#define NONE_YET (-(double)INFINITY)
-
-/* The best tokens so far: the highest score first; of equal ones the first row. */
-typedef struct {
-    double scores[MAX_TOP];
-    int64_t rows[MAX_TOP];
-    size_t wanted, found;
-} Best;
-
-/* A row of logits, and the tokens that are kept of it. */
-typedef struct {
-    const float *x;
-    size_t width;
-    Cut cut;
-    float largest;
-} Row;
-
-INLINE double worst_of(const Best *best)
-{
-    return best->found < best->wanted ? NONE_YET : best->scores[best->wanted - 1];
-}
-
-static void insert_best(Best *best, double score, int64_t row)
-{
-    if (!(score > worst_of(best)))
-        return;
-    size_t at = best->found < best->wanted ? best->found++ : best->wanted - 1;
-    for (; at > 0 && score > best->scores[at - 1]; at--)
-        best->scores[at] = best->scores[at - 1], best->rows[at] = best->rows[at - 1];
-    best->scores[at] = score, best->rows[at] = row;
-}
-
-/* The largest logit; NaN if any is. */
-static float largest_of(const float *x, size_t width)
-{
-    __m512 most = _mm512_set1_ps(-INFINITY);
-    __mmask16 odd = 0;
-    for (size_t first = 0; first < width; first += LANES) {
-        __mmask16 valid = lanes_below(first, width);
-        __m512 values = _mm512_maskz_loadu_ps(valid, x + first);
-        odd |= _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-        most = _mm512_mask_max_ps(most, valid, most, values);
-    }
-    return odd ? NAN : _mm512_reduce_max_ps(most);
-}
-
-/* The largest logits that are kept, as scores. */
-static void find_largest(const Row *row, Best *best)
-{
-    for (size_t first = 0; first < row->width; first += LANES) {
-        __mmask16 valid = lanes_below(first, row->width);
-        __m512 values = _mm512_maskz_loadu_ps(valid, row->x + first);
-        __m512 worst = _mm512_set1_ps((float)worst_of(best));
-        __mmask16 above = _mm512_mask_cmp_ps_mask(valid, values, worst, _CMP_GT_OQ);
-        if (!above)
-            continue;
-        above &= kept_lanes(values, first, &row->cut);
-        for (unsigned left = above; left; left &= left - 1) {
-            size_t at = first + (size_t)__builtin_ctz(left);
-            insert_best(best, row->x[at], (int64_t)at);
-        }
-    }
-}
-
-/* A bound that a token has to reach.
-
-   Its noise is -log(-log(u)), at most -log(1 - u), because -log(u) is at least 1 - u. So it can
-   reach a score only if log2(1 - u) is at most (logit / temperature - score) * log2(e). The bits of
-   a positive float, read as an integer, are 2^23 times (its log2 + 127), at most 0.09 of log2 too
-   low, never too high. 2^32 (1 - u) is the complement of the random bits plus a half. */
-typedef struct {
-    __m512 scale, offset;
-    float least; /* logits below cannot reach the score whatever their noise */
-} Bound;
-
-static Bound bound_of(double score, double temperature, const Cut *cut)
-{
-    double offset = 127.0 + 32.0 - score * LOG2_E;
-    double margin = 1e-3 + fabs(offset) * 0x1p-20; /* for rounding in float */
-    double least = (score - MAX_NOISE) * temperature;
-    least -= 1e-6 * fabs(least);
-    Bound bound = {_mm512_set1_ps((float)(LOG2_E / temperature * MANTISSA)),
-                   _mm512_set1_ps((float)((offset + margin) * MANTISSA)), cut->value};
-    if (least > cut->value)
-        bound.least = (float)least;
-    return bound;
-}
-
-/* The lanes whose noise may reach the bound; a comparison with NaN is decided exactly, too. */
-INLINE __mmask16 may_reach(const Bound *bound, __m512 values, __m512i bits)
-{
-    __m512i rest = _mm512_ternarylogic_epi32(bits, bits, bits, 0x55); /* the complement */
-    __m512 log2 = _mm512_cvtepi32_ps(_mm512_castps_si512(_mm512_cvtepu32_ps(rest)));
-    __m512 reach = _mm512_fmadd_ps(values, bound->scale, bound->offset);
-    return _mm512_cmp_ps_mask(log2, reach, _CMP_NGT_UQ);
-}
-
-/* Score the tokens of one vector that may be among the best. */
-static void score_vector(const Row *row, double temperature, Bound *bound, Best *best,
-                         __m512 values, __m512i bits, size_t first)
-{
-    unsigned hits = may_reach(bound, values, bits);
-    hits &= kept_lanes(values, first, &row->cut) & lanes_below(first, row->width);
-    if (!hits)
-        return;
-    uint32_t random[LANES];
-    _mm512_storeu_si512(random, bits);
-    for (; hits; hits &= hits - 1) {
-        size_t lane = (size_t)__builtin_ctz(hits);
-        double score = (double)row->x[first + lane] / temperature + gumbel_of(random[lane]);
-        insert_best(best, score, (int64_t)(first + lane));
-    }
-    *bound = bound_of(worst_of(best), temperature, &row->cut);
-}
-
-INLINE __m512 load_logits(const Row *row, size_t first)
-{
-    if (first + LANES <= row->width)
-        return _mm512_loadu_ps(row->x + first);
-    __m512 none = _mm512_set1_ps(-INFINITY);
-    if (first >= row->width)
-        return none;
-    return _mm512_mask_loadu_ps(none, lanes_below(first, row->width), row->x + first);
-}
-
-INLINE int reaches(const __m512 *values, size_t count, float least)
-{
-    __m512 most = values[0];
-    for (size_t i = 1; i < count; i++)
-        most = _mm512_max_ps(most, values[i]);
-    return _mm512_cmp_ps_mask(most, _mm512_set1_ps(least), _CMP_GE_OQ) != 0;
-}
-
-/* The best of a full head: a row's number is its token id. */
-static void find_noisy(const Row *row, double temperature, const Stream *stream, Best *best)
-{
-    Bound bound = bound_of(worst_of(best), temperature, &row->cut);
-    for (size_t first = 0; first < row->width; first += BLOCK_TOKENS) {
-        __m512 values[4];
-        __m512i bits[4];
-        for (size_t i = 0; i < 4; i++)
-            values[i] = load_logits(row, first + i * LANES);
-        if (!reaches(values, 4, bound.least))
-            continue;
-        random_of_tokens(stream, (uint32_t)first, bits);
-        random_of_tokens(stream, (uint32_t)first + 32, bits + 2);
-        unsigned hits = 0;
-#pragma GCC unroll 4
-        for (size_t i = 0; i < 4; i++)
-            hits |= may_reach(&bound, values[i], bits[i]);
-        if (__builtin_expect(hits == 0, 1))
-            continue;
-        for (size_t i = 0; i < 4; i++)
-            score_vector(row, temperature, &bound, best, values[i], bits[i], first + i * LANES);
-    }
-}
-
-/* The best of a reduced head. */
-static void find_noisy_ids(const Row *row, double temperature, const Stream *stream,
-                           const int64_t *ids, Best *best)
-{
-    Bound bound = bound_of(worst_of(best), temperature, &row->cut);
-    for (size_t first = 0; first < row->width; first += LANES) {
-        __m512 values = load_logits(row, first);
-        if (!reaches(&values, 1, bound.least))
-            continue;
-        unsigned valid = lanes_below(first, row->width);
-        __m512i low = _mm512_maskz_loadu_epi64((__mmask8)valid, ids + first);
-        __m512i high = _mm512_maskz_loadu_epi64((__mmask8)(valid >> 8), ids + first + 8);
-        __m256i first_half = _mm512_cvtepi64_epi32(random_of_ids(stream, low));
-        __m256i second_half = _mm512_cvtepi64_epi32(random_of_ids(stream, high));
-        __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(first_half), second_half, 1);
-        if (may_reach(&bound, values, bits))
-            score_vector(row, temperature, &bound, best, values, bits, first);
-    }
-}
+#include "search.h"
 
 /* Set the logits of tokens outside the bitmask to minus infinity. */
 static void ban(const SamplingBatch *batch, const Sampling *sampling, float *x, size_t width)
@@ -274,30 +86,27 @@ static void clear(const SamplingBatch *batch, size_t index)
 }
 
 /* The best tokens of a row of processed logits. */
-static void choose(const SamplingBatch *batch, size_t index, const Row *row, Best *best)
+static void choose(const SamplingBatch *batch, size_t index, const Row *row)
 {
     const Sampling *sampling = &batch->rows[index];
-    if (sampling->temperature == 0) {
-        find_largest(row, best);
-        double sum = best->wanted > 1 ? sum_of_shares(row->x, row->width, &row->cut, row->largest, 1)
-                                      : 0;
-        write_best(batch, index, best, sum);
-        return;
+    Best best = {.wanted = (size_t)batch->num_top};
+    double sum = 0;
+    if (sampling->temperature > 0) {
+        Stream stream = stream_of(sampling->seed, (uint64_t)sampling->position);
+        find_with_noise(batch, row, sampling->temperature, &stream, &best);
+    } else {
+        find_largest(row, &best);
+        if (best.wanted > 1)
+            sum = sum_of_shares(row->x, row->width, &row->cut, row->largest, 1);
     }
-    Stream stream = stream_of(sampling->seed, (uint64_t)sampling->position);
-    if (batch->head_ids)
-        find_noisy_ids(row, sampling->temperature, &stream, batch->head_ids, best);
-    else
-        find_noisy(row, sampling->temperature, &stream, best);
-    write_best(batch, index, best, 0);
+    write_best(batch, index, &best, sum);
 }
 
 void sample_row(const SamplingBatch *batch, size_t index, const float *logits, char *scratch)
 {
     const Sampling *sampling = &batch->rows[index];
     size_t width = (size_t)batch->head;
-    Row raw = {logits, width, KEEP_ALL, largest_of(logits, width)}, row = raw;
-    Best best = {.wanted = (size_t)batch->num_top};
+    Row raw = {logits, width, 0, KEEP_ALL, largest_of(logits, width)}, row = raw;
     double temperature = sampling->temperature;
     clear(batch, index);
     if (!isfinite(raw.largest))
@@ -318,7 +127,7 @@ void sample_row(const SamplingBatch *batch, size_t index, const float *logits, c
         return;
     if (temperature > 0)
         row.cut = filter_cut(sampling, row.x, width, row.largest, scratch);
-    choose(batch, index, &row, &best);
+    choose(batch, index, &row);
     if (sampling->num_logprobs < 0)
         return;
     int64_t token = sampling->target == NO_TOKEN ? tokens[0] : sampling->target;
@@ -340,10 +149,76 @@ void take_plain(const SamplingBatch *batch, size_t index, const Top *top)
         batch->tokens[index * num_top + i] = id_of(batch, top->rows[i]);
 }
 
-/* Bytes of scratch that one thread needs to sample from rows of this width. */
-size_t amusd_sampling_scratch(size_t width)
+/* What a member has found of a streamed row. */
+typedef struct {
+    Best best;
+    Stream stream;
+    float largest; /* NaN if any logit is */
+} Search;
+
+static size_t edited_bytes(size_t width) { return (width * sizeof(float) + 63) / 64 * 64; }
+
+/* The searches of a group, [group], behind the buffers of filters and edits. */
+static Search *searches_in(const SamplingBatch *batch, char *scratch)
 {
-    return filter_scratch(width) + (width * sizeof(float) + 63) / 64 * 64;
+    size_t width = (size_t)batch->head;
+    return (Search *)(scratch + filter_scratch(width) + edited_bytes(width));
+}
+
+float *slice_of(const SamplingBatch *batch, size_t row, char *scratch)
+{
+    return (float *)(searches_in(batch, scratch) + batch->group) + row * SLICE;
+}
+
+void start_search(const SamplingBatch *batch, size_t first, size_t rows, char *scratch)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const Sampling *sampling = &batch->rows[first + row];
+        Search *search = &searches_in(batch, scratch)[row];
+        search->stream = stream_of(sampling->seed, (uint64_t)sampling->position);
+        search->best.wanted = (size_t)batch->num_top;
+        search->best.found = 0;
+        search->largest = -INFINITY;
+    }
+}
+
+/* The larger of two; NaN if one is. */
+static float larger(float a, float b) { return isnan(a) || a > b ? a : b; }
+
+void search_slice(const SamplingBatch *batch, size_t first, size_t rows, size_t start,
+                  size_t width, char *scratch)
+{
+    for (size_t at = 0; at < rows; at++) {
+        const Sampling *sampling = &batch->rows[first + at];
+        if (sampling->kind != STREAMED)
+            continue;
+        Search *search = &searches_in(batch, scratch)[at];
+        Row row = {slice_of(batch, at, scratch), width, start, KEEP_ALL, 0};
+        search->largest = larger(search->largest, largest_of(row.x, width));
+        find_with_noise(batch, &row, sampling->temperature, &search->stream, &search->best);
+    }
+}
+
+void finish_search(const SamplingBatch *batch, size_t first, size_t row, int num_members)
+{
+    Search *search = &searches_in(batch, batch->scratch)[row];
+    for (int member = 1; member < num_members; member++) {
+        char *scratch = batch->scratch + member * batch->scratch_size;
+        const Search *other = &searches_in(batch, scratch)[row];
+        search->largest = larger(search->largest, other->largest);
+        for (size_t i = 0; i < other->best.found; i++)
+            insert_best(&search->best, other->best.scores[i], other->best.rows[i]);
+    }
+    clear(batch, first + row);
+    if (isfinite(search->largest))
+        write_best(batch, first + row, &search->best, 0);
+}
+
+/* Bytes of scratch that one thread needs to sample from `group` rows of this width at once. */
+size_t amusd_sampling_scratch(size_t width, size_t group)
+{
+    size_t of_rows = group * (sizeof(Search) + SLICE * sizeof(float));
+    return filter_scratch(width) + edited_bytes(width) + (of_rows + 63) / 64 * 64;
 }
 
 /* Choose the tokens of rows whose logits are there: batch->logits [num_rows][head]. */
@@ -356,14 +231,21 @@ void amusd_sample(const SamplingBatch *batch, size_t num_rows)
 /* The noise of token ids [count] at a position. */
 void amusd_noise(uint64_t seed, uint64_t position, const int64_t *ids, size_t count, double *noise)
 {
+    enum { STEP = 8 * SIDE_BY_SIDE };
     Stream stream = stream_of(seed, position);
-    for (size_t first = 0; first < count; first += 8) {
-        __mmask8 valid = (__mmask8)lanes_below(first, count);
-        __m512i bits = random_of_ids(&stream, _mm512_maskz_loadu_epi64(valid, ids + first));
-        uint64_t random[8];
-        _mm512_storeu_si512(random, bits);
-        for (size_t i = first; i < count && i < first + 8; i++)
-            noise[i] = gumbel_of((uint32_t)random[i - first]);
+    for (size_t first = 0; first < count; first += STEP) {
+        int64_t some[STEP] = {0};
+        uint64_t random[STEP];
+        __m512i wanted[SIDE_BY_SIDE], bits[SIDE_BY_SIDE];
+        size_t left = count - first < STEP ? count - first : STEP;
+        __builtin_memcpy(some, ids + first, left * sizeof(int64_t));
+        for (size_t i = 0; i < SIDE_BY_SIDE; i++)
+            wanted[i] = _mm512_loadu_si512(some + 8 * i);
+        random_of_ids(&stream, wanted, bits);
+        for (size_t i = 0; i < SIDE_BY_SIDE; i++)
+            _mm512_storeu_si512(random + 8 * i, bits[i]);
+        for (size_t i = 0; i < left; i++)
+            noise[first + i] = gumbel_of((uint32_t)random[i]);
     }
 }
 

@@ -1,12 +1,15 @@
 """The native sampler gives the tokens of the reference, for every row and every way to sample."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from amusd.engine.interface import NO_TOKEN, NOTHING_ALLOWED, WeightFormat
 from amusd.engine.native.library import library, unavailable_reason
@@ -22,7 +25,7 @@ from amusd.engine.sampling.reference_sampler import (
     sample,
     sample_row,
 )
-from amusd.engine.sampling.sampler import Sampler
+from amusd.engine.sampling.sampler import GREEDY, Sampler
 from amusd.sampling.parameters import LogprobsOptions, SamplingParameters, TokenLogprobs
 from tests import tiny
 from tests.engine.native.sampling_cases import random_edits, random_logits, random_row
@@ -201,6 +204,66 @@ def test_a_runner_samples_its_own_logits_in_any_batch(
     ]
     for one, other in zip(runner.sample(batch), expected, strict=True):
         assert_same(one, other, num_alternatives)
+
+
+@pytest.fixture(scope="module")
+def wide_model() -> LlamaForCausalLM:
+    """A model whose head has several slices of panels for each of three threads."""
+    sizes: dict[str, Any] = tiny.COMMON | {"vocab_size": 4099}
+    torch.manual_seed(5)
+    return LlamaForCausalLM(LlamaConfig(**sizes, **tiny.NO_SPECIAL))
+
+
+@pytest.mark.parametrize("num_alternatives", [0, 4])
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_tokens_found_while_the_head_is_computed_are_those_of_the_reference(
+    wide_model: LlamaForCausalLM, is_reduced: bool, num_threads: int, num_alternatives: int
+) -> None:
+    rng = np.random.default_rng(10)
+    head_ids = rng.permutation(4099) if is_reduced else None
+    model = NativeModel(wide_model, WeightFormat.COMPACT)
+    runner = NativeRunner(model, _sampler(head_ids, num_alternatives), 400, num_threads)
+    size = GROUP + 8
+    temperatures = np.geomspace(0.05, 100, size)
+    rows = [
+        RowSampling(
+            SamplingParameters(temperature=float(temperature), seed=at), _at_position(1000 + at)
+        )
+        for at, temperature in enumerate(temperatures)
+    ]
+    batch = [
+        Chunk(runner.allocate(400), 0, rng.integers(0, 4099, size).tolist(), size, rows),
+        Chunk(runner.allocate(400), 0, [5, 6], 2, [rows[3], replace(rows[4], edits=_BAN)]),
+        Chunk(runner.allocate(400), 0, [7], 1),
+    ]
+    plain = RowSampling(SamplingParameters(), NO_EDITS)
+    every = [*rows, *batch[1].rows, plain]
+    logits = runner.logits(batch).numpy()
+    found = runner.sample(batch)
+    for one, values, row in zip(found, logits, every, strict=True):
+        assert_same(one, sample_row(values, row, head_ids, num_alternatives), num_alternatives)
+    assert len({one.tokens[0] for one in found}) > size // 2
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_logits_that_are_not_finite_leave_no_token_while_the_head_is_computed(
+    wide_model: LlamaForCausalLM, num_threads: int
+) -> None:
+    broken = deepcopy(wide_model)
+    with torch.no_grad():
+        broken.lm_head.weight[2500] = math.nan
+    runner = NativeRunner(NativeModel(broken, WeightFormat.COMPACT), GREEDY, 400, num_threads)
+    row = RowSampling(SamplingParameters(temperature=1.0), NO_EDITS)
+    (found,) = runner.sample([Chunk(runner.allocate(400), 0, [5], 1, [row])])
+    assert found.tokens == (NO_TOKEN,)
+
+
+_BAN = LogitEdits(7, np.arange(9), np.zeros(9, np.bool_), np.full(9, -np.inf, np.float32))
+
+
+def _at_position(position: int) -> LogitEdits:
+    return replace(NO_EDITS, position=position)
 
 
 def _sampler(head_ids: npt.NDArray[np.int64] | None, num_alternatives: int) -> Sampler:
