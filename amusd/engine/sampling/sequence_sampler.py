@@ -124,6 +124,8 @@ class SequenceSampler:
         self._words = BadWords(parameters.bad_words)
         size = parameters.no_repeat_ngram_size
         self._ngrams = RepeatedNgrams(size) if size else None
+        self._follows_tokens = self._edits.follows_output or self._ngrams is not None
+        self._fixed = self._edits.arrays()  # as long as nothing follows the tokens
         self._early = [one for one in sampling.banned_token_ids if one < vocabulary_size]
         self._tokens: list[int] = []
         self._length = 0  # of the tokens that are valid; later ones are taken back when needed
@@ -132,8 +134,11 @@ class SequenceSampler:
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens without outputs."""
         self._take_back()
-        for token in tokens:
-            self._push(token)
+        if self._follows_tokens:
+            for token in tokens:
+                self._push(token)
+        else:
+            self._tokens.extend(tokens)
         self._length = len(self._tokens)
 
     def truncate(self, length: int) -> None:
@@ -177,6 +182,8 @@ class SequenceSampler:
     def _push(self, token: int) -> None:
         at = len(self._tokens)
         self._tokens.append(token)
+        if not self._follows_tokens:
+            return
         is_output = at >= self._sampling.num_prompt_tokens
         if self._edits.follows_output if is_output else self._edits.follows_prompt:
             self._edits.push(token, is_output)
@@ -184,6 +191,8 @@ class SequenceSampler:
             self._ngrams.push(self._tokens, at)
 
     def _take_back(self) -> None:
+        if not self._follows_tokens:
+            del self._tokens[self._length :]
         while len(self._tokens) > self._length:
             at = len(self._tokens) - 1
             if self._ngrams is not None:
@@ -228,11 +237,12 @@ class SequenceSampler:
         return RowSampling(sampling.parameters, edits, sampling.logprobs, target)
 
     def _edits_at(self, position: int, allowed: Mask | None) -> LogitEdits:
-        known, size = self._edits, self._edits.size
-        ids, is_repeated, offsets = known.ids[:size], known.is_repeated[:size], known.offsets[:size]
+        known, banned = self._edits, self._banned(position)
+        if not banned and not self._follows_tokens:
+            return LogitEdits(position, *self._fixed, allowed)
+        ids, is_repeated, offsets = known.arrays()
         if known.follows_output:  # the next tokens change them
             is_repeated, offsets = is_repeated.copy(), offsets.copy()
-        banned = self._banned(position)
         if banned:
             places = {token: known.index_of(token) for token in banned}
             more = [token for token, at in places.items() if at is None]
@@ -244,9 +254,9 @@ class SequenceSampler:
 
     def _banned(self, position: int) -> list[int]:
         """Return the tokens that are banned at a position alone."""
-        start = self._sampling.num_prompt_tokens
         banned = list(self._early) if position < self._sampling.min_position else []
         if self._words:
+            start = self._sampling.num_prompt_tokens
             banned += self._words.banned(self._tokens, start, position)
         if self._ngrams is not None:
             banned += self._ngrams.banned(self._tokens, position)

@@ -19,7 +19,7 @@ _FIRST_SIZE = 64
 class TokenEdits:
     """Repetition, presence and frequency penalties, ``logit_bias``, and words of one banned token.
 
-    ``ids``, ``is_repeated`` and ``offsets`` have ``size`` valid entries; see ``LogitEdits``.
+    Its arrays have an entry for each token whose logit changes, as ``LogitEdits``.
     """
 
     def __init__(self, parameters: SamplingParameters) -> None:
@@ -35,17 +35,22 @@ class TokenEdits:
         self._index: dict[int, int] = {}
         self._num_seen: list[int] = []
         self._num_output: list[int] = []
-        self.ids = np.empty(_FIRST_SIZE, dtype=np.int64)
-        self.is_repeated = np.empty(_FIRST_SIZE, dtype=np.bool_)
-        self.offsets = np.empty(_FIRST_SIZE, dtype=np.float32)
+        self._ids = np.empty(_FIRST_SIZE, dtype=np.int64)
+        self._is_repeated = np.empty(_FIRST_SIZE, dtype=np.bool_)
+        self._offsets = np.empty(_FIRST_SIZE, dtype=np.float32)
         for token in self._bias:
             self._add(token)
-        self._num_fixed = self.size
+        self._num_fixed = len(self._num_seen)
 
-    @property
-    def size(self) -> int:
-        """Number of tokens whose logits change."""
-        return len(self._num_seen)
+    def arrays(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Return ids, whether the repetition penalty applies, and offsets; [edits] each.
+
+        They are views, which change with the next token if ``follows_output``.
+        """
+        size = len(self._num_seen)
+        return self._ids[:size], self._is_repeated[:size], self._offsets[:size]
 
     @property
     def follows_prompt(self) -> bool:
@@ -67,10 +72,10 @@ class TokenEdits:
         if at is None:
             at = self._add(token)
         self._num_seen[at] += 1
-        self.is_repeated[at] = self._is_repeating
+        self._is_repeated[at] = self._is_repeating
         if is_output:
             self._num_output[at] += 1
-            self.offsets[at] = self._offset(token, self._num_output[at])
+            self._offsets[at] = self._offset(token, self._num_output[at])
 
     def pop(self, token: int, is_output: bool) -> None:
         """Take back the last token that was added."""
@@ -78,25 +83,25 @@ class TokenEdits:
         self._num_seen[at] -= 1
         if is_output:
             self._num_output[at] -= 1
-            self.offsets[at] = self._offset(token, self._num_output[at])
+            self._offsets[at] = self._offset(token, self._num_output[at])
         if self._num_seen[at]:
             return
-        self.is_repeated[at] = False
+        self._is_repeated[at] = False
         if at >= self._num_fixed:
             del self._index[token], self._num_seen[at], self._num_output[at]
 
     def _add(self, token: int) -> int:
-        at = self.size
-        if at == len(self.ids):
-            self.ids, self.is_repeated, self.offsets = (
+        at = len(self._num_seen)
+        if at == len(self._ids):
+            self._ids, self._is_repeated, self._offsets = (
                 np.concatenate([one, np.empty_like(one)])
-                for one in (self.ids, self.is_repeated, self.offsets)
+                for one in (self._ids, self._is_repeated, self._offsets)
             )
         self._index[token] = at
         self._num_seen.append(0)
         self._num_output.append(0)
-        self.ids[at], self.is_repeated[at] = token, False
-        self.offsets[at] = self._offset(token, 0)
+        self._ids[at], self._is_repeated[at] = token, False
+        self._offsets[at] = self._offset(token, 0)
         return at
 
     def _offset(self, token: int, num_output: int) -> float:
