@@ -269,7 +269,7 @@ class Orchestrator:
     def __init__(self, setup: Setup, ledger: Ledger) -> None:
         has_draft = setup.strategy is not Strategy.AUTOREGRESSIVE
         self.ledger = ledger
-        self.watch = Watch(ledger, setup.lookahead)
+        self.watch = Watch(ledger, setup.lookahead, setup.max_branches)
         self.has_draft = has_draft
         self.output: tuple[int, ...] = ()
         self.outgoing: deque[Advance | Rollback] = deque()

@@ -11,12 +11,13 @@ from amusd.protocol.ledger import Ledger
 class Watch:
     """Remembers what the draft wrote in the current epoch, and compares it with what is final."""
 
-    def __init__(self, ledger: Ledger, lookahead: int) -> None:
+    def __init__(self, ledger: Ledger, lookahead: int, max_branches: int) -> None:
         self.num_stale = 0
         self.num_late_mismatches = 0
         self.num_grown_late = 0  # branches that went on after they had begun an epoch
         self._ledger = ledger
         self._lookahead = lookahead
+        self._max_branches = max_branches
         self._drafted: dict[int, int] = {}
         self._sources: dict[int, DraftSource] = {}
         self._settled: set[int] = set()
@@ -121,8 +122,13 @@ class Watch:
         self._known_branches.clear()
 
     def _take(self, branch: Branch, taken: tuple[int, ...]) -> None:
-        """A branch begins an epoch as if its tokens were proposed in it."""
-        assert branch.tokens == taken
+        """A branch begins an epoch as if its tokens were proposed in it.
+
+        It is the longest version of it that came, or a shorter one that came again when there was
+        room, after the longer one had found none.
+        """
+        assert branch.tokens[: len(taken)] == taken
+        assert branch.tokens == taken or len(self._known_branches) > self._max_branches
         self._draft(branch.position + 1, taken, branch.source)
         self._taken = taken
         final = self._ledger.tokens
