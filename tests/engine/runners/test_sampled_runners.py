@@ -192,10 +192,10 @@ def test_outputs_before_a_broken_token_are_sampled_as_without_it(name: str) -> N
 def test_a_reused_prefix_counts_for_penalties(model: PreTrainedModel) -> None:
     engine = serve(LoadedModel(model, DESCRIPTION), EngineOptions(cache_mib=16))
     asked = SamplingParameters(repetition_penalty=1.9, no_repeat_ngram_size=1)
-    prompt = list(range(40))
+    prompt = list(range(VOCABULARY - 6))  # so that 6 tokens are left
     outputs = []
     for _ in range(2):
-        slot = engine.open(50, SequenceSampling(asked, len(prompt)))
+        slot = engine.open(len(prompt) + 10, SequenceSampling(asked, len(prompt)))
         num_cached = engine.reuse(slot, prompt)
         outputs.append(engine.run([ScheduledSequence(slot, prompt[num_cached:], 1)]))
         engine.close(slot)

@@ -15,7 +15,7 @@ from amusd.sampling.parameters import LogprobsOptions, SamplingParameters, Seque
 def parameters(draw: st.DrawFn, vocabulary: int) -> SamplingParameters:
     """Return parameters of which some are set; token ids are below ``vocabulary``."""
     tokens = st.integers(0, vocabulary - 1)
-    words = st.lists(tokens, min_size=1, max_size=3).map(tuple)
+    words = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)  # so that some match
     biases = st.dictionaries(tokens, st.floats(-5, 5, width=32), max_size=6)
     choices: dict[str, Any] = {
         "temperature": st.sampled_from([0.01, 0.7, 1.0, 1.5, 100.0]),

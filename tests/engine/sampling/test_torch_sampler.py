@@ -1,5 +1,7 @@
 """The sampler in PyTorch gives what the reference gives."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -129,11 +131,42 @@ def test_a_row_that_has_no_token_leaves_the_others_alone() -> None:
         assert_same(found[at], sample_row(logits[at].numpy(), batch[at], None, 2))
 
 
-def test_more_equal_tokens_than_candidates_are_left_to_the_reference() -> None:
-    logits = np.zeros((1, 3000), dtype=np.float32)
+@pytest.mark.parametrize("size", [100, 3000])  # the candidates among equal ones differ
+def test_more_equal_tokens_than_candidates_are_left_to_the_reference(size: int) -> None:
+    logits = np.zeros((1, size), dtype=np.float32)
     row = RowSampling(SamplingParameters(), edits(0, [5], [-1.0]))
     [found] = Sampler(num_alternatives=3).sample_rows(torch.from_numpy(logits), [row])
     assert found.tokens == (0, 1, 2, 3)
+
+
+SHARES = np.array([0.2, 0.35, 0.15, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 3, 0]),
+        ({"top_p": 0.34}, [1]),
+        ({"top_p": 0.36}, [1, 3]),
+        ({"top_p": 0.64}, [1, 3]),
+        ({"top_p": 0.66}, [1, 3, 0]),
+        ({"min_p": 0.5}, [1, 3, 0]),
+        ({"min_p": 0.6}, [1, 3]),
+        ({"top_k": 3, "top_p": 0.8, "min_p": 0.1}, [1, 3, 0]),  # 0.35 and 0.3 are 0.76 of 3
+        ({"top_k": 3, "top_p": 0.75}, [1, 3]),
+    ],
+)
+def test_filters_keep_the_likeliest_tokens(filters: dict[str, Any], kept: list[int]) -> None:
+    logits = np.log(SHARES).astype(np.float32)[None]
+    asked = SamplingParameters(temperature=1.0, **filters)
+    row = RowSampling(asked, edits(), LogprobsOptions(4, is_processed=True))
+    [found] = Sampler().sample_rows(torch.from_numpy(logits), [row])
+    for one in (found, sample_row(logits[0], row)):
+        assert one.logprobs is not None
+        assert [token for token, _ in one.logprobs.top] == kept
+        expected = np.log(SHARES[kept] / SHARES[kept].sum())
+        assert [value for _, value in one.logprobs.top] == pytest.approx(expected.tolist())
 
 
 def test_large_vocabularies_and_many_rows_are_sampled_in_groups() -> None:
