@@ -280,7 +280,7 @@ def outcomes(
             ),
         )
         if not watched:
-            run.orchestrator.watch = Unwatched(run.ledger, setup.lookahead)
+            run.orchestrator.watch = Unwatched(run.ledger, setup.lookahead, setup.max_branches)
         yield outcome(run, Schedule(seed, uneven(seed)))
 
 
