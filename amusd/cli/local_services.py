@@ -108,13 +108,13 @@ class LocalSettings:
         wants_lookup(self.draft, self.lookup)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LocalService:
-    """A running service process."""
+    """A running service process; its address is empty until it listens."""
 
     role: Role
     process: "subprocess.Popen[bytes]"
-    address: str
+    address: str = ""
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
         "verify", settings, verify_place, settings.verify_options, model=settings.verify
     )
     services.running.append(verify)
-    draft_address = ""
+    draft = None
     if settings.draft:
         draft = _start_engine(
             "draft",
@@ -224,7 +224,9 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
             lookup=wants_lookup(settings.draft, settings.lookup),
         )
         services.running.insert(0, draft)
-        draft_address = settings.route(draft.address)
+    _wait_until_listening(verify)
+    if draft is not None:
+        _wait_until_listening(draft)
     values: dict[str, Any] = {}
     if settings.speculation_policy is not None:
         values["speculation_policy"] = settings.speculation_policy
@@ -232,14 +234,16 @@ def _start_all(services: LocalServices, settings: LocalSettings) -> None:
         "orchestrator",
         settings,
         verify=settings.route(verify.address),
-        draft=draft_address,
+        draft=settings.route(draft.address) if draft is not None else "",
         startup_timeout=settings.start_seconds,
         **values,
     )
     services.running.insert(0, orchestrator)
+    _wait_until_listening(orchestrator)
     if settings.gateway_port:
         gateway = _start("gateway", settings, orchestrator=orchestrator.address)
         services.running.insert(0, gateway)
+        _wait_until_listening(gateway)
     _wait_until_serving(services, settings.start_seconds)
 
 
@@ -255,7 +259,7 @@ def _start_engine(
 
 
 def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> LocalService:
-    """Start a service with ``flags`` and ``values``, and return it once it listens."""
+    """Start a service with ``flags`` and ``values``; it does not listen yet."""
     values |= {
         "host": settings.host,
         "log_level": settings.log_level,
@@ -268,12 +272,7 @@ def _start(role: Role, settings: LocalSettings, *flags: str, **values: Any) -> L
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process, which ends the services in order
     )
-    try:
-        return LocalService(role, process, _read_address(role, process))
-    except BaseException:
-        process.kill()
-        process.communicate()  # closes the pipes, too
-        raise
+    return LocalService(role, process)
 
 
 def _values_of(role: Role, settings: LocalSettings) -> dict[str, Any]:
@@ -291,18 +290,19 @@ def _values_of(role: Role, settings: LocalSettings) -> dict[str, Any]:
     return values
 
 
-def _read_address(role: Role, process: "subprocess.Popen[bytes]") -> str:
+def _wait_until_listening(service: LocalService) -> None:
     """Wait for the line in which a service says where it listens."""
-    assert process.stdout is not None
+    name, output = service.role, service.process.stdout
+    assert output is not None
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(output, selectors.EVENT_READ)
         if not selector.select(_LISTEN_SECONDS):
-            raise UnavailableError(f"the {role} service did not start in {_LISTEN_SECONDS:.0f} s")
-    words = process.stdout.readline().decode().split()
+            raise UnavailableError(f"the {name} service did not start in {_LISTEN_SECONDS:.0f} s")
+    words = output.readline().decode().split()
     if not words:
-        process.wait()
-        raise UnavailableError(f"the {role} service did not start; its message above says why")
-    return str(dialled(parse_endpoint(words[-1])))
+        service.process.wait()
+        raise UnavailableError(f"the {name} service did not start; its message above says why")
+    service.address = str(dialled(parse_endpoint(words[-1])))
 
 
 def _wait_until_serving(services: LocalServices, timeout_seconds: float) -> None:
