@@ -12,18 +12,19 @@ from tests.process.synthetic_models import expected_output
 
 pytestmark = pytest.mark.process
 
-VERIFY = "synthetic:vocabulary=512,pass_ms=60"
-DRAFT = "synthetic:vocabulary=512,pass_ms=6,agreement=0.5,batch=7,alternatives=3"
+# Long steps: where a busy machine makes rows look dear, there are no branches.
+VERIFY = "synthetic:vocabulary=512,pass_ms=120"
+DRAFT = "synthetic:vocabulary=512,pass_ms=12,agreement=0.5,batch=7,alternatives=3"
 
 
 def test_a_rejection_that_a_branch_was_held_for_costs_no_wait(start: Starter) -> None:
     trio = start_watched(start, VERIFY, DRAFT)
     num_hits = num_rollbacks = num_branches = 0
     with Client(trio.orchestrator.address, timeout_seconds=60) as client:
-        for first in range(3):
-            options = Options(Strategy.AMUSD, 40, timeline=True)
+        for first in range(2):
+            options = Options(Strategy.AMUSD, 32, timeline=True)
             generation = client.generate(Prompt(tokens=(first, 1)), options).wait()
-            assert generation.tokens == expected_output(VERIFY, (first, 1), 40)
+            assert generation.tokens == expected_output(VERIFY, (first, 1), 32)
             found = generation.summary()
             assert not found.fallback_reason
             assert found.num_rejected == found.num_rollbacks
