@@ -1,6 +1,7 @@
 """Further sessions of a request: they count as sessions, and not as requests."""
 
 import contextlib
+import contextvars
 from unittest.mock import MagicMock
 
 from amusd.observe.metrics import Metrics
@@ -15,6 +16,11 @@ OF_REQUEST = (
 
 
 def test_further_sessions_count_as_sessions_only() -> None:
+    # The name of the session that is logged stays within the context.
+    contextvars.copy_context().run(_check_further_sessions)
+
+
+def _check_further_sessions() -> None:
     metrics = Metrics("orchestrator")
     observer = Observer("orchestrator", metrics)
 

@@ -260,7 +260,9 @@ async def test_a_draft_replica_that_refuses_is_replaced_by_another(serve: Serve)
         await backends.draft.until(lambda: len(backends.draft.usable) == 2)
         await backends.connect(10)
         outcome = await generate(backends, Strategy.AMUSD)
-    assert [len(one.opened) for one in (ending, going_on)] == [1, 1]
+    # gRPC may lose the status of a refusal; then the same replica is tried again.
+    assert 1 <= len(ending.opened) <= 2
+    assert len(going_on.opened) == 1
     assert not outcome.statistics.fallback_reason
 
 
