@@ -25,7 +25,6 @@ from amusd.cli.common_options import (
     write_report,
 )
 from amusd.cli.load import Load, measure_load
-from amusd.cli.load import reference_of as reference_of_load
 from amusd.cli.local_services import LocalSettings, place
 from amusd.cli.machine import provenance
 from amusd.cli.measure import Runner, measure, parse_strategies, reference_of
@@ -106,7 +105,7 @@ def bench(
                     lambda: progress.advance(task),
                 )  # fmt: skip
             load_tables.show(loads, f"{title}, {load}, {rounds} rounds")
-            runs = [one.report(reference_of_load(loads)) for one in loads]
+            runs = [one.report(reference_of(loads)) for one in loads]
     if output is not None:
         write_report(output, {**provenance(), **about, "num_prompts": len(loaded), "runs": runs})
 

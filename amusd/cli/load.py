@@ -18,7 +18,6 @@ from amusd.cli.measure import WARM_UP_TOKENS, StrategyChoice
 from amusd.client import Client, Options
 from amusd.prompts import Prompt
 from amusd.protocol.errors import AmusdError
-from amusd.protocol.strategy import Strategy
 
 PERCENTILES = (50, 90, 95, 99)
 _SEED = 20_261_127  # of the arrival times
@@ -202,9 +201,3 @@ def _request(
     except AmusdError as error:
         return RequestTimes(tuple(times), failure=str(error))
     return RequestTimes(tuple(times), tuple(generation.tokens), generation.statistics)
-
-
-def reference_of(measurements: Sequence[LoadMeasurement]) -> LoadMeasurement:
-    """Return the measurement of autoregressive decoding if there is one, else the first."""
-    plain = (one for one in measurements if one.name == Strategy.AUTOREGRESSIVE.value)
-    return next(plain, measurements[0])

@@ -5,10 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from amusd.cli.load import LoadMeasurement, reference_of
+from amusd.cli.load import LoadMeasurement
+from amusd.cli.measure import SMALLEST_GAIN, reference_of
 from amusd.cli.report_table import Column, ReportTable
-
-_EVEN = 0.02  # a smaller difference is none
 
 
 def show(measurements: Sequence[LoadMeasurement], title: str) -> None:
@@ -54,7 +53,7 @@ def verdict(measurements: Sequence[LoadMeasurement]) -> str:
     ratio = best.tokens_per_second / reference.tokens_per_second
     if len(measurements) == 1:
         return f"{best.name} gives {best.tokens_per_second:.0f} tokens a second."
-    if best is reference or ratio < 1 + _EVEN:
+    if best is reference or ratio < SMALLEST_GAIN:
         return f"Nothing gives more tokens a second than {reference.name}."
     return f"{best.name} gives {ratio:.2f}x the tokens a second of {reference.name}."
 

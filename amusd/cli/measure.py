@@ -4,7 +4,7 @@ import statistics as stats
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from amusd.analysis.generation_statistics import SourceAcceptance, Statistics
 from amusd.client import Client, Options
@@ -14,6 +14,8 @@ from amusd.protocol.errors import InvalidInputError
 from amusd.protocol.strategy import Strategy
 
 WARM_UP_TOKENS = 8
+SMALLEST_GAIN = 1.02
+"""A smaller ratio of speeds is noise, and no verdict names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,17 @@ def parse_strategies(text: str) -> list[StrategyChoice]:
     return choices
 
 
+class Named(Protocol):
+    """A measurement of a strategy or baseline."""
+
+    @property
+    def name(self) -> str:
+        """The name of the strategy or baseline."""
+
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
 def quartiles(values: Sequence[float]) -> list[float]:
     """Return the three quartiles of values, one or more."""
     if len(values) < 2:
@@ -110,6 +123,11 @@ class Measurement:
 
     runner: Runner
     samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of its runner."""
+        return self.runner.name
 
     @property
     def tokens(self) -> int:
@@ -223,12 +241,10 @@ def measure(
     return measurements
 
 
-def reference_of(measurements: Sequence[Measurement]) -> Measurement:
+def reference_of(measurements: Sequence[NamedT]) -> NamedT:
     """Return the measurement of autoregressive decoding if there is one, else the first."""
-    for measurement in measurements:
-        if measurement.runner.name == Strategy.AUTOREGRESSIVE.value:
-            return measurement
-    return measurements[0]
+    plain = (one for one in measurements if one.name == Strategy.AUTOREGRESSIVE.value)
+    return next(plain, measurements[0])
 
 
 def _rotated(measurements: list[Measurement], by: int) -> Iterator[Measurement]:

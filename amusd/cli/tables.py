@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from amusd.analysis.generation_statistics import SourceAcceptance
-from amusd.cli.measure import Measurement, quartiles, reference_of
+from amusd.cli.measure import SMALLEST_GAIN, Measurement, quartiles, reference_of
 from amusd.cli.report_table import Column, ReportTable
-
-_EVEN = 0.02  # a smaller difference is none
 
 
 def shares(sources: Sequence[SourceAcceptance]) -> str:
@@ -62,7 +60,7 @@ def verdict(measurements: Sequence[Measurement]) -> str:
     reference = reference_of(measurements)
     fastest = min(measurements, key=lambda one: one.ms_per_token)
     ratio = reference.ms_per_token / fastest.ms_per_token
-    if fastest is reference or ratio < 1 + _EVEN:
+    if fastest is reference or ratio < SMALLEST_GAIN:
         found = f"Nothing is faster than {reference.runner.name}"
         if len(measurements) == 1:
             found = f"{reference.runner.name} takes {reference.ms_per_token:.1f} ms a token"

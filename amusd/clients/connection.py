@@ -61,21 +61,15 @@ class Connection:
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
 
     def open(self) -> grpc.Channel:
-        """Return a channel for callers without an event loop. It reads ahead 64 KiB at most.
-
-        gRPC would read ahead ever more, so that a generation that nobody reads would look as if it
-        was.
-        """
-        options = [*self._options(), ("grpc.http2.bdp_probe", 0)]
-        credentials = self._credentials()
+        """Return a channel for callers without an event loop."""
+        options, credentials = self._options(), self._credentials()
         if credentials is None:
             return grpc.insecure_channel(str(self.endpoint), options)
         return grpc.secure_channel(str(self.endpoint), credentials, options)
 
     def open_async(self) -> grpc.aio.Channel:
         """Return the same for the running event loop."""
-        options = [*self._options(), ("grpc.http2.bdp_probe", 0)]
-        credentials = self._credentials()
+        options, credentials = self._options(), self._credentials()
         if credentials is None:
             return grpc.aio.insecure_channel(str(self.endpoint), options)
         return grpc.aio.secure_channel(str(self.endpoint), credentials, options)
@@ -98,7 +92,12 @@ class Connection:
         return UnavailableError(faults.status_details(f"{service}: {details}; {hint}"))
 
     def _options(self) -> list[tuple[str, Any]]:
-        options = channel_options(self.endpoint, self.use_proxy)
+        """Return the options of a channel, which reads ahead 64 KiB at most.
+
+        Without the limit gRPC reads ever further ahead, and the server cannot see that nobody reads
+        a generation.
+        """
+        options = [*channel_options(self.endpoint, self.use_proxy), ("grpc.http2.bdp_probe", 0)]
         if self.max_attempts > 1:
             options.append(("grpc.service_config", _service_config(self.max_attempts)))
         return options

@@ -4,8 +4,9 @@ from statistics import mean
 
 import pytest
 
-from amusd.cli.load import Load, LoadMeasurement, RequestTimes, percentiles, reference_of
+from amusd.cli.load import Load, LoadMeasurement, RequestTimes, percentiles
 from amusd.cli.load_tables import show, verdict
+from amusd.cli.measure import reference_of
 from tests.cli.test_measure import statistics
 
 
